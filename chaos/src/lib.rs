@@ -1,0 +1,20 @@
+//! Tools that put a Marram cluster under load and break it on purpose.
+//!
+//! - [`echo`]: the demo service, HTTP/1.1 and TCP, that says who answered.
+//! - [`load`]: an open-loop load generator without retries that tells, second by second, what failed and when.
+//! - [`admin`]: the few questions the scenarios ask a node through its admin socket.
+//! - [`entrypoint`]: the first process of the demo container: init or join on first start, then the agent.
+//! - [`docker`] and [`firewall`]: the compose project under test and the rules that cut its network in two.
+//! - [`scenario`]: what is done to the cluster and what must hold.
+//!
+//! The crate is not a part of a running mesh: nothing else links it except tests and measurements.
+
+pub mod admin;
+pub mod clock;
+pub mod docker;
+pub mod echo;
+pub mod entrypoint;
+pub mod firewall;
+pub mod load;
+pub mod report;
+pub mod scenario;

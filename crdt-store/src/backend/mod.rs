@@ -1,0 +1,108 @@
+//! Where bytes are kept: an ordered map with durable batches. The only folder that opens a database.
+
+mod faulty;
+mod memory;
+mod sled;
+
+use std::{collections::BTreeMap, fmt};
+
+pub use faulty::{Fault, FaultyStorage, Plan};
+pub use memory::{Disk, MemoryStorage};
+
+pub use self::sled::SledStorage;
+use crate::error::StorageError;
+
+/// An ordered map of byte strings, written in durable batches.
+///
+/// One handle per database, used from one thread. Keys are at most 1 KiB, values at most 1 MiB.
+pub trait Storage: Send + fmt::Debug {
+    /// Applies a batch: when it returns `Ok`, all of it survives a power cut.
+    ///
+    /// # Errors
+    /// [`StorageError`]; then nothing of the batch is visible through this handle, and the next batch may succeed. After a
+    /// crash in between, the batch may be found there whole or not at all.
+    fn apply(&mut self, batch: &Batch) -> Result<(), StorageError>;
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// [`StorageError`] where it cannot be read.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError>;
+
+    /// All pairs whose key begins with `prefix`, by ascending key.
+    ///
+    /// # Errors
+    /// [`StorageError`] where they cannot be read.
+    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError>;
+
+    /// The mark left beside the database by the last opening, `None` for none. The same mark is kept inside: where
+    /// they differ, the database was put back from a copy.
+    ///
+    /// # Errors
+    /// [`StorageError`] where it cannot be read.
+    fn boot_mark(&self) -> Result<Option<[u8; 16]>, StorageError>;
+
+    /// Leaves a new mark beside the database, durably.
+    ///
+    /// # Errors
+    /// [`StorageError`]; then the old mark, or none, is there.
+    fn set_boot_mark(&mut self, mark: [u8; 16]) -> Result<(), StorageError>;
+
+    /// Sizes, for metrics.
+    fn stats(&self) -> StorageStats;
+
+    /// Syncs and closes. Dropping a handle closes it as well, without a word about errors.
+    ///
+    /// # Errors
+    /// [`StorageError`] where the last sync failed; all acknowledged batches are durable anyway.
+    fn close(self: Box<Self>) -> Result<(), StorageError>;
+}
+
+/// Changes that happen together; a later change of a key replaces an earlier one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl Batch {
+    /// A batch of nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a key.
+    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.changes.insert(key, Some(value));
+    }
+
+    /// Removes a key; it need not exist.
+    pub fn delete(&mut self, key: Vec<u8>) {
+        self.changes.insert(key, None);
+    }
+
+    /// True where there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// The changes by key; `None` removes.
+    pub fn changes(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        self.changes.iter().map(|(key, value)| (key.as_slice(), value.as_deref()))
+    }
+}
+
+/// Sizes of a database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StorageStats {
+    /// Bytes on disk, garbage included; 0 in memory.
+    pub disk_bytes: u64,
+    /// Durable batches since opening.
+    pub batches: u64,
+    /// Batches that failed since opening.
+    pub failures: u64,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,418 @@
+//! The replica's state in memory and the only two ways it changes: an op enters, or coverage is credited.
+//!
+//! Invariant I1: every dot in the context is backed: its op is live here, or a live op or tombstone held here has
+//! superseded it. Tombstones are kept, so an op that comes twice does nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    context::{COUNTER_END, Context},
+    document::{Document, Part, Reading},
+    error::Refusal,
+    hlc::HlcClock,
+    id::{DocKey, Dot, Incarnation, StoreId},
+    op::{self, Limits, Op, SignedOp},
+    root::RootTree,
+    sign::{Author, Authority, OriginRecord},
+};
+
+/// Peers may bring the store to this many times the limits of local writes, so that nodes at their limits converge.
+const PEER_ROOM: usize = 4;
+
+/// A live op: one that nothing has superseded in at least one section of one document.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) op: Arc<Op>,
+    pub(crate) signed: SignedOp,
+    pub(crate) hash: [u8; 32],
+    /// Its stamp was more than a minute ahead of our clock when it came.
+    pub(crate) is_clock_suspect: bool,
+    /// In how many documents it is live.
+    live_in: usize,
+}
+
+impl Held {
+    pub(crate) fn new(op: Op, signed: SignedOp, is_clock_suspect: bool) -> Self {
+        let hash = signed.hash();
+        Self { op: Arc::new(op), signed, hash, is_clock_suspect, live_in: 0 }
+    }
+
+    fn part(&self, key: &DocKey) -> Option<Part<'_>> {
+        let change = self.op.change(key)?;
+        let dot = self.op.dot;
+        let body = change.body.as_ref();
+        Some(Part { dot, hlc: self.op.hlc, hash: self.hash, clock: change.clock(dot), body })
+    }
+}
+
+/// A store's life that ops came from, and who stands behind it.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) record: OriginRecord,
+    pub(crate) author: Author,
+}
+
+/// What one transaction changed, for the disk and for whoever listens.
+#[derive(Debug, Default)]
+pub(crate) struct Delta {
+    pub(crate) added: Vec<Dot>,
+    pub(crate) removed: Vec<Dot>,
+    pub(crate) origins: Vec<Incarnation>,
+    pub(crate) documents: Vec<DocKey>,
+}
+
+/// How an op was received.
+#[derive(Debug)]
+pub(crate) enum Reception {
+    New(Dot),
+    Duplicate,
+    /// A second op under a dot; the one with the lower hash is held, the new one where `is_replaced`.
+    Equivocation { dot: Dot, is_replaced: bool },
+    Refused(Option<Dot>, Refusal),
+}
+
+/// What a transaction has to restore when the disk refuses it.
+#[derive(Debug)]
+struct Journal {
+    documents: BTreeMap<DocKey, Option<Document>>,
+    ops: BTreeMap<Dot, Option<Held>>,
+    origins: BTreeSet<Incarnation>,
+    context: Context,
+    clock: HlcClock,
+    live_bytes: usize,
+}
+
+/// The state; pure, no disk, no clock of its own.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) id: StoreId,
+    pub(crate) limits: Limits,
+    pub(crate) context: Context,
+    pub(crate) clock: HlcClock,
+    pub(crate) live_bytes: usize,
+    origins: BTreeMap<Incarnation, Origin>,
+    ops: BTreeMap<Dot, Held>,
+    documents: BTreeMap<DocKey, Document>,
+    root: RootTree,
+    journal: Option<Journal>,
+}
+
+impl Store {
+    pub(crate) fn new(id: StoreId, limits: Limits) -> Self {
+        Self {
+            id,
+            limits,
+            context: Context::new(),
+            clock: HlcClock::default(),
+            live_bytes: 0,
+            origins: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            documents: BTreeMap::new(),
+            root: RootTree::default(),
+            journal: None,
+        }
+    }
+
+    // Reading.
+
+    pub(crate) fn root(&self) -> [u8; 16] {
+        self.root.root()
+    }
+
+    pub(crate) fn held(&self, dot: Dot) -> Option<&Held> {
+        self.ops.get(&dot)
+    }
+
+    pub(crate) fn ops(&self) -> impl Iterator<Item = &Held> {
+        self.ops.values()
+    }
+
+    pub(crate) fn origin(&self, incarnation: &Incarnation) -> Option<&Origin> {
+        self.origins.get(incarnation)
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &DocKey> {
+        self.documents.keys()
+    }
+
+    pub(crate) fn document(&self, key: &DocKey) -> Option<&Document> {
+        self.documents.get(key)
+    }
+
+    pub(crate) fn read(&self, key: &DocKey) -> Option<Reading<'_>> {
+        self.documents.get(key)?.read(&|dot| self.ops.get(&dot).and_then(|held| held.part(key)))
+    }
+
+    /// True where all that the op's author had seen of the document has arrived here, so that superseding the op may
+    /// claim its whole past as seen.
+    pub(crate) fn is_complete(&self, key: &DocKey, dot: Dot) -> bool {
+        let change = self.ops.get(&dot).and_then(|held| held.op.change(key));
+        change.is_some_and(|change| change.beside.iter().all(|other| self.context.contains(*other)))
+    }
+
+    // Transactions.
+
+    /// Starts a transaction; [`Store::commit`] or [`Store::roll_back`] ends it.
+    pub(crate) fn begin(&mut self) {
+        debug_assert!(self.journal.is_none(), "transactions do not nest");
+        self.journal = Some(Journal {
+            documents: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            origins: BTreeSet::new(),
+            context: self.context.clone(),
+            clock: self.clock,
+            live_bytes: self.live_bytes,
+        });
+    }
+
+    /// What the transaction has changed so far.
+    pub(crate) fn delta(&self) -> Delta {
+        let Some(journal) = &self.journal else { return Delta::default() };
+        let mut delta = Delta {
+            origins: journal.origins.iter().copied().collect(),
+            documents: journal.documents.keys().cloned().collect(),
+            ..Delta::default()
+        };
+        for (dot, before) in &journal.ops {
+            match (before, self.ops.get(dot)) {
+                (None, Some(_)) => delta.added.push(*dot),
+                (Some(_), None) => delta.removed.push(*dot),
+                (Some(before), Some(now)) if before.hash != now.hash => delta.added.push(*dot),
+                (Some(_), Some(_)) | (None, None) => {}
+            }
+        }
+        delta
+    }
+
+    /// Ends the transaction and keeps it.
+    pub(crate) fn commit(&mut self) {
+        self.journal = None;
+    }
+
+    /// Ends the transaction and restores what was before it.
+    pub(crate) fn roll_back(&mut self) {
+        let Some(journal) = self.journal.take() else { return };
+        let touched: Vec<DocKey> = journal.documents.keys().cloned().collect();
+        for (key, before) in journal.documents {
+            match before {
+                Some(document) => self.documents.insert(key, document),
+                None => self.documents.remove(&key),
+            };
+        }
+        for (dot, before) in journal.ops {
+            match before {
+                Some(held) => self.ops.insert(dot, held),
+                None => self.ops.remove(&dot),
+            };
+        }
+        for incarnation in &journal.origins {
+            self.origins.remove(incarnation);
+        }
+        self.context = journal.context;
+        self.clock = journal.clock;
+        self.live_bytes = journal.live_bytes;
+        self.refresh_root(touched.iter());
+    }
+
+    // Changing.
+
+    /// Makes an origin known.
+    pub(crate) fn add_origin(&mut self, record: OriginRecord, author: Author) {
+        let incarnation = record.incarnation;
+        if self.origins.insert(incarnation, Origin { record, author }).is_none()
+            && let Some(journal) = &mut self.journal
+        {
+            journal.origins.insert(incarnation);
+        }
+    }
+
+    /// Takes an op from a peer, after everything about it was checked. With `is_repair` an op that the context
+    /// claims to have seen is taken as well when it is not held; that is safe while tombstones are kept.
+    pub(crate) fn receive(
+        &mut self,
+        record: Option<&OriginRecord>,
+        signed: SignedOp,
+        is_repair: bool,
+        authority: &dyn Authority,
+        now_ms: u64,
+    ) -> Reception {
+        let op = match op::decode(&self.id, &signed.bytes, &self.limits) {
+            Ok(op) => op,
+            Err(fault) => return Reception::Refused(None, Refusal::Malformed(fault)),
+        };
+        let dot = op.dot;
+        let is_held = self.ops.contains_key(&dot);
+        if self.ops.get(&dot).map_or(self.context.contains(dot) && !is_repair, |held| held.hash == signed.hash()) {
+            return Reception::Duplicate;
+        }
+        if let Err(refusal) = self.check(&op, record, &signed, authority) {
+            return Reception::Refused(Some(dot), refusal);
+        }
+        let is_clock_suspect = self.clock.observe(op.hlc, now_ms);
+        let held = Held::new(op, signed, is_clock_suspect);
+        if is_held {
+            let is_replaced = self.replace(held);
+            return Reception::Equivocation { dot, is_replaced };
+        }
+        let was_seen = self.context.contains(dot);
+        self.enter(held);
+        // An op that was superseded before it came is credited and not new to anyone.
+        if was_seen && !self.ops.contains_key(&dot) { Reception::Duplicate } else { Reception::New(dot) }
+    }
+
+    /// Enters an op known to be right: into the registers, the context and the root.
+    pub(crate) fn enter(&mut self, held: Held) {
+        let dot = held.op.dot;
+        let op = Arc::clone(&held.op);
+        self.journal_op(dot);
+        self.live_bytes += held.signed.weight();
+        self.ops.insert(dot, held);
+        for change in &op.changes {
+            let clock = change.clock(dot);
+            self.change(&change.key, |document, clock_of| document.apply(dot, &clock, &change.mask, clock_of));
+        }
+        self.drop_if_dead(dot);
+        self.context.insert(dot);
+        self.refresh_root(op.changes.iter().map(|change| &change.key));
+    }
+
+    fn check(
+        &mut self,
+        op: &Op,
+        record: Option<&OriginRecord>,
+        signed: &SignedOp,
+        authority: &dyn Authority,
+    ) -> Result<(), Refusal> {
+        let origin = op.dot.origin;
+        if op.dot.counter >= COUNTER_END
+            || op.dot.counter.saturating_sub(self.context.highest(&origin)) > self.limits.counter_step
+        {
+            return Err(Refusal::CounterStep);
+        }
+        if self.context.highest(&origin) == 0 && self.context.origin_count() >= self.limits.origins {
+            return Err(Refusal::TooManyOrigins);
+        }
+        if self.context.range_count() >= self.limits.cloud_ranges && !self.closes_a_gap(op.dot) {
+            return Err(Refusal::TooManyGaps);
+        }
+        let is_known = self.origins.contains_key(&origin);
+        let (key, may_author, new) = match self.origins.get(&origin) {
+            Some(known) => (known.record.public_key, known.author.may_author, None),
+            None => {
+                let record = record.filter(|record| record.incarnation == origin).ok_or(Refusal::UnknownOrigin)?;
+                let author = record.admit(&self.id, authority).map_err(Refusal::BadOrigin)?;
+                (record.public_key, author.may_author, Some((record.clone(), author)))
+            }
+        };
+        if !is_known && self.origins.len() >= self.limits.origins {
+            return Err(Refusal::TooManyOrigins);
+        }
+        if !authority.verify(&key, &signed.bytes, &signed.signature) {
+            return Err(Refusal::BadSignature);
+        }
+        if !may_author {
+            return Err(Refusal::NotAuthor);
+        }
+        let new_documents = op.changes.iter().filter(|change| !self.documents.contains_key(&change.key)).count();
+        if self.live_bytes.saturating_add(signed.weight()) > self.limits.live_bytes.saturating_mul(PEER_ROOM)
+            || self.documents.len().saturating_add(new_documents) > self.limits.documents.saturating_mul(PEER_ROOM)
+        {
+            return Err(Refusal::StoreFull);
+        }
+        if let Some((record, author)) = new {
+            self.add_origin(record, author);
+        }
+        Ok(())
+    }
+
+    fn closes_a_gap(&self, dot: Dot) -> bool {
+        let before = Dot::new(dot.origin, dot.counter - 1);
+        let after = Dot::new(dot.origin, dot.counter.saturating_add(1));
+        dot.counter == 1 || self.context.contains(before) || self.context.contains(after)
+    }
+
+    /// Two ops under one dot: their author broke its word. The lower hash stands, on every replica alike.
+    fn replace(&mut self, other: Held) -> bool {
+        let dot = other.op.dot;
+        let Some(current) = self.ops.get(&dot).cloned() else { return false };
+        if current.hash <= other.hash {
+            return false;
+        }
+        for change in &current.op.changes {
+            self.journal_op(dot);
+            let others: Vec<(Dot, Arc<Op>)> = (self.documents.get(&change.key).map(Document::live).unwrap_or_default())
+                .into_iter()
+                .filter(|live| *live != dot)
+                .filter_map(|live| self.ops.get(&live).map(|held| (live, Arc::clone(&held.op))))
+                .collect();
+            self.change(&change.key, |document, clock_of| {
+                *document = Document::default();
+                for (live, op) in &others {
+                    if let Some(part) = op.change(&change.key) {
+                        document.apply(*live, &part.clock(*live), &part.mask, clock_of);
+                    }
+                }
+            });
+        }
+        self.drop_if_dead(dot);
+        self.enter(other);
+        self.refresh_root(current.op.changes.iter().map(|change| &change.key));
+        true
+    }
+
+    /// Changes one document's registers and keeps count of where ops are live.
+    fn change(&mut self, key: &DocKey, edit: impl FnOnce(&mut Document, &dyn Fn(Dot) -> Option<crate::context::Clock>)) {
+        let before = self.documents.remove(key);
+        let mut document = before.clone().unwrap_or_default();
+        let was = document.live();
+        let ops = &self.ops;
+        edit(&mut document, &|dot| ops.get(&dot)?.op.change(key).map(|change| change.clock(dot)));
+        let is = document.live();
+        if let Some(journal) = &mut self.journal {
+            journal.documents.entry(key.clone()).or_insert(before);
+        }
+        if !document.is_empty() {
+            self.documents.insert(key.clone(), document);
+        }
+        for dot in is.difference(&was) {
+            self.journal_op(*dot);
+            if let Some(held) = self.ops.get_mut(dot) {
+                held.live_in += 1;
+            }
+        }
+        for dot in was.difference(&is) {
+            self.journal_op(*dot);
+            if let Some(held) = self.ops.get_mut(dot) {
+                held.live_in = held.live_in.saturating_sub(1);
+            }
+            self.drop_if_dead(*dot);
+        }
+    }
+
+    fn journal_op(&mut self, dot: Dot) {
+        let Some(journal) = &mut self.journal else { return };
+        let ops = &self.ops;
+        journal.ops.entry(dot).or_insert_with(|| ops.get(&dot).cloned());
+    }
+
+    fn drop_if_dead(&mut self, dot: Dot) {
+        if self.ops.get(&dot).is_some_and(|held| held.live_in == 0)
+            && let Some(dead) = self.ops.remove(&dot)
+        {
+            self.live_bytes = self.live_bytes.saturating_sub(dead.signed.weight());
+        }
+    }
+
+    fn refresh_root<'k>(&mut self, keys: impl Iterator<Item = &'k DocKey>) {
+        for key in keys {
+            let hash = self.read(key).map(|reading| reading.hash(key));
+            self.root.set(key, hash);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

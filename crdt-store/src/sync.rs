@@ -1,0 +1,406 @@
+//! One conversation between two replicas, pure: bytes in, bytes out.
+//!
+//! Both sides say `Hello` with all they have seen, send the live ops that the other lacks, oldest first, end with
+//! `Fin`, and confirm with `Ack` once everything received is durable. Rules that keep invariant I1:
+//!
+//! - an op credits its own dot only; the sender's whole context (`Fin.cover`) is credited only when nothing is left to
+//!   send, and is computed in the same step that finds this out;
+//! - every message names the life of the receiver's store, and one that names another is refused, so that a message
+//!   from before a restore cannot credit what was lost;
+//! - a receiver that refused an op takes no cover. A conversation that breaks off loses no progress and credits nothing
+//!   false.
+//!
+//! Where contexts are equal and roots are not, each side sends everything it holds live and the other takes what it
+//! lacks. That is safe while tombstones are kept: an op that was superseded is superseded again.
+//!
+//! Order of calls: `poll_send` until `None`, then wait for a message; `handle_message`; `poll_send` until `None`; and
+//! so on until `is_done`. Reading and writing must not wait for each other: both sides may be sending at once.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use crate::{
+    codec::{self, CodecError, Kind},
+    context::Context,
+    error::{Refusal, StoreError},
+    id::{DocKey, Dot, Incarnation},
+    replica::{Merged, Replica, pair},
+    wire::{Ack, Fin, Hello, OPS_MAX, Ops},
+};
+
+/// Sizes of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncConfig {
+    /// Bytes of ops in one message, as soon as one op reaches it; 64 KiB. Smaller chunks lose less on a bad link.
+    pub chunk_bytes: usize,
+    /// Bytes of ops that one side sends in one conversation; 4 MiB. What is left waits for the next one.
+    pub budget_bytes: usize,
+}
+
+impl Default for SyncConfig {
+    fn default() -> Self {
+        Self { chunk_bytes: 64 << 10, budget_bytes: 4 << 20 }
+    }
+}
+
+/// The conversation is over before its end; what was merged until then stays, nothing else is credited.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SyncError {
+    /// Bytes that do not decode: the peer is broken or hostile. Close, count, sync with others.
+    #[error("sync message is malformed")]
+    Malformed(#[source] CodecError),
+    /// A message out of turn: the peer is broken or hostile.
+    #[error("sync message out of turn")]
+    OutOfTurn,
+    /// The peer replicates another store; a mistake in somebody's configuration.
+    #[error("peer replicates another store")]
+    OtherStore,
+    /// The peer collects tombstones, which this version cannot follow; update this node.
+    #[error("peer has a newer way to collect tombstones")]
+    Newer,
+    /// The message was meant for an earlier life of this store, or this store took a new life meanwhile. Start again.
+    #[error("sync message is for another incarnation")]
+    OtherIncarnation,
+    /// The peer sent an op that no honest replica holds. Close, count, sync with others.
+    #[error("peer sent an op that is not acceptable")]
+    Hostile(#[source] Refusal),
+    /// The store could not keep what came; its state is as it was.
+    #[error("store failed during sync")]
+    Store(#[source] StoreError),
+}
+
+impl SyncError {
+    /// A short constant word for a metric's label.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::OutOfTurn => "out_of_turn",
+            Self::OtherStore => "other_store",
+            Self::Newer => "newer",
+            Self::OtherIncarnation => "other_incarnation",
+            Self::Hostile(_) => "hostile",
+            Self::Store(_) => "store",
+        }
+    }
+}
+
+impl From<StoreError> for SyncError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// What one message changed here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SyncProgress {
+    /// Documents that changed.
+    pub changed: Vec<DocKey>,
+    /// Ops that were not here before.
+    pub new_ops: Vec<Dot>,
+}
+
+/// How a conversation went, for metrics and for `wait`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncOutcome {
+    /// Ops sent.
+    pub sent_ops: usize,
+    /// Their bytes.
+    pub sent_bytes: usize,
+    /// Ops received that were new here.
+    pub received_ops: usize,
+    /// True where this side told everything it had; false where the budget ended first.
+    pub is_complete: bool,
+    /// True where everything was sent because the roots did not match.
+    pub is_repair: bool,
+    /// All that the peer has durably seen, from its last word.
+    pub peer_context: Option<Context>,
+    /// The peer's root at that time.
+    pub peer_root: Option<[u8; 16]>,
+}
+
+/// One side of a conversation.
+#[derive(Debug)]
+pub struct SyncSession {
+    config: SyncConfig,
+    is_initiator: bool,
+    /// The life that our `Hello` named; set when it goes out.
+    me: Option<Incarnation>,
+    peer: Option<Peer>,
+    /// Dots to send, the next one last; rebuilt when it runs out.
+    queue: Vec<Dot>,
+    sent: BTreeSet<Dot>,
+    sent_origins: BTreeSet<Incarnation>,
+    is_fin_sent: bool,
+    is_fin_received: bool,
+    is_ack_sent: bool,
+    is_tainted: bool,
+    is_over: bool,
+    outcome: SyncOutcome,
+}
+
+/// What the other side's `Hello` said.
+#[derive(Debug)]
+struct Peer {
+    incarnation: Incarnation,
+    context: Context,
+}
+
+impl SyncSession {
+    /// The side that opens the stream and speaks first.
+    #[must_use]
+    pub const fn initiate(config: SyncConfig) -> Self {
+        Self::new(config, true)
+    }
+
+    /// The side that was called.
+    #[must_use]
+    pub const fn accept(config: SyncConfig) -> Self {
+        Self::new(config, false)
+    }
+
+    const fn new(config: SyncConfig, is_initiator: bool) -> Self {
+        Self {
+            config,
+            is_initiator,
+            me: None,
+            peer: None,
+            queue: Vec::new(),
+            sent: BTreeSet::new(),
+            sent_origins: BTreeSet::new(),
+            is_fin_sent: false,
+            is_fin_received: false,
+            is_ack_sent: false,
+            is_tainted: false,
+            is_over: false,
+            outcome: SyncOutcome {
+                sent_ops: 0,
+                sent_bytes: 0,
+                received_ops: 0,
+                is_complete: false,
+                is_repair: false,
+                peer_context: None,
+                peer_root: None,
+            },
+        }
+    }
+
+    /// True once both sides have confirmed, or the conversation broke off: the stream can be closed.
+    #[must_use]
+    pub const fn is_done(&self) -> bool {
+        self.is_over || (self.is_ack_sent && self.is_fin_sent && self.outcome.peer_context.is_some())
+    }
+
+    /// How it went so far.
+    #[must_use]
+    pub const fn outcome(&self) -> &SyncOutcome {
+        &self.outcome
+    }
+
+    /// Takes one whole message; `now_ms` are milliseconds since 1970. What it brought is durable when this returns.
+    ///
+    /// # Errors
+    /// [`SyncError`]; the conversation is then over.
+    pub fn handle_message(
+        &mut self,
+        replica: &mut Replica,
+        bytes: &[u8],
+        now_ms: u64,
+    ) -> Result<SyncProgress, SyncError> {
+        let handled = self.dispatch(replica, bytes, now_ms);
+        self.is_over |= handled.is_err();
+        handled
+    }
+
+    /// The next message to send; `None` when it is the other side's turn. Call it until `None` after the start and
+    /// after each message.
+    pub fn poll_send(&mut self, replica: &Replica) -> Option<Bytes> {
+        if self.is_over {
+            return None;
+        }
+        if self.me.is_some_and(|me| me != replica.incarnation()) {
+            // Our `Hello` named a life that is over.
+            self.is_over = true;
+            return None;
+        }
+        let message = self.next_message(replica)?;
+        // Our own messages always encode; a conversation that cannot speak is over.
+        self.is_over |= message.is_err();
+        message.ok()
+    }
+
+    fn next_message(&mut self, replica: &Replica) -> Option<Result<Bytes, CodecError>> {
+        if self.me.is_none() {
+            return (self.is_initiator || self.peer.is_some()).then(|| self.hello(replica));
+        }
+        let to = self.peer.as_ref()?.incarnation;
+        if self.is_fin_received && !self.is_ack_sent {
+            self.is_ack_sent = true;
+            let context = replica.context().image(usize::MAX);
+            return Some(codec::encode(Kind::Ack, &Ack { to, context, root: replica.root() }));
+        }
+        if self.is_fin_sent {
+            return None;
+        }
+        let chunk = self.next_chunk(replica, to);
+        if !chunk.ops.is_empty() {
+            return Some(codec::encode(Kind::Ops, &chunk));
+        }
+        self.is_fin_sent = true;
+        // Nothing is left at this very moment, or the budget is spent.
+        let is_complete = self.queue.is_empty();
+        self.outcome.is_complete = is_complete;
+        let cover = is_complete.then(|| replica.context().image(usize::MAX));
+        Some(codec::encode(Kind::Fin, &Fin { to, cover }))
+    }
+
+    fn hello(&mut self, replica: &Replica) -> Result<Bytes, CodecError> {
+        self.me = Some(replica.incarnation());
+        let hello = Hello {
+            store: replica.store_id().clone(),
+            incarnation: replica.incarnation(),
+            context: replica.context().image(usize::MAX),
+            floor: Vec::new(),
+            root: replica.root(),
+        };
+        codec::encode(Kind::Hello, &hello)
+    }
+
+    /// The next ops, oldest first; none when nothing is left or the budget is spent.
+    fn next_chunk(&mut self, replica: &Replica, to: Incarnation) -> Ops {
+        let mut chunk = Ops { to, is_repair: self.outcome.is_repair, origins: Vec::new(), ops: Vec::new() };
+        if self.queue.is_empty() {
+            self.queue = self.missing(replica);
+        }
+        let mut bytes = 0;
+        let is_in_budget = |sent: usize| self.outcome.is_repair || sent < self.config.budget_bytes;
+        while bytes < self.config.chunk_bytes && chunk.ops.len() < OPS_MAX && is_in_budget(self.outcome.sent_bytes) {
+            let Some(dot) = self.queue.pop() else { break };
+            // Superseded since the queue was built: what superseded it comes when the queue is built again.
+            let Some(signed) = replica.signed_op(dot) else { continue };
+            bytes += signed.weight();
+            self.outcome.sent_bytes += signed.weight();
+            self.outcome.sent_ops += 1;
+            self.sent.insert(dot);
+            chunk.ops.push(signed.clone());
+            if self.sent_origins.insert(dot.origin)
+                && let Some(record) = replica.origin_record(&dot.origin)
+            {
+                chunk.origins.push(record.clone());
+            }
+        }
+        if chunk.ops.is_empty() && is_in_budget(self.outcome.sent_bytes) {
+            // All that was queued has been superseded; look again, so that `Fin` is said only when nothing is left.
+            self.queue = self.missing(replica);
+            if !self.queue.is_empty() {
+                return self.next_chunk(replica, to);
+            }
+        }
+        chunk
+    }
+
+    /// Live ops that the peer lacks and was not sent, newest first.
+    fn missing(&self, replica: &Replica) -> Vec<Dot> {
+        let Some(peer) = &self.peer else { return Vec::new() };
+        let mut dots = replica.live_dots();
+        dots.retain(|(_, dot)| {
+            (self.outcome.is_repair || !peer.context.contains(*dot)) && !self.sent.contains(dot)
+        });
+        dots.sort_unstable_by(|a, b| b.cmp(a));
+        dots.into_iter().map(|(_, dot)| dot).collect()
+    }
+
+    fn dispatch(&mut self, replica: &mut Replica, bytes: &[u8], now_ms: u64) -> Result<SyncProgress, SyncError> {
+        if self.is_over {
+            return Err(SyncError::OutOfTurn);
+        }
+        let kind = codec::frame_kind(bytes);
+        let is = |wanted: Kind| kind == Some(wanted as u8);
+        if self.peer.is_none() {
+            let hello = codec::decode(Kind::Hello, bytes).map_err(SyncError::Malformed)?;
+            return self.handle_hello(replica, &hello);
+        }
+        if is(Kind::Ops) {
+            let ops = codec::decode(Kind::Ops, bytes).map_err(SyncError::Malformed)?;
+            return self.handle_ops(replica, ops, now_ms);
+        }
+        if is(Kind::Fin) {
+            let fin = codec::decode(Kind::Fin, bytes).map_err(SyncError::Malformed)?;
+            return self.handle_fin(replica, &fin);
+        }
+        let ack = codec::decode(Kind::Ack, bytes).map_err(SyncError::Malformed)?;
+        self.handle_ack(replica, &ack)
+    }
+
+    fn handle_hello(&mut self, replica: &mut Replica, hello: &Hello) -> Result<SyncProgress, SyncError> {
+        if hello.store != *replica.store_id() {
+            return Err(SyncError::OtherStore);
+        }
+        if !hello.floor.is_empty() {
+            return Err(SyncError::Newer);
+        }
+        let Ok(context) = Context::from_image(&hello.context) else { return Err(SyncError::OutOfTurn) };
+        replica.heed(&context)?;
+        if self.me.is_some_and(|me| me != replica.incarnation()) {
+            return Err(SyncError::OtherIncarnation);
+        }
+        if context == *replica.context() && hello.root != replica.root() {
+            tracing::warn!("contexts are equal and roots are not; exchanging everything");
+            replica.count_root_mismatch();
+            self.outcome.is_repair = true;
+        }
+        self.peer = Some(Peer { incarnation: hello.incarnation, context });
+        Ok(SyncProgress::default())
+    }
+
+    fn handle_ops(&mut self, replica: &mut Replica, ops: Ops, now_ms: u64) -> Result<SyncProgress, SyncError> {
+        self.check_turn(replica, ops.to)?;
+        let merged: Merged = replica.merge_with(pair(ops.origins, ops.ops), ops.is_repair, now_ms)?;
+        self.outcome.received_ops += merged.new_ops.len();
+        self.is_tainted |= !merged.refused.is_empty();
+        if let Some((_, refusal)) = merged.refused.into_iter().find(|(_, refusal)| refusal.is_hostile()) {
+            return Err(SyncError::Hostile(refusal));
+        }
+        Ok(SyncProgress { changed: merged.new, new_ops: merged.new_ops })
+    }
+
+    fn handle_fin(&mut self, replica: &mut Replica, fin: &Fin) -> Result<SyncProgress, SyncError> {
+        self.check_turn(replica, fin.to)?;
+        self.is_fin_received = true;
+        if let Some(image) = &fin.cover {
+            let Ok(cover) = Context::from_image(image) else { return Err(SyncError::OutOfTurn) };
+            if !self.is_tainted {
+                replica.credit(&cover)?;
+            }
+        }
+        Ok(SyncProgress::default())
+    }
+
+    fn handle_ack(&mut self, replica: &Replica, ack: &Ack) -> Result<SyncProgress, SyncError> {
+        if !self.is_fin_sent || self.outcome.peer_context.is_some() {
+            return Err(SyncError::OutOfTurn);
+        }
+        if ack.to != replica.incarnation() {
+            return Err(SyncError::OtherIncarnation);
+        }
+        let Ok(context) = Context::from_image(&ack.context) else { return Err(SyncError::OutOfTurn) };
+        self.outcome.peer_context = Some(context);
+        self.outcome.peer_root = Some(ack.root);
+        Ok(SyncProgress::default())
+    }
+
+    fn check_turn(&self, replica: &Replica, to: Incarnation) -> Result<(), SyncError> {
+        if self.me.is_none() || self.is_fin_received {
+            return Err(SyncError::OutOfTurn);
+        }
+        if to != replica.incarnation() {
+            return Err(SyncError::OtherIncarnation);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

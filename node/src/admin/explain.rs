@@ -1,0 +1,103 @@
+//! The routing decision, explained.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use policy::explain::Explanation;
+use utoipa::ToSchema;
+
+use super::Admin;
+use super::problem::{ProblemBody, Refusal};
+use super::services::unknown_service;
+
+/// How the next request for a service would be decided: candidates with C, L, d, w and P, and who is out and why.
+#[utoipa::path(get, path = "/v1/explain/{service}", tag = "services",
+    params(("service" = String, Path, description = "Name of the service")),
+    responses(
+        (status = 200, body = ExplanationBody),
+        (status = 404, description = "`not_found`: nobody offers it; the detail says what is known", body = ProblemBody, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn explain(
+    State(admin): State<Admin>,
+    Path(service): Path<String>,
+) -> Result<Json<Explanation>, Refusal> {
+    match admin.api.explain(&service) {
+        Some(explanation) => Ok(Json(explanation)),
+        None => {
+            let services = admin.api.services();
+            Err(unknown_service(&service, services.iter().map(|known| known.name.as_str())))
+        }
+    }
+}
+
+/// The shape of [`Explanation`] for the API's description; a test holds the two together.
+#[derive(ToSchema)]
+#[schema(as = Explanation)]
+#[expect(dead_code, reason = "a description for machines; nobody builds one")]
+pub(super) struct ExplanationBody {
+    /// The service asked about.
+    service: String,
+    /// `EdgeDecay`.
+    algorithm: String,
+    /// Distance decay per millisecond.
+    lambda_per_ms: f64,
+    /// What is added to every load.
+    epsilon: f64,
+    /// The documents that settle this, or `default`.
+    policy: String,
+    /// The node whose view this is.
+    as_known_by: String,
+    /// Who takes part in the draw.
+    candidates: Vec<CandidateBody>,
+    /// Who does not, and why.
+    excluded: Vec<ExcludedBody>,
+}
+
+/// One candidate with every number of its decision.
+#[derive(ToSchema)]
+#[schema(as = ExplainedCandidate)]
+#[expect(dead_code, reason = "a description for machines; nobody builds one")]
+pub(super) struct CandidateBody {
+    /// Id within the owning node.
+    instance: String,
+    /// The owning node's label.
+    node: String,
+    /// The owning node's zone.
+    zone: String,
+    /// C, in concurrent requests.
+    capacity: f64,
+    /// Requests in flight, estimated.
+    inflight: f64,
+    /// L = inflight / C.
+    load: f64,
+    /// d, round trip in milliseconds.
+    distance_ms: f64,
+    /// `local`, `rtt`, `vivaldi`, `great-circle` or `unknown`.
+    distance_source: String,
+    /// w = C / (L + epsilon) * exp(-lambda * d).
+    weight: f64,
+    /// P = w / sum of w.
+    probability: f64,
+    /// Its part of the picks of late, 0..=1; `null` where there were none.
+    observed_share: Option<f64>,
+    /// How often it was picked of late.
+    picks: u64,
+    /// What `picks` should come to.
+    expected_picks: f64,
+    /// `ok`, or a word for what holds it back without excluding it.
+    state: String,
+    /// `declared`, `learned` or `cores`.
+    capacity_source: String,
+}
+
+/// One instance that does not take part.
+#[derive(ToSchema)]
+#[schema(as = Excluded)]
+#[expect(dead_code, reason = "a description for machines; nobody builds one")]
+pub(super) struct ExcludedBody {
+    /// Id within the owning node.
+    instance: String,
+    /// The owning node's label.
+    node: String,
+    /// What removed it.
+    reason: String,
+}

@@ -1,0 +1,571 @@
+//! `marram agent`: opens what a node needs, in order, starts its threads and tasks, and ends them in order.
+//!
+//! This is the one place that wires the parts together. What can fail for the operator's reasons (a taken port, a
+//! damaged store, a file others can read) fails here, before anything is listening, with a message that names the way
+//! out.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use transport::addressbook::AddressBook;
+use transport::cell::{Cell, CellConfig};
+use transport::swim::{CellId, Swim, SwimConfig};
+use transport::trust::{Identity, JoinServer, JoinServerConfig, LeafLife, LeafSource, PeerVerifier};
+use transport::{Clock, Inbound, LinkStream, Links, LinksConfig, NodeId, PeerInfo, StreamKind};
+
+use crate::admin::AdminServer;
+use crate::clock::SystemClock;
+use crate::config::{Config, GossipPreset, ListenerConfig, ServiceConfig};
+use crate::control::{Control, Inputs, resolve};
+use crate::event::Event;
+use crate::gossip::Facts;
+use crate::keeper::{self, Keeper};
+use crate::local::LocalInstances;
+use crate::machine;
+use crate::proxy::{ProxyContext, ProxyParts};
+use crate::snapshot::{Here, Published};
+use crate::state::{Life, State};
+use crate::store::{Opened, StoreHandle};
+use crate::supervise::supervised;
+use crate::telemetry::MetricsHandle;
+use crate::sync::Syncer;
+
+/// When this variable is set the agent stops as soon as its standard input closes; `marram demo` uses it, so that no
+/// agent outlives a demo that was killed.
+pub const STOP_WITH_STDIN: &str = "MARRAM_STOP_WITH_STDIN";
+
+/// Events waiting for the control loop; one more is dropped and counted.
+const EVENTS: usize = 4096;
+/// The one gossip cell of this version.
+const CELL: &str = "0";
+/// Table of the instances that were registered by the admin API.
+pub const INSTANCES_TABLE: &str = "instances";
+
+/// Runs an agent in `dir` until SIGTERM or SIGINT; returns after the drain.
+///
+/// # Errors
+/// Whatever keeps the node from starting: the message names the place, the fault and the way out.
+pub fn run(dir: &Path, config: Config) -> anyhow::Result<()> {
+    let metrics = MetricsHandle::install().context("install the metrics recorder")?;
+    let _lock = lock(dir)?;
+    let threads = DataThreads::start(data_threads(&config))?;
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("control")
+        .build()
+        .context("start the control runtime")?;
+    let outcome = control.block_on(serve(dir, config, metrics, &threads));
+    threads.stop();
+    // Blocking lookups may still hang in the pool; nothing waits for them.
+    control.shutdown_timeout(Duration::from_millis(200));
+    outcome
+}
+
+/// Everything between "the folder is ours" and "the last request is answered".
+async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &DataThreads) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+    let identity = Arc::new(Identity::load(dir).context("load the identity")?);
+    let here = Here {
+        node: identity.node(),
+        name: identity.name().to_owned(),
+        region: config.region.clone(),
+        zone: config.zone.clone(),
+        mesh: identity.mesh().to_owned(),
+    };
+    let unix = clock.unix();
+    let lives = keeper::next_life(dir, u64::try_from(unix.as_millis()).unwrap_or(u64::MAX))
+        .with_context(|| format!("write {}", dir.join("life").display()))?;
+
+    // The store first: a node that cannot keep policy must not look alive.
+    let (store_events, store_inbox) = mpsc::channel(64);
+    let opened = StoreHandle::open(
+        dir,
+        Arc::clone(&identity),
+        Arc::clone(&clock),
+        &[INSTANCES_TABLE, keeper::BOOK_TABLE],
+        store_events.clone(),
+    )
+    .context("open the policy store")?;
+
+    let leaf = LeafSource::new(&identity, LeafLife { ttl: config.mesh.leaf_life, ..LeafLife::default() }, unix.as_secs())
+        .context("issue a leaf certificate")?;
+    let verifier = PeerVerifier::new(identity.roots(), Arc::clone(&clock));
+    let (events, events_inbox) = mpsc::channel(EVENTS);
+    let inbound = Arc::new(Inbox { events: events.clone(), proxy: std::sync::OnceLock::new(), dropped: AtomicU64::new(0) });
+    let links = Links::start(
+        LinksConfig { bind: config.mesh.bind, cell: CELL.to_owned(), generation: lives.generation, ..LinksConfig::default() },
+        &identity,
+        Arc::clone(&leaf),
+        verifier,
+        threads.handles.clone(),
+        Arc::clone(&inbound) as Arc<dyn Inbound>,
+        Arc::clone(&clock),
+    )?;
+
+    let (state, health_inbox) = state(&config, &identity, here.clone(), lives.incarnation, &links, &clock).await;
+    let first = state.lock().unwrap_or_else(PoisonError::into_inner).snapshot(clock.now());
+    let published = Arc::new(Published::new(first));
+    let (outcomes, outcomes_inbox) = mpsc::channel(1024);
+    let proxy = ProxyContext::new(ProxyParts {
+        published: Arc::clone(&published),
+        links: Arc::new(links.clone()),
+        clock: Arc::clone(&clock),
+        config: config.proxy.clone(),
+        cores: threads.handles.len(),
+        seed: rand::random(),
+        outcomes,
+    });
+    if inbound.proxy.set(Arc::clone(&proxy)).is_err() {
+        bail!("the data path was wired twice");
+    }
+    let listeners = listen(&config, threads, &proxy)?;
+    let stop = CancellationToken::new();
+    let (watch, _) = broadcast::channel(256);
+    let (book, seeds) = remembered(&opened, &config);
+    let (cell, gossip_in) = cell(&config, &identity, lives.generation, &links, &clock);
+    let changes = cell.subscribe();
+    let syncer = Arc::new(Syncer::new(opened.store.clone(), links.clone(), Arc::clone(&clock)));
+    let control = Control {
+        state: Arc::clone(&state),
+        identity: Arc::clone(&identity),
+        clock: Arc::clone(&clock),
+        links: links.clone(),
+        cell,
+        gossip_in,
+        published: Arc::clone(&published),
+        proxy: Arc::clone(&proxy),
+        store: opened.store.clone(),
+        syncer,
+        watch: watch.clone(),
+        generation: lives.generation,
+        keeper: Arc::new(Keeper::new(dir, lives.generation, book, opened.store.clone())),
+    };
+    register(&control, &config, &opened);
+    store_events.send(opened.first).await.ok();
+
+    let api = Arc::new(crate::node_api::AgentApi::new(control.clone(), events.clone(), Arc::clone(&leaf)));
+    let admin = AdminServer::bind(dir, config.admin.bind, api, metrics).await?;
+    let mut tasks = Vec::new();
+    tasks.push(supervised("control", {
+        let inputs = Arc::new(tokio::sync::Mutex::new(Inputs { events: events_inbox, store: store_inbox, health: health_inbox, outcomes: outcomes_inbox, changes }));
+        move || control.clone().run(Arc::clone(&inputs))
+    }));
+    tasks.push(supervised("admin", {
+        let (admin, stop) = (Arc::new(admin), stop.clone());
+        move || {
+            let (admin, stop) = (Arc::clone(&admin), stop.clone());
+            async move { admin.run(stop).await }
+        }
+    }));
+    tasks.push(supervised("leaf", {
+        let (leaf, clock) = (Arc::clone(&leaf), Arc::clone(&clock));
+        move || renew_leaves(Arc::clone(&leaf), Arc::clone(&clock))
+    }));
+    tasks.push(supervised("join", {
+        let door = door(dir, links.local_addr(), &state);
+        let (identity, leaf, clock, stop) = (Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock), stop.clone());
+        move || admit(door.clone(), Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock), stop.clone())
+    }));
+    for address in resolve(&seeds).await {
+        links.dial_seed(address);
+    }
+    state.lock().unwrap_or_else(PoisonError::into_inner).life = Life::Ready;
+    info!(
+        node = here.name, id = %here.node, mesh = here.mesh, mesh_port = %links.local_addr(), proxy = %config.proxy.bind,
+        admin = %config.admin.bind, "ready"
+    );
+
+    stop_asked().await;
+    events.send(Event::Drain).await.ok();
+    let left = proxy.drain(config.proxy.drain_timeout).await;
+    if left > 0 {
+        warn!(left, "requests were still in flight when the drain time was over");
+    }
+    stop.cancel();
+    links.shutdown(Duration::from_millis(500)).await;
+    for task in tasks.into_iter().chain(listeners) {
+        task.abort();
+    }
+    opened.store.close().await;
+    info!("stopped");
+    Ok(())
+}
+
+/// Passes what peers send to whoever it is for: requests to the proxy on the same thread, all else to the control loop.
+#[derive(Debug)]
+struct Inbox {
+    events: mpsc::Sender<Event>,
+    proxy: std::sync::OnceLock<Arc<ProxyContext>>,
+    dropped: AtomicU64,
+}
+
+impl Inbox {
+    fn pass(&self, event: Event) {
+        if self.events.try_send(event).is_err() {
+            self.dropped.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            metrics::counter!("marram_control_events_dropped_total").increment(1);
+        }
+    }
+}
+
+impl Inbound for Inbox {
+    fn stream(&self, core: usize, from: Arc<PeerInfo>, kind: StreamKind, head: Bytes, stream: LinkStream) {
+        match kind {
+            StreamKind::Service => {
+                if let Some(proxy) = self.proxy.get() {
+                    Arc::clone(proxy).inbound_stream(core, from, head, stream);
+                }
+            }
+            StreamKind::Sync => self.pass(Event::Sync { from: from.node, stream }),
+            StreamKind::Hello | StreamKind::Gossip | StreamKind::Push => {}
+        }
+    }
+
+    fn message(&self, from: &Arc<PeerInfo>, kind: StreamKind, bytes: Bytes) {
+        match kind {
+            StreamKind::Gossip => self.pass(Event::Gossip { from: from.node, bytes }),
+            StreamKind::Push => self.pass(Event::Push { from: from.node, bytes }),
+            StreamKind::Hello | StreamKind::Service | StreamKind::Sync => {}
+        }
+    }
+
+    fn datagram(&self, from: &Arc<PeerInfo>, bytes: Bytes) {
+        self.pass(Event::Datagram { from: from.node, bytes });
+    }
+
+    fn link_up(&self, peer: &Arc<PeerInfo>, _outbound: bool) {
+        self.pass(Event::LinkUp(Arc::clone(peer)));
+    }
+
+    fn link_down(&self, peer: &Arc<PeerInfo>, reason: &str) {
+        self.pass(Event::LinkDown { peer: Arc::clone(peer), reason: reason.to_owned() });
+    }
+}
+
+/// The state of a node that just started, and the inbox of its health supervisors.
+async fn state(
+    config: &Config,
+    identity: &Identity,
+    here: Here,
+    incarnation: u32,
+    links: &Links,
+    clock: &Arc<dyn Clock>,
+) -> (Arc<Mutex<State>>, mpsc::Receiver<crate::health::HealthChanged>) {
+    let capabilities = machine::capabilities(config.labels.clone());
+    let (health, health_inbox) = mpsc::channel(256);
+    let local = LocalInstances::new(capabilities.cores, Arc::clone(clock), health);
+    let facts = Facts {
+        name: here.name.clone(),
+        region: here.region.clone(),
+        zone: here.zone.clone(),
+        addresses: addresses(config, links.local_addr()).await,
+        location: config.location,
+        capabilities,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        chain: identity.chain().to_vec(),
+    };
+    let timing = match config.gossip.preset {
+        GossipPreset::Lan => SwimConfig::lan(),
+        GossipPreset::Metered => SwimConfig::metered(),
+    };
+    let cell = CellId::from_name(&format!("{}/{CELL}", here.mesh));
+    let swim = Swim::new(here.node, incarnation, SwimConfig { cell, ..timing });
+    let state = State::new(here, identity.role(), identity.public_key(), facts, local, swim, clock.now());
+    (Arc::new(Mutex::new(state)), health_inbox)
+}
+
+/// Where peers find this node: what the operator said, else the address of the route to the first seed.
+async fn addresses(config: &Config, bound: SocketAddr) -> Vec<String> {
+    if let Some(advertise) = &config.mesh.advertise {
+        return vec![advertise.clone()];
+    }
+    if !bound.ip().is_unspecified() {
+        return vec![bound.to_string()];
+    }
+    let seeds = resolve(&config.mesh.seeds).await;
+    // Connecting a UDP socket sends nothing; it only asks the kernel which way it would go. Without a seed the question
+    // is put for an address set aside for documentation (RFC 5737), which takes the default route.
+    let towards = seeds.first().copied().unwrap_or_else(|| SocketAddr::from(([192, 0, 2, 1], 9)));
+    let local = std::net::UdpSocket::bind(if towards.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })
+        .and_then(|socket| socket.connect(towards).and_then(|()| socket.local_addr()));
+    match local {
+        Ok(local) => vec![SocketAddr::new(local.ip(), bound.port()).to_string()],
+        Err(fault) => {
+            warn!(%fault, "no route to peers yet: set mesh.advertise in node.toml so that they can find this node");
+            Vec::new()
+        }
+    }
+}
+
+/// Starts chitchat and the task that carries its messages to the links.
+fn cell(
+    config: &Config,
+    identity: &Identity,
+    generation: u64,
+    links: &Links,
+    clock: &Arc<dyn Clock>,
+) -> (Cell, mpsc::Sender<(NodeId, Bytes)>) {
+    let (outbound, mut outbox) = mpsc::channel::<(NodeId, Bytes)>(256);
+    let (gossip_in, inbound) = mpsc::channel(256);
+    let settings = match config.gossip.preset {
+        GossipPreset::Lan => CellConfig::lan(identity.node(), generation, identity.mesh(), CELL),
+        GossipPreset::Metered => CellConfig::metered(identity.node(), generation, identity.mesh(), CELL),
+    };
+    let known = {
+        let links = links.clone();
+        Arc::new(move || links.links().into_iter().filter(|link| link.control).map(|link| link.node).collect())
+    };
+    let cell = Cell::start(settings, outbound, inbound, known, Arc::clone(clock));
+    let links = links.clone();
+    tokio::spawn(async move {
+        while let Some((to, bytes)) = outbox.recv().await {
+            // A peer without a link misses a message; chitchat repeats itself.
+            links.send_message(to, StreamKind::Gossip, bytes).ok();
+        }
+    });
+    (cell, gossip_in)
+}
+
+/// The address book as it was kept, and every address to start from.
+fn remembered(opened: &Opened, config: &Config) -> (AddressBook, Vec<String>) {
+    let kept = opened.records.get(keeper::BOOK_TABLE).and_then(|records| records.first());
+    let book = match kept.map(|(_, bytes)| AddressBook::from_bytes(bytes)) {
+        Some(Ok(book)) => book,
+        Some(Err(fault)) => {
+            warn!(%fault, "address book not readable; starting from the seeds alone");
+            AddressBook::new()
+        }
+        None => AddressBook::new(),
+    };
+    let mut seeds = config.mesh.seeds.clone();
+    seeds.extend(book.entries().flat_map(|(_, entry)| &entry.addresses).map(SocketAddr::to_string));
+    seeds.sort();
+    seeds.dedup();
+    (book, seeds)
+}
+
+/// Puts the instances of `node.toml` and those registered earlier by the admin API into the state.
+fn register(control: &Control, config: &Config, opened: &Opened) {
+    let kept = opened.records.get(INSTANCES_TABLE).into_iter().flatten();
+    let registered = kept.filter_map(|(key, bytes)| match serde_json::from_slice::<ServiceConfig>(bytes) {
+        Ok(instance) => Some(instance),
+        Err(fault) => {
+            warn!(key = %String::from_utf8_lossy(key), %fault, "registered instance not readable; left out");
+            None
+        }
+    });
+    let mut state = control.state();
+    for instance in config.services.iter().cloned().chain(registered) {
+        let name = instance.name.clone();
+        if let Err(fault) = state.local.put(instance) {
+            warn!(service = name, %fault, "instance left out");
+        }
+    }
+}
+
+/// Binds every local listener on every data thread and starts its accept loop there.
+fn listen(config: &Config, threads: &DataThreads, proxy: &Arc<ProxyContext>) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let mut tasks = Vec::new();
+    let http = sockets(config.proxy.bind, threads.handles.len(), "the HTTP proxy", "proxy.bind (--proxy)")?;
+    for (core, (handle, socket)) in threads.handles.iter().zip(http).enumerate() {
+        let proxy = Arc::clone(proxy);
+        tasks.push(accept(handle, "proxy", socket, move |listener| Arc::clone(&proxy).serve_http(core, listener)));
+    }
+    for ListenerConfig { service, address } in &config.listeners {
+        let tcp = sockets(*address, threads.handles.len(), &format!("the listener of {service}"), "[[listener]] address")?;
+        for (core, (handle, socket)) in threads.handles.iter().zip(tcp).enumerate() {
+            let (proxy, service) = (Arc::clone(proxy), service.clone());
+            tasks.push(accept(handle, "listener", socket, move |listener| {
+                Arc::clone(&proxy).serve_tcp(core, listener, service.clone())
+            }));
+        }
+    }
+    Ok(tasks)
+}
+
+/// Runs an accept loop on a data thread; after a panic it goes on with the same socket.
+fn accept<F, Fut>(handle: &Handle, name: &'static str, socket: std::net::TcpListener, serve: F) -> JoinHandle<()>
+where
+    F: Fn(TcpListener) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let (socket, serve) = (Arc::new(socket), Arc::new(serve));
+    let _runtime = handle.enter();
+    supervised(name, move || {
+        let (socket, serve) = (Arc::clone(&socket), Arc::clone(&serve));
+        async move {
+            match socket.try_clone().and_then(TcpListener::from_std) {
+                Ok(listener) => serve(listener).await,
+                Err(fault) => tracing::error!(listener = name, %fault, "cannot accept connections"),
+            }
+        }
+    })
+}
+
+/// `count` sockets that listen on one address; the kernel spreads connections over them.
+fn sockets(address: SocketAddr, count: usize, what: &str, option: &str) -> anyhow::Result<Vec<std::net::TcpListener>> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    // Shared sockets would hide that another agent already listens there: ask first with one that does not share.
+    drop(std::net::TcpListener::bind(address).map_err(|fault| {
+        anyhow::anyhow!("{what} cannot listen on {address}: {fault}\n  hint: choose another address with {option}")
+    })?);
+    let mut sockets = Vec::with_capacity(count);
+    for _ in 0..count {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into()).with_context(|| format!("{what}: bind {address}"))?;
+        socket.listen(1024)?;
+        sockets.push(socket.into());
+    }
+    Ok(sockets)
+}
+
+/// Renews the leaf whenever half of its life is over, for ever.
+async fn renew_leaves(leaf: Arc<LeafSource>, clock: Arc<dyn Clock>) {
+    loop {
+        let now = clock.unix().as_secs();
+        // A clock that jumps is looked at again within a minute.
+        let wait = leaf.renew_at_unix().saturating_sub(now).min(60);
+        if !leaf.is_due(now) {
+            tokio::time::sleep(Duration::from_secs(wait.max(1))).await;
+            continue;
+        }
+        match leaf.renew(now) {
+            Ok(()) => info!(not_after = leaf.not_after_unix(), "leaf certificate renewed"),
+            Err(fault) => {
+                warn!(%fault, "leaf certificate not renewed; trying again");
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        }
+    }
+}
+
+/// Admits newcomers while a token lives; a node without the admission key has nothing to do here.
+async fn admit(
+    config: JoinServerConfig,
+    identity: Arc<Identity>,
+    leaf: Arc<LeafSource>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) {
+    if !identity.can_admit() {
+        return;
+    }
+    match JoinServer::new(config, identity, leaf, clock) {
+        Ok(server) => server.run(stop.cancelled_owned()).await,
+        Err(fault) => warn!(%fault, "newcomers cannot join at this node"),
+    }
+}
+
+/// What the door for newcomers asks the state: whose a name is, and whom to dial.
+fn door(dir: &Path, listen: SocketAddr, state: &Arc<Mutex<State>>) -> JoinServerConfig {
+    let (for_names, for_peers) = (Arc::clone(state), Arc::clone(state));
+    let names = move |name: &str| {
+        let state = for_names.lock().unwrap_or_else(PoisonError::into_inner);
+        state.catalog.by_name(name).map(|known| known.node)
+    };
+    let peers = move || {
+        let state = for_peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let addressed = state.catalog.nodes().filter_map(|known| Some((known.node, known.facts.addresses.first()?.clone())));
+        addressed.collect()
+    };
+    JoinServerConfig { dir: dir.to_owned(), listen, names: Arc::new(names), peers: Arc::new(peers) }
+}
+
+/// The folder belongs to one agent at a time; the lock goes with the process.
+fn lock(dir: &Path) -> anyhow::Result<fs::File> {
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).with_context(|| {
+        format!("open {}\n  hint: `marram init` or `marram join` makes the folder", path.display())
+    })?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!("another agent runs in {}\n  hint: one agent per folder", dir.display()),
+        Err(fault) => Err(fault).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+async fn stop_asked() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = stdin_closed() => {}
+    }
+}
+
+async fn stdin_closed() {
+    if std::env::var_os(STOP_WITH_STDIN).is_none() {
+        return std::future::pending().await;
+    }
+    let (closed, seen) = tokio::sync::oneshot::channel::<()>();
+    // A thread of its own, because a read of standard input cannot be cancelled and must not keep a runtime from ending.
+    let reader = std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+        std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()).ok();
+        closed.send(()).ok();
+    });
+    if reader.is_err() || seen.await.is_err() {
+        std::future::pending().await
+    }
+}
+
+fn data_threads(config: &Config) -> usize {
+    if config.mesh.data_threads > 0 {
+        return config.mesh.data_threads;
+    }
+    if machine::cores() >= 1.5 { 2 } else { 1 }
+}
+
+/// The data threads: one current-thread runtime each.
+#[derive(Debug)]
+struct DataThreads {
+    handles: Vec<Handle>,
+    stop: CancellationToken,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl DataThreads {
+    fn start(count: usize) -> anyhow::Result<Self> {
+        let mut started = Self { handles: Vec::new(), stop: CancellationToken::new(), threads: Vec::new() };
+        for core in 0..count {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a data runtime")?;
+            started.handles.push(runtime.handle().clone());
+            let stop = started.stop.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("data-{core}"))
+                .spawn(move || {
+                    runtime.block_on(stop.cancelled());
+                    runtime.shutdown_timeout(Duration::from_millis(200));
+                })
+                .context("start a data thread")?;
+            started.threads.push(thread);
+        }
+        Ok(started)
+    }
+
+    fn stop(self) {
+        self.stop.cancel();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                warn!("a data thread ended by a panic");
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! `route explain`: the formula with the numbers of now.
+
+use ::policy::explain::{Explanation, ExplainedCandidate};
+
+use super::client::segment;
+use super::look::percent;
+use super::table::{Align, Sheet, coloured, millis};
+use super::target::{Output, Reach};
+use super::{CliError, Exit, print, print_json};
+
+/// How requests are routed.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Route {
+    Explain(Explain),
+}
+
+impl Route {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        match self {
+            Self::Explain(verb) => verb.run(),
+        }
+    }
+}
+
+/// Every candidate for a service with C, L, d, w and P, the share it got, and who is out and why.
+///
+/// Exits 3 when nothing can be drawn.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  marram route explain hello --dir a")]
+pub(super) struct Explain {
+    /// Name of the service
+    service: String,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+impl Explain {
+    fn run(self) -> Result<Exit, CliError> {
+        let path = format!("/v1/explain/{}", segment(&self.service));
+        let explanation: Explanation = self.reach.client()?.get(&path)?;
+        match self.reach.output {
+            Output::Json => print_json(&explanation)?,
+            Output::Table | Output::Wide => print(&coloured(explained(&explanation)))?,
+        }
+        Ok(if explanation.candidates.is_empty() { Exit::Degraded } else { Exit::Ok })
+    }
+}
+
+/// The explanation as people read it: the parameters on one line, a row per candidate, a line per absent one.
+pub(super) fn explained(explanation: &Explanation) -> String {
+    let mut text = headline(explanation);
+    if !explanation.candidates.is_empty() {
+        text.push_str(&candidates(&explanation.candidates));
+    }
+    for excluded in &explanation.excluded {
+        text.push_str(&format!("out {}@{}: {}\n", excluded.instance, excluded.node, excluded.reason));
+    }
+    if explanation.candidates.is_empty() {
+        text.push_str("nothing to draw: requests are answered 503\n");
+    }
+    text
+}
+
+fn headline(explanation: &Explanation) -> String {
+    let algorithm = match serde_json::to_value(explanation.algorithm) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => format!("{:?}", explanation.algorithm),
+    };
+    let lambda = explanation.lambda_per_ms;
+    let half = if lambda > 0.0 { format!("half-distance {}", short(std::f64::consts::LN_2 / lambda)) } else { "distance does not count".to_owned() };
+    format!(
+        "SERVICE {}  from {}  algorithm {algorithm}  λ={lambda:.4}/ms ({half})  ε={}  policy: {}\n",
+        explanation.service,
+        explanation.as_known_by,
+        trimmed(explanation.epsilon),
+        explanation.policy
+    )
+}
+
+fn candidates(candidates: &[ExplainedCandidate]) -> String {
+    let columns = [
+        ("INSTANCE", Align::Left),
+        ("C", Align::Right),
+        ("INFLIGHT", Align::Right),
+        ("L", Align::Right),
+        ("RTT", Align::Right),
+        ("w=C/(L+ε)·e^(−λd)", Align::Right),
+        ("P", Align::Right),
+        ("OBSERVED", Align::Left),
+        ("STATE", Align::Left),
+    ];
+    let mut sheet = Sheet::new(&columns, None);
+    for candidate in candidates {
+        sheet.row(&[
+            format!("{}@{}", candidate.instance, candidate.node),
+            trimmed(candidate.capacity),
+            format!("{:.1}", candidate.inflight),
+            format!("{:.2}", candidate.load),
+            millis(candidate.distance_ms),
+            format!("{:.2}", candidate.weight),
+            percent(candidate.probability),
+            observed(candidate.observed_share),
+            candidate.state.clone(),
+        ]);
+    }
+    sheet.render()
+}
+
+fn observed(share: Option<f64>) -> String {
+    match share {
+        Some(share) => format!("{:>6} {}", percent(share), bar(share)),
+        None => "-".to_owned(),
+    }
+}
+
+/// Ten blocks are the whole.
+fn bar(share: f64) -> String {
+    let blocks = (1..=10).filter(|block| share * 10.0 + 0.5 >= f64::from(*block)).count();
+    "█".repeat(blocks)
+}
+
+/// Without a fraction of zero.
+fn trimmed(number: f64) -> String {
+    let text = format!("{number:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+fn short(ms: f64) -> String {
+    format!("{}ms", trimmed(ms))
+}

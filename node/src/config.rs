@@ -1,0 +1,328 @@
+//! `node.toml`: the empty file is a working node, every field has a default, unknown fields are refused.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+pub use check::{check_registration, is_dns_label};
+pub use fault::{ConfigError, Fault};
+
+mod check;
+mod fault;
+mod load;
+mod print;
+#[cfg(test)]
+mod tests;
+
+/// Name of the file within a node's folder.
+pub const FILE_NAME: &str = "node.toml";
+
+/// The whole of `node.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Large place, for instance `eu-west`; scopes `region:R` refer to it. Default: empty.
+    pub region: String,
+    /// Small place within the region, for instance `hall-3`; also the gossip cell. Default: empty.
+    pub zone: String,
+    /// Where this node stands, for the great-circle distance until a round trip is measured. Default: unknown.
+    pub location: Option<Location>,
+    /// Free labels shown by `marram nodes -o wide`. Default: none.
+    pub labels: BTreeMap<String, String>,
+    /// How peers reach this node.
+    pub mesh: MeshConfig,
+    /// Membership and gossip.
+    pub gossip: GossipConfig,
+    /// The admin API.
+    pub admin: AdminConfig,
+    /// The proxy for local applications.
+    pub proxy: ProxyConfig,
+    /// Services of this node, the same as `PUT /v1/services/{name}/instances/{id}`.
+    #[serde(rename = "service")]
+    pub services: Vec<ServiceConfig>,
+    /// A local TCP port per service, for programs that speak no HTTP.
+    #[serde(rename = "listener")]
+    pub listeners: Vec<ListenerConfig>,
+}
+
+/// A point on the globe in degrees.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Location {
+    /// North is positive, -90..=90.
+    pub lat: f64,
+    /// East is positive, -180..=180.
+    pub lon: f64,
+}
+
+/// How peers reach this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeshConfig {
+    /// Address and port for node-to-node QUIC (UDP) and joining (TCP). Default: `0.0.0.0:7440`.
+    pub bind: SocketAddr,
+    /// `HOST:PORT` under which peers find this node. Default: the address of the route to the peers, with the port of `bind`.
+    pub advertise: Option<String>,
+    /// Peers to start from, `HOST:PORT` each; `join` fills it. Later the address book knows more. Default: none.
+    pub seeds: Vec<String>,
+    /// Life of a leaf certificate; renewed at half of it. Shorter means stolen keys die sooner, longer survives a stopped clock. Default: `24h`.
+    #[serde(with = "humantime_serde")]
+    pub leaf_life: Duration,
+    /// Data threads, each with its own runtime and sockets. 0 means the cores this process may use, at most 2. Default: 0.
+    pub data_threads: usize,
+}
+
+/// Membership and gossip.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GossipConfig {
+    /// `lan`: probe every 1 s, gossip every 1 s. `metered`: probe every 5 s, gossip every 10 s, for links that are paid by the byte. Default: `lan`.
+    pub preset: GossipPreset,
+}
+
+/// Timing of membership and gossip as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GossipPreset {
+    /// Fast: seconds to notice a death.
+    #[default]
+    Lan,
+    /// Sparing with bytes: half a minute to notice a death.
+    Metered,
+}
+
+/// The admin API.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// TCP address of the admin API; loopback only. Default: `127.0.0.1:7070`.
+    pub bind: SocketAddr,
+}
+
+/// The proxy for local applications. Its limits and timeouts stand in one table in `docs/config.md`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyConfig {
+    /// HTTP proxy by Host header, absolute-form and CONNECT. Default: `127.0.0.1:7080`.
+    pub bind: SocketAddr,
+    /// Client connections at once over all listeners; one more waits in the accept queue. Default: 4096.
+    pub connections_max: usize,
+    /// Bytes of a request head; a longer one is answered 431. Default: 16 KiB.
+    pub head_bytes_max: usize,
+    /// Time for a client to send a whole request head; then 408 and close. Default: `10s`.
+    #[serde(with = "humantime_serde")]
+    pub head_timeout: Duration,
+    /// Time to connect to a local instance; then the next candidate. Default: `1s`.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// Time from the whole request to the response head when no HTTPRoute sets one; then 504. Default: `60s`.
+    #[serde(with = "humantime_serde")]
+    pub request_timeout: Duration,
+    /// A kept-alive connection or a TCP tunnel without a byte is closed after this. Default: `300s`.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// After SIGTERM, requests in flight may finish for this long. Default: `10s`.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    /// How long an endpoint that gave no connection or no answer is not drawn by this node. Default: `5s`.
+    #[serde(with = "humantime_serde")]
+    pub eject_time: Duration,
+}
+
+/// What an instance speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http,
+    /// Bytes.
+    Tcp,
+}
+
+/// One instance of a service on this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// The service's name, a DNS label.
+    pub name: String,
+    /// Id of the instance within this node. Default: the port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Where the process listens. Default: `127.0.0.1`.
+    #[serde(default = "loopback")]
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// The port it listens on.
+    pub port: u16,
+    /// What it speaks. Default: `http`.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Concurrent requests it serves well. Default: 64 x cores / instances of the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<f64>,
+    /// Free labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Health checks; all must pass. None means: healthy until a connect fails.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckConfig>,
+}
+
+impl ServiceConfig {
+    /// The instance id: as given, else the port.
+    #[must_use]
+    pub fn instance_id(&self) -> String {
+        self.id.clone().unwrap_or_else(|| self.port.to_string())
+    }
+
+    /// Where to connect.
+    #[must_use]
+    pub fn socket_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+}
+
+/// One health check of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum CheckConfig {
+    /// GET `path` must answer 200..=399.
+    Http {
+        /// Path and query.
+        #[serde(default = "root_path")]
+        path: String,
+        /// Time between checks. Default `2s`.
+        #[serde(with = "humantime_serde", default = "check_interval")]
+        #[schema(value_type = String)]
+        interval: Duration,
+        /// Time for one check. Default `1s`.
+        #[serde(with = "humantime_serde", default = "check_timeout")]
+        #[schema(value_type = String)]
+        timeout: Duration,
+        /// Failures in a row until unhealthy. Default 2.
+        #[serde(default = "two")]
+        fall: u32,
+        /// Successes in a row until healthy. Default 1.
+        #[serde(default = "one")]
+        rise: u32,
+    },
+    /// A TCP connect must succeed.
+    Tcp {
+        /// Time between checks. Default `2s`.
+        #[serde(with = "humantime_serde", default = "check_interval")]
+        #[schema(value_type = String)]
+        interval: Duration,
+        /// Time for one check. Default `1s`.
+        #[serde(with = "humantime_serde", default = "check_timeout")]
+        #[schema(value_type = String)]
+        timeout: Duration,
+        /// Failures in a row until unhealthy. Default 2.
+        #[serde(default = "two")]
+        fall: u32,
+        /// Successes in a row until healthy. Default 1.
+        #[serde(default = "one")]
+        rise: u32,
+    },
+    /// The application must call `PUT /v1/services/{name}/instances/{id}/heartbeat` within `ttl`, else it is unhealthy.
+    Ttl {
+        /// Longest silence.
+        #[serde(with = "humantime_serde")]
+        #[schema(value_type = String)]
+        ttl: Duration,
+    },
+}
+
+/// A local TCP port that leads to one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerConfig {
+    /// The service's name.
+    pub service: String,
+    /// Local address and port.
+    pub address: SocketAddr,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            region: String::new(),
+            zone: String::new(),
+            location: None,
+            labels: BTreeMap::new(),
+            mesh: MeshConfig::default(),
+            gossip: GossipConfig::default(),
+            admin: AdminConfig::default(),
+            proxy: ProxyConfig::default(),
+            services: Vec::new(),
+            listeners: Vec::new(),
+        }
+    }
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7440),
+            advertise: None,
+            seeds: Vec::new(),
+            leaf_life: Duration::from_secs(24 * 3600),
+            data_threads: 0,
+        }
+    }
+}
+
+impl Default for GossipConfig {
+    fn default() -> Self {
+        Self { preset: GossipPreset::Lan }
+    }
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { bind: SocketAddr::new(loopback(), 7070) }
+    }
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::new(loopback(), 7080),
+            connections_max: 4096,
+            head_bytes_max: 16 * 1024,
+            head_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(1),
+            request_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(300),
+            drain_timeout: Duration::from_secs(10),
+            eject_time: Duration::from_secs(5),
+        }
+    }
+}
+
+fn loopback() -> IpAddr {
+    IpAddr::V4(Ipv4Addr::LOCALHOST)
+}
+
+fn root_path() -> String {
+    "/".to_owned()
+}
+
+fn check_interval() -> Duration {
+    Duration::from_secs(2)
+}
+
+fn check_timeout() -> Duration {
+    Duration::from_secs(1)
+}
+
+fn two() -> u32 {
+    2
+}
+
+fn one() -> u32 {
+    1
+}

@@ -1,0 +1,548 @@
+//! The control loop: carries out what [`State`] decides.
+//!
+//! One task on the control thread. Events come in through one bounded channel; timers are the prober's and a tick of
+//! 250 ms. Nothing here is on the path of a request: a stopped loop leaves the last snapshot in force.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use tokio::sync::{broadcast, mpsc};
+use tracing::{debug, info, warn};
+use transport::cell::{Cell, Change};
+use transport::records::SignedRecord;
+use transport::swim::{Liveness, PeerChange, SwimOutput};
+use transport::trust::{Identity, verify_chain};
+use transport::{Clock, Links, NodeId, PeerInfo, StreamKind};
+
+use crate::api::WatchEvent;
+use crate::catalog::Refusal;
+use crate::codec;
+use crate::event::Event;
+use crate::gossip::{FACTS_KEY, Facts, LOADS_KEY, Loads, OFFERS_KEY, Offers, RECORD_VERSION, SIGN_CONTEXT};
+use crate::health::HealthChanged;
+use crate::machine::{self, CpuMeter};
+use crate::proxy::{Outcome, ProxyContext};
+use crate::snapshot::Published;
+use crate::state::{Life, State};
+use crate::store::{StoreChange, StoreEvent, StoreHandle};
+use crate::sync::Syncer;
+
+/// How often loads, shares and the like are looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// Own loads go out at most this often.
+const LOADS_EVERY: Duration = Duration::from_secs(1);
+/// Own loads go out at least this often, so that others see how old they are.
+const LOADS_AT_LEAST: Duration = Duration::from_secs(5);
+/// Peers that get a new op at once; they pass it on.
+const PUSH_FANOUT: usize = 3;
+/// Longest gossiped record as text, in bytes.
+const RECORD_TEXT_MAX: usize = 96 * 1024;
+/// Addresses of one node that are tried.
+const ADDRESSES_MAX: usize = 4;
+
+/// Everything the loop needs; all of it can be shared with a loop that starts anew after a panic.
+#[derive(Debug, Clone)]
+pub struct Control {
+    /// What is known and decided.
+    pub state: Arc<Mutex<State>>,
+    /// This node's identity.
+    pub identity: Arc<Identity>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Links to peers.
+    pub links: Links,
+    /// chitchat within the cell.
+    pub cell: Cell,
+    /// Way into chitchat for messages that arrived.
+    pub gossip_in: mpsc::Sender<(NodeId, Bytes)>,
+    /// Where snapshots are published.
+    pub published: Arc<Published>,
+    /// The data path.
+    pub proxy: Arc<ProxyContext>,
+    /// The policy store.
+    pub store: StoreHandle,
+    /// Sync conversations.
+    pub syncer: Arc<Syncer>,
+    /// Events for `GET /v1/watch`.
+    pub watch: broadcast::Sender<WatchEvent>,
+    /// This life of the node, strictly rising over restarts.
+    pub generation: u64,
+    /// Keeps what outlives a restart: incarnation and addresses.
+    pub keeper: Arc<crate::keeper::Keeper>,
+}
+
+/// The channels the loop reads; they survive a restart of the loop.
+#[derive(Debug)]
+pub struct Inputs {
+    /// From links and the admin API.
+    pub events: mpsc::Receiver<Event>,
+    /// From the store thread.
+    pub store: mpsc::Receiver<StoreEvent>,
+    /// From the health supervisors.
+    pub health: mpsc::Receiver<HealthChanged>,
+    /// From the data path: endpoints that failed.
+    pub outcomes: mpsc::Receiver<Outcome>,
+    /// From chitchat.
+    pub changes: broadcast::Receiver<Change>,
+}
+
+/// What one run of the loop keeps for itself.
+#[derive(Debug)]
+struct Running {
+    control: Control,
+    chance: StdRng,
+    cpu: CpuMeter,
+    cores: f64,
+    sequence: u64,
+    dirty: bool,
+    next_tick: Duration,
+    loads: (Loads, Duration),
+    offers: Option<Offers>,
+}
+
+impl Control {
+    /// Locks the state. Only the control thread does, and never across an await.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs until the channels close.
+    pub async fn run(self, inputs: Arc<tokio::sync::Mutex<Inputs>>) {
+        let mut inputs = inputs.lock().await;
+        let cores = self.state().facts.capabilities.cores;
+        let mut running = Running {
+            chance: rand::make_rng(),
+            cpu: CpuMeter::default(),
+            cores,
+            sequence: 1,
+            dirty: true,
+            next_tick: Duration::ZERO,
+            loads: (Loads::default(), Duration::ZERO),
+            offers: None,
+            control: self,
+        };
+        running.tell_facts();
+        running.take_everything_gossiped();
+        running.work(&mut inputs).await;
+    }
+}
+
+impl Running {
+    async fn work(&mut self, inputs: &mut Inputs) {
+        loop {
+            let now = self.control.clock.now();
+            let probe = self.control.state().swim.poll_timeout().unwrap_or(self.next_tick);
+            let wait = probe.min(self.next_tick).saturating_sub(now);
+            tokio::select! {
+                event = inputs.events.recv() => match event {
+                    Some(event) => self.handle(event).await,
+                    None => return,
+                },
+                Some(event) = inputs.store.recv() => self.handle_store(event),
+                Some(change) = inputs.health.recv() => self.handle_health(change),
+                Some(outcome) = inputs.outcomes.recv() => note_failure(&outcome),
+                change = inputs.changes.recv() => match change {
+                    Ok(change) => self.handle_change(&change),
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.take_everything_gossiped(),
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+                () = tokio::time::sleep(wait) => {}
+            }
+            self.advance();
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        let now = self.control.clock.now();
+        match event {
+            Event::Datagram { from, bytes } => {
+                self.control.state().swim.handle_packet(now, from, &bytes, &mut self.chance);
+            }
+            Event::Gossip { from, bytes } => {
+                if self.control.gossip_in.try_send((from, bytes)).is_err() {
+                    metrics::counter!("marram_gossip_dropped_total", "reason" => "queue_full").increment(1);
+                }
+            }
+            Event::Push { from, bytes } => self.control.store.push(from, bytes),
+            Event::Sync { from, stream } => self.control.syncer.accept(from, stream),
+            Event::LinkUp(peer) => self.link_up(&peer, now),
+            Event::LinkDown { peer, reason } => {
+                info!(peer = %peer.name, reason, "link down");
+                self.control.state().link_rtt.remove(&peer.node);
+                self.control.proxy.peer_dead(peer.node);
+            }
+            Event::PutInstance { config, answer } => {
+                let result = self.control.state().local.put(config);
+                self.tell_offers();
+                answer.send(result.map_err(|fault| crate::api::ApiError::Limit(fault.to_string()))).ok();
+            }
+            Event::DeleteInstance { service, instance } => {
+                self.control.state().local.remove(&service, &instance);
+                self.tell_offers();
+            }
+            Event::Drain => self.drain(now),
+        }
+    }
+
+    fn link_up(&mut self, peer: &Arc<PeerInfo>, now: Duration) {
+        info!(peer = %peer.name, remote = %peer.remote, "link up");
+        self.control.state().swim.handle_peer(now, peer.node, PeerChange::Discovered);
+        self.control.cell.nudge(peer.node);
+        self.control.syncer.start(peer.node);
+        
+    }
+
+    fn handle_store(&mut self, event: StoreEvent) {
+        match event {
+            StoreEvent::Changed(change) => {
+                let StoreChange { documents, broken, state, changed, push, from } = *change;
+                let root = crate::state::hex(&state.root);
+                self.control.state().take_policy(&documents, broken, state);
+                self.dirty = true;
+                // The root goes out with the next tick, not up to a second later.
+                self.loads.1 = Duration::ZERO;
+                if !push.is_empty() {
+                    self.push(&push, from);
+                }
+                if changed.is_empty() {
+                    return;
+                }
+                info!(root, documents = changed.len(), "policy changed");
+                self.control.watch.send(WatchEvent::Policy { root, documents: changed }).ok();
+            }
+            StoreEvent::Writable(writable) => self.control.state().read_only = writable.err(),
+        }
+    }
+
+    fn handle_health(&mut self, change: HealthChanged) {
+        let detail = change.checks.iter().find(|check| !check.passing).map_or("", |check| check.detail.as_str());
+        info!(service = change.service, instance = change.instance, healthy = change.healthy, detail, "instance");
+        let service = change.service.clone();
+        self.control.state().local.take_health(change);
+        self.control.watch.send(WatchEvent::Service { service }).ok();
+        self.tell_offers();
+    }
+
+    /// Sends new ops to a few peers other than the one they came from.
+    fn push(&mut self, bytes: &Bytes, from: Option<NodeId>) {
+        use rand::seq::IndexedRandom as _;
+        let peers: Vec<NodeId> = {
+            let state = self.control.state();
+            let alive = state.swim.members().filter(|m| matches!(m.liveness, Liveness::Alive | Liveness::Suspect));
+            alive.map(|member| member.node).filter(|node| Some(*node) != from).collect()
+        };
+        for peer in peers.sample(&mut self.chance, PUSH_FANOUT) {
+            if let Err(fault) = self.control.links.send_message(*peer, StreamKind::Push, bytes.clone()) {
+                debug!(peer = %peer, %fault, "push not sent; the next sync carries it");
+            }
+        }
+    }
+
+    /// Timers and everything that follows from what just happened.
+    fn advance(&mut self) {
+        let now = self.control.clock.now();
+        self.control.state().swim.handle_timeout(now, &mut self.chance);
+        self.carry_out_swim(now);
+        if now >= self.next_tick {
+            self.next_tick = now + TICK;
+            self.tick(now);
+        }
+        if self.dirty {
+            self.dirty = false;
+            let next = self.control.state().snapshot(now);
+            self.control.published.publish(next);
+        }
+    }
+
+    fn carry_out_swim(&mut self, now: Duration) {
+        loop {
+            let Some(output) = self.control.state().swim.poll_output() else { return };
+            match output {
+                SwimOutput::Send { to, bytes } => {
+                    // A lost packet and a missing link look the same to the prober, as they should.
+                    self.control.links.send_datagram(to, bytes).ok();
+                }
+                SwimOutput::Verdict { node, liveness, incarnation, reason } => {
+                    self.verdict(node, liveness, incarnation, &reason.to_string(), now);
+                }
+                SwimOutput::Rtt { node, rtt, coord, .. } => {
+                    let mut state = self.control.state();
+                    if let Some(coord) = coord {
+                        state.vivaldi.observe(node, rtt, &coord, &mut self.chance).ok();
+                    }
+                }
+                SwimOutput::Incarnation(incarnation) => self.control.keeper.incarnation(incarnation),
+            }
+        }
+    }
+
+    fn verdict(&mut self, node: NodeId, liveness: Liveness, incarnation: u32, reason: &str, now: Duration) {
+        let name = {
+            let mut state = self.control.state();
+            if !state.catalog.take_verdict(node, liveness, incarnation, reason, now) {
+                return;
+            }
+            state.catalog.node(node).map_or_else(|| node.to_string(), |known| known.facts.name.clone())
+        };
+        self.dirty = true;
+        let state = liveness.to_string();
+        match liveness {
+            Liveness::Dead | Liveness::Suspect => warn!(member = name, state, reason, "membership"),
+            Liveness::Joining | Liveness::Alive | Liveness::Left => info!(member = name, state, reason, "membership"),
+        }
+        metrics::counter!("marram_membership_verdicts_total", "state" => state.clone()).increment(1);
+        self.control.watch.send(WatchEvent::Node { node: name, state, reason: reason.to_owned() }).ok();
+        match liveness {
+            Liveness::Dead | Liveness::Left => self.control.proxy.peer_dead(node),
+            Liveness::Alive => self.control.syncer.start(node),
+            Liveness::Joining | Liveness::Suspect => {}
+        }
+    }
+
+    fn tick(&mut self, now: Duration) {
+        let cpu = self.cpu.measure(now, self.cores);
+        let snapshot = self.control.published.load();
+        let trips: HashMap<NodeId, Duration> =
+            self.control.links.links().into_iter().filter(|link| link.control).map(|link| (link.node, link.rtt)).collect();
+        let loads = {
+            let mut state = self.control.state();
+            state.cpu = cpu;
+            state.link_rtt = trips;
+            state.mark_shares(&snapshot, now);
+            let loads = state.loads(&snapshot, machine::resident_bytes(), now);
+            let inflight: u32 = loads.inflight.iter().map(|(_, _, count)| *count).fold(0, u32::saturating_add);
+            let coord = state.vivaldi.coord();
+            state.swim.set_local(u16::try_from(inflight).unwrap_or(u16::MAX), coord);
+            loads
+        };
+        // Distances move a little all the time: requests see them at the pace of the tick.
+        self.dirty = true;
+        self.tell_loads(loads, now);
+        self.control.syncer.tick(now, &self.roots());
+        self.control.keeper.tick(now);
+    }
+
+    /// Alive peers and the policy root each told last.
+    fn roots(&self) -> Vec<(NodeId, bool)> {
+        let state = self.control.state();
+        let alive = state.catalog.nodes().filter(|n| n.node != state.here.node && n.liveness == Liveness::Alive);
+        alive.map(|known| (known.node, known.loads.policy_root == state.store.root)).collect()
+    }
+
+    fn tell_loads(&mut self, loads: Loads, now: Duration) {
+        let age = now.saturating_sub(self.loads.1);
+        let news = loads.inflight != self.loads.0.inflight
+            || loads.clients != self.loads.0.clients
+            || loads.policy_root != self.loads.0.policy_root;
+        if self.loads.1 != Duration::ZERO && (age < LOADS_EVERY || (!news && age < LOADS_AT_LEAST)) {
+            return;
+        }
+        self.tell(LOADS_KEY, &loads);
+        let me = self.control.identity.node();
+        let stamp = (self.control.generation, self.sequence);
+        self.control.state().catalog.take_loads(me, stamp, loads.clone(), now).ok();
+        self.loads = (loads, now);
+    }
+
+    fn tell_offers(&mut self) {
+        self.dirty = true;
+        let offers = self.control.state().offers();
+        if self.offers.as_ref() == Some(&offers) {
+            return;
+        }
+        self.tell(OFFERS_KEY, &offers);
+        let stamp = (self.control.generation, self.sequence);
+        let me = self.control.identity.node();
+        // A draining node still serves its own applications until it stops.
+        let own = Offers { draining: false, ..offers.clone() };
+        self.control.state().catalog.take_offers(me, stamp, own).ok();
+        self.offers = Some(offers);
+    }
+
+    fn tell_facts(&mut self) {
+        let facts = self.control.state().facts.clone();
+        self.tell(FACTS_KEY, &facts);
+        self.tell_offers();
+    }
+
+    /// Signs `value` and hands it to gossip.
+    fn tell<T: serde::Serialize>(&mut self, key: &'static str, value: &T) {
+        self.sequence += 1;
+        let payload = match codec::encode(RECORD_VERSION, value) {
+            Ok(payload) => payload,
+            Err(fault) => {
+                warn!(key, %fault, "own record not gossiped");
+                return;
+            }
+        };
+        let context = format!("{SIGN_CONTEXT}/{key}");
+        let record = SignedRecord::sign(&self.control.identity, &context, self.control.generation, self.sequence, &payload);
+        let told = transport::cell::Key::new(key).is_ok_and(|key| self.control.cell.put(key, &record.to_text()));
+        if !told {
+            warn!(key, "own record not gossiped: it is longer than gossip carries");
+        }
+    }
+
+    /// Reads the whole gossip state again: after a start, and when changes were missed.
+    fn take_everything_gossiped(&mut self) {
+        for (node, generation, entries) in self.control.cell.snapshot() {
+            let mut entries = entries;
+            // Facts first: they prove the key that the other records are checked with.
+            entries.sort_by_key(|(key, _)| key != FACTS_KEY);
+            for (key, value) in entries {
+                self.handle_change(&Change { node, generation, key, value: Some(value.into()) });
+            }
+        }
+    }
+
+    fn handle_change(&mut self, change: &Change) {
+        let Some(text) = &change.value else { return };
+        if change.node == self.control.identity.node() {
+            return;
+        }
+        match self.take_record(change.node, &change.key, text) {
+            Ok(()) => {
+                // Loads are counters that requests read in place; the tick picks up the rest of them.
+                self.dirty |= change.key != LOADS_KEY;
+                if change.key == FACTS_KEY {
+                    self.take_waiting(change.node);
+                }
+            }
+            Err("old" | "no_facts") => {}
+            Err(reason) => {
+                metrics::counter!("marram_gossip_refused_total", "reason" => reason).increment(1);
+                warn!(member = %change.node, key = change.key, reason, "gossiped record refused");
+            }
+        }
+    }
+
+    /// Records that arrived before their node's facts.
+    fn take_waiting(&mut self, node: NodeId) {
+        let waiting = self.control.cell.snapshot().into_iter().filter(|(known, _, _)| *known == node);
+        for (_, _, entries) in waiting {
+            for (key, value) in entries.into_iter().filter(|(key, _)| key != FACTS_KEY) {
+                self.take_record(node, &key, &value).ok();
+            }
+        }
+    }
+
+    /// Verifies a gossiped record and hands it to the catalog; a refusal is a word for the counter.
+    fn take_record(&mut self, node: NodeId, key: &str, text: &str) -> Result<(), &'static str> {
+        let record = SignedRecord::from_text(text, RECORD_TEXT_MAX).map_err(|_fault| "malformed")?;
+        let now = self.control.clock.now();
+        let stamp = (record.generation, record.seq);
+        let mesh = self.control.identity.mesh();
+        let context = format!("{SIGN_CONTEXT}/{key}");
+        if key == FACTS_KEY {
+            let facts: Facts = codec::decode(RECORD_VERSION, &record.payload).map_err(|_fault| "malformed")?;
+            let unix = self.control.clock.unix().as_secs();
+            let admitted = verify_chain(self.control.identity.roots(), &facts.chain, unix).map_err(|_fault| "not_admitted")?;
+            record.verify(mesh, &context, node, &admitted.public_key).map_err(|_fault| "forged")?;
+            if admitted.node != node || admitted.name != facts.name {
+                return Err("forged");
+            }
+            let (name, addresses) = (facts.name.clone(), facts.addresses.clone());
+            let taken = self.control.state().catalog.take_facts(
+                node,
+                (admitted.role, admitted.public_key),
+                stamp,
+                facts,
+                now,
+            );
+            taken.map_err(refusal_word)?;
+            self.take_earlier_verdict(node, now);
+            self.meet(node, &name, &addresses, now);
+            return Ok(());
+        }
+        let public_key = self.control.state().catalog.node(node).map(|known| known.public_key).ok_or("no_facts")?;
+        record.verify(mesh, &context, node, &public_key).map_err(|_fault| "forged")?;
+        match key {
+            OFFERS_KEY => {
+                let offers: Offers = codec::decode(RECORD_VERSION, &record.payload).map_err(|_fault| "malformed")?;
+                let taken = self.control.state().catalog.take_offers(node, stamp, offers);
+                taken.map_err(refusal_word)
+            }
+            LOADS_KEY => {
+                let loads: Loads = codec::decode(RECORD_VERSION, &record.payload).map_err(|_fault| "malformed")?;
+                let taken = self.control.state().catalog.take_loads(node, stamp, loads, now);
+                taken.map_err(refusal_word)
+            }
+            // Written by a later version: kept by gossip, not used here.
+            _ => Ok(()),
+        }
+    }
+
+    /// What the prober found out about a node before its facts were known.
+    fn take_earlier_verdict(&mut self, node: NodeId, now: Duration) {
+        let known = {
+            let state = self.control.state();
+            state.swim.member(&node).map(|m| (m.liveness, m.incarnation, m.reason.to_string()))
+        };
+        if let Some((liveness, incarnation, reason)) = known {
+            self.verdict(node, liveness, incarnation, &reason, now);
+        }
+    }
+
+    /// A node told where it is: keep a link to it and watch it.
+    fn meet(&mut self, node: NodeId, name: &str, addresses: &[String], now: Duration) {
+        let name = name.to_owned();
+        self.control.state().swim.handle_peer(now, node, PeerChange::Discovered);
+        let (links, keeper, unix) = (self.control.links.clone(), Arc::clone(&self.control.keeper), self.control.clock.unix());
+        let addresses: Vec<String> = addresses.iter().take(ADDRESSES_MAX).cloned().collect();
+        tokio::spawn(async move {
+            let resolved = resolve(&addresses).await;
+            if resolved.is_empty() {
+                return;
+            }
+            if let Some(address) = resolved.first() {
+                keeper.met(node, &name, *address, unix);
+            }
+            links.set_peer(node, resolved, true);
+        });
+    }
+
+    fn drain(&mut self, now: Duration) {
+        info!("draining: no new work, requests in flight may finish");
+        {
+            let mut state = self.control.state();
+            state.life = Life::Draining;
+            state.swim.leave(now);
+        }
+        self.tell_offers();
+    }
+}
+
+/// An endpoint failed on the data path, which has ejected it already: say so in the log.
+fn note_failure(outcome: &Outcome) {
+    let Outcome { endpoint, kind, detail, in_a_row, .. } = outcome;
+    warn!(
+        service = endpoint.service, instance = endpoint.instance, node = endpoint.node_name, kind = kind.as_str(), detail,
+        in_a_row, "endpoint failed"
+    );
+}
+
+fn refusal_word(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Old => "old",
+        Refusal::NoFacts => "no_facts",
+        Refusal::Full => "catalog_full",
+        Refusal::NameTaken => "name_taken",
+    }
+}
+
+/// Looks `HOST:PORT`s up; what does not resolve is left out, it is tried again when the node tells it again.
+pub async fn resolve(addresses: &[String]) -> Vec<SocketAddr> {
+    let mut found = Vec::new();
+    for address in addresses {
+        match tokio::net::lookup_host(address).await {
+            Ok(resolved) => found.extend(resolved),
+            Err(fault) => debug!(address, %fault, "address does not resolve"),
+        }
+    }
+    found.dedup();
+    found
+}

@@ -1,0 +1,167 @@
+//! What the admin API asks of a running node, answered from the state, the links and the store.
+
+use std::sync::Arc;
+
+use policy::Document;
+use policy::explain::Explanation;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use transport::trust::LeafSource;
+
+use crate::agent::INSTANCES_TABLE;
+use crate::api::{ApiError, ApiFuture, Condition, NodeApi, WatchEvent};
+use crate::config::ServiceConfig;
+use crate::control::Control;
+use crate::event::Event;
+use crate::machine;
+use crate::state::Life;
+use crate::view::{
+    Applied, ConflictView, LinkView, NodeView, PolicyView, ProblemView, Registration, ServiceSummary, Status,
+};
+
+/// A running node, as the admin API sees it.
+#[derive(Debug)]
+pub struct AgentApi {
+    control: Control,
+    events: mpsc::Sender<Event>,
+    leaf: Arc<LeafSource>,
+}
+
+impl AgentApi {
+    /// The door to the node that `control` runs.
+    #[must_use]
+    pub fn new(control: Control, events: mpsc::Sender<Event>, leaf: Arc<LeafSource>) -> Self {
+        Self { control, events, leaf }
+    }
+
+    fn links(&self) -> Vec<LinkView> {
+        let links = self.control.links.links().into_iter();
+        links
+            .map(|link| LinkView {
+                node: link.name,
+                remote: link.remote.to_string(),
+                rtt_ms: link.rtt.as_secs_f64() * 1e3,
+                loss: link.loss,
+                key_exchange: link.key_exchange.to_string(),
+                outbound: link.outbound,
+                purpose: if link.control { "control" } else { "data" }.to_owned(),
+            })
+            .collect()
+    }
+
+    async fn put(&self, service: String, id: String, registration: Registration) -> Result<(), ApiError> {
+        let problems = crate::config::check_registration(&service, &id, &registration);
+        if !problems.is_empty() {
+            return Err(ApiError::Invalid { problems });
+        }
+        let config = ServiceConfig {
+            name: service,
+            id: Some(id),
+            address: registration.address.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
+            port: registration.port,
+            protocol: registration.protocol,
+            capacity: registration.capacity,
+            labels: registration.labels,
+            checks: registration.checks,
+        };
+        let value = serde_json::to_vec(&config).map_err(|fault| ApiError::Limit(fault.to_string()))?;
+        let key = instance_key(&config.name, &config.instance_id());
+        self.control.store.put_record(INSTANCES_TABLE, key, value).await?;
+        let (answer, answered) = oneshot::channel();
+        self.tell(Event::PutInstance { config, answer }).await?;
+        answered.await.map_err(|_closed| stopping())?
+    }
+
+    async fn delete(&self, service: String, instance: String) -> Result<(), ApiError> {
+        if self.control.state().local.config(&service, &instance).is_none() {
+            return Err(unknown_instance(&service, &instance));
+        }
+        self.control.store.delete_record(INSTANCES_TABLE, instance_key(&service, &instance)).await?;
+        self.tell(Event::DeleteInstance { service, instance }).await
+    }
+
+    async fn tell(&self, event: Event) -> Result<(), ApiError> {
+        self.events.send(event).await.map_err(|_closed| stopping())
+    }
+}
+
+impl NodeApi for AgentApi {
+    fn status(&self) -> Status {
+        let (links, now) = (self.links(), self.control.clock.now());
+        let node_not_after = self.control.identity.not_after_unix();
+        self.control.state().status(links, self.leaf.not_after_unix(), node_not_after, now)
+    }
+
+    fn nodes(&self) -> Vec<NodeView> {
+        self.control.state().nodes(machine::resident_bytes(), self.control.clock.now())
+    }
+
+    fn services(&self) -> Vec<ServiceSummary> {
+        self.control.state().services(&self.control.published.load())
+    }
+
+    fn explain(&self, service: &str) -> Option<Explanation> {
+        let snapshot = self.control.published.load();
+        self.control.state().explain(&snapshot, service, self.control.clock.now())
+    }
+
+    fn problems(&self) -> Vec<ProblemView> {
+        self.control.state().problems()
+    }
+
+    fn is_ready(&self) -> Result<(), String> {
+        match self.control.state().life {
+            Life::Ready => Ok(()),
+            Life::Starting => Err("the node is starting".to_owned()),
+            Life::Draining => Err("the node is draining".to_owned()),
+        }
+    }
+
+    fn events(&self) -> broadcast::Receiver<WatchEvent> {
+        self.control.watch.subscribe()
+    }
+
+    fn put_instance(&self, service: String, id: String, registration: Registration) -> ApiFuture<'_, ()> {
+        Box::pin(self.put(service, id, registration))
+    }
+
+    fn delete_instance(&self, service: String, id: String) -> ApiFuture<'_, ()> {
+        Box::pin(self.delete(service, id))
+    }
+
+    fn heartbeat(&self, service: String, id: String) -> ApiFuture<'_, ()> {
+        let fed = self.control.state().local.heartbeat(&service, &id);
+        Box::pin(async move { if fed { Ok(()) } else { Err(unknown_instance(&service, &id)) } })
+    }
+
+    fn policies(&self) -> ApiFuture<'_, Vec<PolicyView>> {
+        Box::pin(self.control.store.list())
+    }
+
+    fn policy(&self, scope: String, kind: String, name: String) -> ApiFuture<'_, PolicyView> {
+        Box::pin(self.control.store.get(scope, kind, name))
+    }
+
+    fn apply(&self, documents: Vec<Document>, condition: Condition) -> ApiFuture<'_, Applied> {
+        Box::pin(self.control.store.apply(documents, condition))
+    }
+
+    fn delete_policy(&self, scope: String, kind: String, name: String, condition: Condition) -> ApiFuture<'_, Applied> {
+        Box::pin(self.control.store.delete(scope, kind, name, condition))
+    }
+
+    fn conflicts(&self) -> ApiFuture<'_, Vec<ConflictView>> {
+        Box::pin(self.control.store.conflicts())
+    }
+}
+
+fn instance_key(service: &str, instance: &str) -> Vec<u8> {
+    format!("{service}/{instance}").into_bytes()
+}
+
+fn unknown_instance(service: &str, instance: &str) -> ApiError {
+    ApiError::NotFound(format!("this node owns no instance {instance} of {service}; only its owner can change an instance"))
+}
+
+fn stopping() -> ApiError {
+    ApiError::Unavailable("the node is stopping".to_owned())
+}

@@ -1,0 +1,386 @@
+//! One try at one endpoint: a pooled or new connection, the request, the response head.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::HeaderMap;
+use hyper::{Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use transport::{NodeId, StreamReset};
+
+use super::body::RequestBody;
+use super::context::{OutcomeKind, ProxyContext};
+use super::head::{ACCEPTED, Content, ResetCode, ServiceHead};
+use super::headers::{Fault, MARRAM_FAULT_DETAIL, strip_marram};
+use super::links::PeerStream;
+use super::probe::watch;
+use super::upstream::{Lease, NotSent, PoolKey};
+use crate::snapshot::{Endpoint, LocalInstance};
+
+/// The least time a peer gets for its accepted byte; far peers get four round trips.
+const ACCEPT_MIN: Duration = Duration::from_millis(250);
+/// The same for a probe while requests wait: giving up a peer that was only busy would cut what is under way.
+const PROBE_MIN: Duration = Duration::from_millis(500);
+
+/// What an endpoint answered.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) response: Response<Incoming>,
+    pub(super) lease: Lease,
+    /// The request once more, should the answer turn out to be none.
+    again: Option<Outgoing>,
+}
+
+/// Why an endpoint did not answer.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) blame: Blame,
+    pub(super) detail: String,
+    /// The request, where it is safe to send it elsewhere: nothing of it arrived, or it may arrive twice.
+    pub(super) again: Option<Outgoing>,
+    /// Nothing of the request reached the instance.
+    pub(super) is_unsent: bool,
+}
+
+/// Whose fault a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// The endpoint's, or that of its whole node.
+    Endpoint(OutcomeKind),
+    /// The client's: its body broke off.
+    Client,
+    /// Nobody's: it went in circles.
+    Loop,
+    /// The instance was too slow, as its own node saw it.
+    Slow,
+}
+
+impl Failure {
+    /// The endpoint failed before anything was sent to it.
+    fn before(kind: OutcomeKind, detail: impl Into<String>, outgoing: Outgoing) -> Self {
+        Self { blame: Blame::Endpoint(kind), detail: detail.into(), again: Some(outgoing), is_unsent: true }
+    }
+
+    /// The client did not send what it announced.
+    pub(super) fn of_client(detail: impl Into<String>) -> Self {
+        Self { blame: Blame::Client, detail: detail.into(), again: None, is_unsent: false }
+    }
+
+    /// The endpoint failed when a part of the request may have arrived; `copy` is that request again.
+    fn after(kind: OutcomeKind, detail: impl Into<String>, copy: Option<Outgoing>) -> Self {
+        let again = copy.filter(|outgoing| outgoing.is_repeatable);
+        Self { blame: Blame::Endpoint(kind), detail: detail.into(), again, is_unsent: false }
+    }
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) request: Request<RequestBody>,
+    /// May be sent again although a part of it may have arrived.
+    pub(super) is_repeatable: bool,
+}
+
+impl Outgoing {
+    /// The same request again, where its body is at hand.
+    fn copy(&self) -> Option<Self> {
+        let mut copy = Request::new(self.request.body().replay()?);
+        self.request.method().clone_into(copy.method_mut());
+        self.request.uri().clone_into(copy.uri_mut());
+        self.request.headers().clone_into(copy.headers_mut());
+        Some(Self { request: copy, is_repeatable: self.is_repeatable })
+    }
+}
+
+/// Sends a request to a process on this machine.
+pub(super) async fn local(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    instance: &LocalInstance,
+    mut outgoing: Outgoing,
+) -> Result<Answer, Failure> {
+    strip_marram(outgoing.request.headers_mut());
+    let key = PoolKey::Local(instance.address);
+    let outgoing = match send_kept(context, core, &key, outgoing).await {
+        Kept::Done(result) => return *result,
+        Kept::None(outgoing) => outgoing,
+    };
+    let stream = match connect(instance, context.config.connect_timeout).await {
+        Ok(stream) => stream,
+        Err(detail) => return Err(Failure::before(OutcomeKind::ConnectFailed, detail, outgoing)),
+    };
+    send_new(context, core, key, stream, outgoing).await
+}
+
+/// Connects to a process on this machine and keeps count of refusals for its health checks.
+pub(super) async fn connect(instance: &LocalInstance, limit: Duration) -> Result<TcpStream, String> {
+    let address: SocketAddr = instance.address;
+    let failed = match timeout(limit, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => {
+            instance.connect_failures.store(0, Ordering::Relaxed);
+            // Without it small answers wait for acknowledgements; a socket that refuses the option still works.
+            stream.set_nodelay(true).ok();
+            return Ok(stream);
+        }
+        Ok(Err(error)) => format!("connect to {address}: {error}"),
+        Err(_elapsed) => format!("connect to {address}: no answer in {}", humantime::format_duration(limit)),
+    };
+    instance.connect_failures.fetch_add(1, Ordering::Relaxed);
+    Err(failed)
+}
+
+/// Sends a request to an instance behind a peer.
+pub(super) async fn remote(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    endpoint: &Endpoint,
+    head: ServiceHead,
+    outgoing: Outgoing,
+) -> Result<Answer, Failure> {
+    let key = PoolKey::Remote {
+        node: endpoint.node,
+        service: endpoint.service.clone(),
+        instance: endpoint.instance.clone(),
+    };
+    let sending = async {
+        let outgoing = match send_kept(context, core, &key, outgoing).await {
+            Kept::Done(result) => return *result,
+            Kept::None(outgoing) => outgoing,
+        };
+        match open_stream(context, core, endpoint.node, &head).await {
+            Err((kind, detail)) => Err(Failure::before(kind, detail, outgoing)),
+            Ok(stream) => send_new(context, core, key.clone(), stream, outgoing).await,
+        }
+    };
+    let sent = tokio::select! {
+        sent = sending => sent,
+        never = watch(context, core, endpoint.node, head.source.clone()) => match never {},
+    };
+    let answer = sent.map_err(|mut failure| {
+        // Whatever breaks between two proxies is not the instance's fault: that its node would have told.
+        if failure.blame == Blame::Endpoint(OutcomeKind::Closed) {
+            failure.blame = Blame::Endpoint(OutcomeKind::PeerFailed);
+        }
+        failure
+    })?;
+    match Fault::of(answer.response.headers()) {
+        None => Ok(answer),
+        Some(fault) => Err(told(fault, answer)),
+    }
+}
+
+/// Turns a fault that the peer tells of its instance into a failure.
+fn told(fault: Fault, answer: Answer) -> Failure {
+    let detail = fault_detail(answer.response.headers(), fault);
+    if answer.response.body().is_end_stream() {
+        answer.lease.give_back();
+    }
+    let (blame, is_unsent) = match fault {
+        Fault::Unsent => (Blame::Endpoint(OutcomeKind::ConnectFailed), true),
+        Fault::Closed => (Blame::Endpoint(OutcomeKind::Closed), false),
+        Fault::TimedOut => (Blame::Slow, false),
+        Fault::Loop => (Blame::Loop, false),
+        Fault::Client => (Blame::Client, false),
+    };
+    let again = answer.again.filter(|outgoing| is_unsent || outgoing.is_repeatable);
+    Failure { blame, detail, again, is_unsent }
+}
+
+fn fault_detail(headers: &HeaderMap, fault: Fault) -> String {
+    let told = headers.get(MARRAM_FAULT_DETAIL).and_then(|detail| detail.to_str().ok());
+    told.map_or_else(|| format!("its node reports: {}", fault.as_str()), |told| format!("its node reports: {told}"))
+}
+
+/// Opens a stream to an instance behind a peer and waits until the peer accepts it.
+pub(super) async fn open_stream(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    node: NodeId,
+    head: &ServiceHead,
+) -> Result<PeerStream, (OutcomeKind, String)> {
+    open_within(context, core, node, head, ACCEPT_MIN).await
+}
+
+/// The same for a stream that only asks whether the peer answers, with more patience.
+pub(super) async fn open_probe(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    node: NodeId,
+    head: &ServiceHead,
+) -> Result<PeerStream, (OutcomeKind, String)> {
+    open_within(context, core, node, head, PROBE_MIN).await
+}
+
+async fn open_within(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    node: NodeId,
+    head: &ServiceHead,
+    accept_min: Duration,
+) -> Result<PeerStream, (OutcomeKind, String)> {
+    let peer_failed = |detail: String| (OutcomeKind::PeerFailed, detail);
+    let bytes: Bytes = head.encode().map_err(|error| (OutcomeKind::ConnectFailed, error.to_string()))?;
+    let token = context.peer_token(node);
+    let opening = timeout(context.config.connect_timeout, context.links.open_service(core, node, bytes));
+    let opened = tokio::select! {
+        opened = opening => opened,
+        () = token.cancelled() => return Err(peer_failed("its node was given up".to_owned())),
+    };
+    let stream = match opened {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(peer_failed(format!("no link to its node: {error}"))),
+        Err(_elapsed) => {
+            let limit = humantime::format_duration(context.config.connect_timeout);
+            return Err(peer_failed(format!("no link to its node within {limit}")));
+        }
+    };
+    let mut stream = PeerStream::new(stream, token);
+    let round_trips = context.links.rtt(node).map_or(Duration::ZERO, |rtt| rtt.saturating_mul(4));
+    let limit = accept_min.max(round_trips);
+    let mut answer = [0];
+    match timeout(limit, stream.read_exact(&mut answer)).await {
+        Ok(Ok(_)) if answer == [ACCEPTED] => Ok(stream),
+        Ok(Ok(_)) => Err(peer_failed("its node answered out of turn".to_owned())),
+        Ok(Err(error)) => Err(reset_meaning(&error)),
+        Err(_elapsed) => {
+            let limit = humantime::format_duration(limit);
+            Err(peer_failed(format!("its node did not accept within {limit}")))
+        }
+    }
+}
+
+fn reset_meaning(error: &std::io::Error) -> (OutcomeKind, String) {
+    match StreamReset::of(error).and_then(|reset| ResetCode::from_wire(reset.code)) {
+        Some(code @ (ResetCode::UnknownInstance | ResetCode::ConnectFailed)) => {
+            (OutcomeKind::ConnectFailed, code.sentence().to_owned())
+        }
+        Some(code) => (OutcomeKind::PeerFailed, code.sentence().to_owned()),
+        None => (OutcomeKind::PeerFailed, format!("its node broke off: {error}")),
+    }
+}
+
+/// The head of a stream for requests to `endpoint`.
+pub(super) fn stream_head(
+    endpoint: &Endpoint,
+    content: Content,
+    source: String,
+    hops: u8,
+    deadline: Option<Duration>,
+) -> ServiceHead {
+    ServiceHead {
+        service: endpoint.service.clone(),
+        instance: endpoint.instance.clone(),
+        content,
+        source,
+        hops,
+        deadline_ms: deadline.map_or(0, |left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX)),
+        trace: [0; 16],
+    }
+}
+
+enum Kept {
+    /// A kept connection was good, for better or worse.
+    Done(Box<Result<Answer, Failure>>),
+    /// No kept connection was good; the request may go over a new one.
+    None(Outgoing),
+}
+
+/// Tries kept connections. One that the other side closed before it answered a byte is no failure: the request goes
+/// over the next or a new one, as long as nothing of it was sent or it may arrive twice.
+async fn send_kept(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, mut outgoing: Outgoing) -> Kept {
+    while let Some(lease) = Lease::reuse(context, core, key, !outgoing.is_repeatable) {
+        match send(lease, outgoing).await {
+            Sent::Answered(answer) => return Kept::Done(Box::new(Ok(answer))),
+            Sent::Unsent(again) => outgoing = again,
+            Sent::Closed { copy: Some(copy), is_clean: true, .. } if copy.is_repeatable => return Kept::None(copy),
+            Sent::Closed { detail, copy, .. } => {
+                return Kept::Done(Box::new(Err(Failure::after(OutcomeKind::Closed, detail, copy))));
+            }
+            Sent::ClientBroke => return Kept::Done(Box::new(Err(client_broke()))),
+        }
+    }
+    Kept::None(outgoing)
+}
+
+async fn send_new<S>(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    key: PoolKey,
+    stream: S,
+    outgoing: Outgoing,
+) -> Result<Answer, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let kind = OutcomeKind::Closed;
+    let lease = match Lease::open(context, core, key, stream).await {
+        Ok(lease) => lease,
+        Err(error) => return Err(Failure::before(kind, describe(&error), outgoing)),
+    };
+    match send(lease, outgoing).await {
+        Sent::Answered(answer) => Ok(answer),
+        Sent::Unsent(again) => Err(Failure::before(kind, "it closed the connection at once", again)),
+        Sent::Closed { detail, copy, .. } => Err(Failure::after(kind, detail, copy)),
+        Sent::ClientBroke => Err(client_broke()),
+    }
+}
+
+enum Sent {
+    Answered(Answer),
+    /// Not a byte of the request left this node.
+    Unsent(Outgoing),
+    /// The connection ended, or what came was no answer.
+    Closed { detail: String, copy: Option<Outgoing>, is_clean: bool },
+    /// The client's body ended before its end.
+    ClientBroke,
+}
+
+async fn send(mut lease: Lease, outgoing: Outgoing) -> Sent {
+    let again = outgoing.copy();
+    let is_repeatable = outgoing.is_repeatable;
+    match lease.send(outgoing.request).await {
+        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            Sent::Closed { detail: "it switched protocols without being asked".to_owned(), copy: again, is_clean: false }
+        }
+        Ok(response) => Sent::Answered(Answer { response, lease, again }),
+        Err(NotSent::Unsent(request)) => Sent::Unsent(Outgoing { request: *request, is_repeatable }),
+        Err(NotSent::ClientBroke) => Sent::ClientBroke,
+        Err(NotSent::Closed(error)) => {
+            Sent::Closed { detail: describe(&error), copy: again, is_clean: is_clean_close(&error) }
+        }
+    }
+}
+
+fn client_broke() -> Failure {
+    Failure::of_client("the request body broke off or is malformed")
+}
+
+/// Whether the connection just ended, as a silent one does, rather than sending nonsense or being given up.
+fn is_clean_close(error: &hyper::Error) -> bool {
+    let kind = std::error::Error::source(error).and_then(|source| source.downcast_ref()).map(std::io::Error::kind);
+    match kind {
+        Some(kind) => matches!(
+            kind,
+            std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::NotConnected
+        ),
+        None => error.is_incomplete_message() || error.is_closed() || error.is_canceled(),
+    }
+}
+
+/// The error with its causes in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,177 @@
+//! Bodies as they pass through: never collected, except small ones that may have to be sent twice.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use super::record::Record;
+use super::upstream::Lease;
+
+/// Boxed error of a body; hyper closes the connection on it, so that a cut body is never taken for a whole one.
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request body on its way to an instance.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    /// Known bytes, which can be sent again.
+    Whole(Bytes),
+    /// Whatever the client sends, once.
+    Stream(Incoming),
+}
+
+impl RequestBody {
+    /// A second body of the same bytes, if that is possible.
+    pub(crate) fn replay(&self) -> Option<Self> {
+        match self {
+            Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
+            Self::Stream(_) => None,
+        }
+    }
+
+    /// Reads `body` whole.
+    ///
+    /// # Errors
+    /// When the client breaks off, or sends more than `bytes_max`.
+    pub(crate) async fn read_whole(mut body: Incoming, bytes_max: usize) -> Result<Self, BodyError> {
+        let mut whole = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                if whole.len() + data.len() > bytes_max {
+                    return Err("the body is longer than its content-length".into());
+                }
+                whole.extend_from_slice(&data);
+            }
+        }
+        Ok(Self::Whole(whole.freeze()))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut *self {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Stream(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+/// A response body on its way to the client: the proxy's own words, or what an instance sends.
+///
+/// Dropping it ends the record of the request, and gives the connection to the instance back when it was read whole.
+#[derive(Debug)]
+pub(crate) struct ResponseBody {
+    source: Source,
+    record: Option<Record>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Own(Bytes),
+    Instance { incoming: Incoming, lease: Option<Lease> },
+}
+
+impl ResponseBody {
+    /// The proxy's own answer.
+    pub(crate) const fn full(bytes: Bytes) -> Self {
+        Self { source: Source::Own(bytes), record: None }
+    }
+
+    /// What an instance answers over the connection of `lease`.
+    pub(crate) fn instance(incoming: Incoming, lease: Lease) -> Self {
+        let mut body = Self { source: Source::Instance { incoming, lease: Some(lease) }, record: None };
+        body.finish_if_ended();
+        body
+    }
+
+    /// Keeps `record` until the body is done or dropped.
+    pub(crate) fn recorded(mut self, record: Record) -> Self {
+        self.record = Some(record);
+        self
+    }
+
+    fn finish_if_ended(&mut self) {
+        if let Source::Instance { incoming, lease } = &mut self.source
+            && incoming.is_end_stream()
+            && let Some(lease) = lease.take()
+        {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        let frame = match &mut this.source {
+            Source::Own(bytes) if bytes.is_empty() => None,
+            Source::Own(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            Source::Instance { incoming, lease } => match std::task::ready!(Pin::new(incoming).poll_frame(cx)) {
+                Some(Ok(frame)) => Some(Ok(frame)),
+                Some(Err(error)) => {
+                    drop(lease.take());
+                    if let Some(record) = &mut this.record {
+                        record.broken();
+                    }
+                    Some(Err(error.into()))
+                }
+                None => {
+                    if let Some(lease) = lease.take() {
+                        lease.give_back();
+                    }
+                    None
+                }
+            },
+        };
+        if let (Some(Ok(frame)), Some(record)) = (&frame, &mut this.record)
+            && let Some(data) = frame.data_ref()
+        {
+            record.sent(data.len());
+        }
+        this.finish_if_ended();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Own(bytes) => bytes.is_empty(),
+            Source::Instance { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Instance { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}

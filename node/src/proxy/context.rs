@@ -1,0 +1,325 @@
+//! What every request of this node's proxy shares.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use transport::{Clock, NodeId};
+
+use super::links::ServiceLinks;
+use super::upstream::Pool;
+use crate::config::ProxyConfig;
+use crate::snapshot::{Endpoint, Published};
+
+/// What [`ProxyContext::new`] is made of.
+pub struct ProxyParts {
+    /// Where the newest snapshot is found.
+    pub published: Arc<Published>,
+    /// The way to other proxies.
+    pub links: Arc<dyn ServiceLinks>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Limits and timeouts.
+    pub config: ProxyConfig,
+    /// Data threads; `core` arguments are below it.
+    pub cores: usize,
+    /// Where the draws start from.
+    pub seed: u64,
+    /// Failures of endpoints, for the control thread. When it is full, outcomes are dropped and counted.
+    pub outcomes: mpsc::Sender<Outcome>,
+}
+
+/// An endpoint failed a request of this node.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Which.
+    pub endpoint: Arc<Endpoint>,
+    /// How.
+    pub kind: OutcomeKind,
+    /// What was seen, as a sentence.
+    pub detail: String,
+    /// Failures of it in a row, this one included; 0 where it does not count as one.
+    pub in_a_row: u32,
+    /// When, monotonic.
+    pub at: Duration,
+}
+
+/// How an endpoint failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutcomeKind {
+    /// The instance took no connection.
+    ConnectFailed,
+    /// The instance closed the connection before it answered.
+    Closed,
+    /// Its node could not be reached, did not accept in time or broke off. All its endpoints are out for a while.
+    PeerFailed,
+    /// No response head in time. The endpoint stays in: slow is not dead.
+    TimedOut,
+}
+
+impl OutcomeKind {
+    /// The word used as label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectFailed => "connect_failed",
+            Self::Closed => "closed",
+            Self::PeerFailed => "peer_failed",
+            Self::TimedOut => "timed_out",
+        }
+    }
+}
+
+/// The proxy of one node, shared by its data threads.
+pub struct ProxyContext {
+    pub(super) published: Arc<Published>,
+    pub(super) links: Arc<dyn ServiceLinks>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) config: ProxyConfig,
+    pub(super) connections: Arc<Semaphore>,
+    outcomes: mpsc::Sender<Outcome>,
+    cores: Vec<CoreState>,
+    peers: Mutex<HashMap<NodeId, CancellationToken>>,
+    in_flight: AtomicUsize,
+    draining: CancellationToken,
+    idle: Notify,
+}
+
+/// What belongs to one data thread. Other threads touch it only when a peer is given up.
+struct CoreState {
+    pool: Mutex<Pool>,
+    chance: AtomicU64,
+    sweeping: AtomicBool,
+    probes: Mutex<HashMap<NodeId, Probes>>,
+}
+
+/// Probes of one peer from one data thread.
+#[derive(Debug, Default, Clone, Copy)]
+struct Probes {
+    is_under_way: bool,
+    failed_in_a_row: u32,
+}
+
+impl fmt::Debug for ProxyContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyContext")
+            .field("cores", &self.cores.len())
+            .field("in_flight", &self.in_flight())
+            .field("is_draining", &self.is_draining())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ProxyParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyParts").field("config", &self.config).field("cores", &self.cores).finish_non_exhaustive()
+    }
+}
+
+impl ProxyContext {
+    /// A proxy that has not begun to serve.
+    #[must_use]
+    pub fn new(parts: ProxyParts) -> Arc<Self> {
+        let cores = (0..parts.cores.max(1))
+            .map(|core| CoreState {
+                pool: Mutex::default(),
+                chance: AtomicU64::new(mix(parts.seed ^ mix(core as u64 + 1))),
+                sweeping: AtomicBool::new(false),
+                probes: Mutex::default(),
+            })
+            .collect();
+        Arc::new(Self {
+            published: parts.published,
+            links: parts.links,
+            clock: parts.clock,
+            connections: Arc::new(Semaphore::new(parts.config.connections_max.min(Semaphore::MAX_PERMITS))),
+            config: parts.config,
+            outcomes: parts.outcomes,
+            cores,
+            peers: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
+            draining: CancellationToken::new(),
+            idle: Notify::new(),
+        })
+    }
+
+    /// Requests and tunnels in flight, those of peers to instances of this node included.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Whether [`ProxyContext::drain`] was called.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    /// Stops accepting connections and streams, and waits at most `limit` for what is in flight; returns what is left.
+    ///
+    /// Kept-alive connections are answered with `connection: close` from now on. Those that are silent stay open until
+    /// the process ends, as closing them could cut a request that is on its way.
+    pub async fn drain(&self, limit: Duration) -> usize {
+        self.draining.cancel();
+        let quiet = async {
+            loop {
+                let notified = self.idle.notified();
+                if self.in_flight() == 0 {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        // Past the limit the caller goes on with what is left; the number says it all.
+        tokio::time::timeout(limit, quiet).await.ok();
+        self.in_flight()
+    }
+
+    /// The peer is given up: everything that waits for it fails at once and is sent elsewhere where that is safe.
+    ///
+    /// To be called on a `Dead` verdict and when the last control link was lost. A later request may dial it again.
+    pub fn peer_dead(&self, node: NodeId) {
+        if let Some(token) = lock(&self.peers).remove(&node) {
+            token.cancel();
+        }
+        for core in &self.cores {
+            lock(&core.pool).forget_node(node);
+            lock(&core.probes).remove(&node);
+        }
+    }
+
+    /// Ends when [`ProxyContext::drain`] was called.
+    pub(super) async fn until_draining(&self) {
+        self.draining.cancelled().await;
+    }
+
+    /// Cancelled when the peer is given up.
+    pub(super) fn peer_token(&self, node: NodeId) -> CancellationToken {
+        lock(&self.peers).entry(node).or_default().clone()
+    }
+
+    /// A number uniform in `[0, 1)`: SplitMix64 (Steele, Lea, Flood 2014), one stream per core.
+    pub(super) fn chance(&self, core: usize) -> f64 {
+        const GOLDEN_GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
+        let Some(state) = self.cores.get(core % self.cores.len()) else {
+            return 0.0;
+        };
+        let step = state.chance.fetch_add(GOLDEN_GAMMA, Ordering::Relaxed).wrapping_add(GOLDEN_GAMMA);
+        #[expect(clippy::cast_precision_loss, reason = "53 bits fit a double exactly")]
+        let numerator = (mix(step) >> 11) as f64;
+        numerator / (1_u64 << 53) as f64
+    }
+
+    /// The connections kept by this core. Never held across an await.
+    pub(super) fn pool(&self, core: usize) -> MutexGuard<'_, Pool> {
+        lock(&self.core(core).pool)
+    }
+
+    /// True for the one caller that is to sweep this core's pool.
+    pub(super) fn begin_sweeping(&self, core: usize) -> bool {
+        !self.core(core).sweeping.swap(true, Ordering::AcqRel)
+    }
+
+    /// The sweeper of this core has ended.
+    pub(super) fn end_sweeping(&self, core: usize) {
+        self.core(core).sweeping.store(false, Ordering::Release);
+    }
+
+    /// The right to probe a peer from this core, unless a probe is under way.
+    pub(super) fn probe_turn(&self, core: usize, node: NodeId) -> Option<ProbeTurn<'_>> {
+        let probes = &self.core(core).probes;
+        let mut all = lock(probes);
+        let one = all.entry(node).or_default();
+        if one.is_under_way {
+            return None;
+        }
+        one.is_under_way = true;
+        Some(ProbeTurn { probes, node })
+    }
+
+    /// Tells the control thread, which may be late: a full queue drops and counts.
+    pub(super) fn tell(&self, outcome: Outcome) {
+        metrics::counter!("marram_ejections_total", "verdict" => outcome.kind.as_str()).increment(1);
+        if self.outcomes.try_send(outcome).is_err() {
+            metrics::counter!("marram_outcomes_dropped_total").increment(1);
+        }
+    }
+
+    /// Counts one request or tunnel in flight.
+    pub(super) fn begin(self: &Arc<Self>) -> Busy {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        metrics::gauge!("marram_inflight").increment(1.0);
+        Busy { context: Arc::clone(self) }
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "there is at least one core and the index is taken modulo their number")]
+    fn core(&self, core: usize) -> &CoreState {
+        &self.cores[core % self.cores.len()]
+    }
+}
+
+/// The right to probe one peer. Dropping it before its end, as the request no longer waits, changes no count.
+pub(super) struct ProbeTurn<'a> {
+    probes: &'a Mutex<HashMap<NodeId, Probes>>,
+    node: NodeId,
+}
+
+impl ProbeTurn<'_> {
+    /// The probe has ended; returns how many failed in a row.
+    pub(super) fn finish(self, answered: bool) -> u32 {
+        let mut all = lock(self.probes);
+        if answered {
+            all.remove(&self.node);
+            return 0;
+        }
+        all.get_mut(&self.node).map_or(0, |one| {
+            one.failed_in_a_row += 1;
+            one.failed_in_a_row
+        })
+    }
+}
+
+impl Drop for ProbeTurn<'_> {
+    fn drop(&mut self) {
+        if let Some(one) = lock(self.probes).get_mut(&self.node) {
+            one.is_under_way = false;
+        }
+    }
+}
+
+/// One request or tunnel in flight, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Busy {
+    context: Arc<ProxyContext>,
+}
+
+impl Busy {
+    pub(super) const fn context(&self) -> &Arc<ProxyContext> {
+        &self.context
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        metrics::gauge!("marram_inflight").decrement(1.0);
+        if self.context.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.context.idle.notify_waiters();
+        }
+    }
+}
+
+/// The lock of data that no panic leaves half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The output function of SplitMix64.
+const fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

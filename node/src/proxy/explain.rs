@@ -1,0 +1,87 @@
+//! The decision behind one request, as the `marram-decision` response header says it.
+
+use hyper::header::HeaderValue;
+use serde::Serialize;
+
+use crate::pick::{Pick, capacity, inflight};
+use crate::snapshot::Snapshot;
+
+/// Candidates in one header; the most probable ones are named.
+const CANDIDATES_MAX: usize = 32;
+
+#[derive(Serialize)]
+struct Decision<'a> {
+    service: &'a str,
+    lambda_per_ms: f64,
+    epsilon: f64,
+    retries: u32,
+    candidates: Vec<Candidate<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    more_candidates: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Candidate<'a> {
+    instance: &'a str,
+    node: &'a str,
+    #[serde(rename = "C")]
+    capacity: f64,
+    inflight: f64,
+    #[serde(rename = "L")]
+    load: f64,
+    #[serde(rename = "d")]
+    distance_ms: f64,
+    #[serde(rename = "w")]
+    weight: f64,
+    #[serde(rename = "P")]
+    probability: f64,
+    #[serde(skip_serializing_if = "is_false")]
+    chosen: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// The decision as one line of JSON. Called right after the draw, as loads move with every request.
+pub(super) fn decision(snapshot: &Snapshot, service: &str, pick: &Pick, retries: u32) -> Option<HeaderValue> {
+    let view = snapshot.services.get(service)?;
+    let policy = snapshot.table.backend(service);
+    let mut candidates: Vec<Candidate<'_>> = pick
+        .candidates
+        .iter()
+        .zip(pick.weighed.iter())
+        .map(|(endpoint, weighed)| {
+            let (in_flight, capacity) = (inflight(view, endpoint), capacity(endpoint).requests());
+            Candidate {
+                instance: &endpoint.instance,
+                node: &endpoint.node_name,
+                capacity: short(capacity),
+                inflight: short(in_flight),
+                load: short(in_flight / capacity),
+                distance_ms: short(endpoint.distance_ms),
+                weight: short(weighed.weight),
+                probability: short(weighed.probability),
+                chosen: std::sync::Arc::ptr_eq(endpoint, &pick.endpoint),
+            }
+        })
+        .collect();
+    candidates.sort_by(|a, b| b.chosen.cmp(&a.chosen).then(b.probability.total_cmp(&a.probability)));
+    let more = candidates.len().saturating_sub(CANDIDATES_MAX);
+    candidates.truncate(CANDIDATES_MAX);
+    let decision = Decision {
+        service,
+        lambda_per_ms: short(policy.lambda_per_ms),
+        epsilon: short(policy.epsilon),
+        retries,
+        candidates,
+        more_candidates: (more > 0).then_some(more),
+    };
+    HeaderValue::from_str(&serde_json::to_string(&decision).ok()?).ok()
+}
+
+/// Six significant digits: enough to check the formula by hand, short enough for a header.
+fn short(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
+}

@@ -1,0 +1,168 @@
+//! One request from an application to an instance: pick, send, and once more elsewhere where that is safe.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::header::HeaderValue;
+use hyper::{Response, Version};
+
+use super::attempt::{self, Answer, Blame, Failure, Outgoing, stream_head};
+use super::body::ResponseBody;
+use super::context::ProxyContext;
+use super::explain::decision;
+use super::head::Content;
+use super::headers::{
+    MARRAM_DECISION, MARRAM_VIA, RequestNote, strip_hop_by_hop, strip_marram, told_inflight, via_value,
+};
+use super::record::{LocalInFlight, Record};
+use super::refuse::{Reason, Refusal};
+use super::retry::{Tries, too_slow};
+use crate::config::Protocol;
+use crate::snapshot::{Endpoint, Snapshot};
+
+/// A request with everything that is settled about it.
+#[derive(Debug)]
+pub(super) struct Job<'a> {
+    pub(super) context: &'a Arc<ProxyContext>,
+    pub(super) core: usize,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) service: &'a str,
+    /// From the request to the response head.
+    pub(super) timeout: Duration,
+    /// Proxies crossed, this one included.
+    pub(super) hops: u8,
+    /// Whether the application asked for the decision.
+    pub(super) explain: bool,
+}
+
+impl Job<'_> {
+    /// Sends the request and brings the response, which still streams.
+    ///
+    /// # Errors
+    /// The refusal to answer with.
+    pub(super) async fn run(
+        &self,
+        mut outgoing: Outgoing,
+        record: &mut Record,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let mut tries = Tries::default();
+        let mut via = None;
+        loop {
+            let pick = tries
+                .pick(self.context, self.core, self.snapshot, self.service)
+                .map_err(|refusal| refusal.via(via.clone()))?;
+            let endpoint = &pick.endpoint;
+            if endpoint.protocol == Protocol::Tcp {
+                return Err(self.not_http());
+            }
+            let decided = if self.explain {
+                decision(self.snapshot, self.service, &pick, record.retries)
+            } else {
+                None
+            };
+            via = via_value(&self.snapshot.here.name, &endpoint.node_name);
+            record.via = Some(format!("{}->{}", self.snapshot.here.name, endpoint.node_name));
+            record.probability = Some(pick.probability);
+            let left = self.left(record);
+            let failure = match tokio::time::timeout(left, self.attempt(endpoint, outgoing, left, record)).await {
+                Ok(Ok(answer)) => return Ok(self.response(endpoint, answer, via, decided)),
+                Ok(Err(failure)) => failure,
+                Err(_elapsed) => return Err(self.timed_out(endpoint).via(via)),
+            };
+            record.at(None, None);
+            let kind = match failure.blame {
+                Blame::Endpoint(kind) => kind,
+                Blame::Client => return Err(Refusal::new(Reason::BadRequest, failure.detail).via(via).closing()),
+                Blame::Loop => return Err(self.loop_detected().via(via)),
+                Blame::Slow => return Err(self.timed_out(endpoint).via(via)),
+            };
+            let Failure { detail, again, .. } = failure;
+            tries.fail(self.context, self.snapshot, endpoint, kind, detail);
+            let Some(again) = again else {
+                return Err(tries.refusal(self.service).via(via));
+            };
+            outgoing = again;
+            record.retries += 1;
+            metrics::counter!("marram_retries_total", "service" => self.service.to_owned()).increment(1);
+        }
+    }
+
+    async fn attempt(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        mut outgoing: Outgoing,
+        left: Duration,
+        record: &mut Record,
+    ) -> Result<Answer, Failure> {
+        let mine = endpoint.stats.begin();
+        if let Some(instance) = &endpoint.local {
+            let (local, _count) = LocalInFlight::begin(instance);
+            record.at(Some(mine), Some(local));
+            return attempt::local(self.context, self.core, instance, outgoing).await;
+        }
+        record.at(Some(mine), None);
+        let here = &self.snapshot.here;
+        let source = format!("spiffe://{}/node/{}", here.mesh, here.node);
+        let note = RequestNote { hops: self.hops, deadline: Some(left), source: source.clone() };
+        note.write(outgoing.request.headers_mut());
+        let head = stream_head(endpoint, Content::Http, source, self.hops, None);
+        attempt::remote(self.context, self.core, endpoint, head, outgoing).await
+    }
+
+    fn response(
+        &self,
+        endpoint: &Endpoint,
+        answer: Answer,
+        via: Option<HeaderValue>,
+        decided: Option<HeaderValue>,
+    ) -> Response<ResponseBody> {
+        endpoint.stats.succeeded();
+        let (mut parts, incoming) = answer.response.into_parts();
+        match &endpoint.local {
+            Some(instance) => {
+                endpoint.stats.report_inflight(instance.inflight.load(std::sync::atomic::Ordering::Relaxed));
+            }
+            None => {
+                if let Some(told) = told_inflight(&parts.headers) {
+                    endpoint.stats.report_inflight(told);
+                }
+            }
+        }
+        strip_hop_by_hop(&mut parts.headers);
+        strip_marram(&mut parts.headers);
+        if let Some(via) = via {
+            parts.headers.insert(MARRAM_VIA, via);
+        }
+        if let Some(decided) = decided {
+            parts.headers.insert(MARRAM_DECISION, decided);
+        }
+        // The version is that of each connection, not of the message (RFC 9110 section 2.5).
+        parts.version = Version::HTTP_11;
+        Response::from_parts(parts, ResponseBody::instance(incoming, answer.lease))
+    }
+
+    fn left(&self, record: &Record) -> Duration {
+        let spent = self.context.clock.now().saturating_sub(record.started());
+        self.timeout.saturating_sub(spent)
+    }
+
+    fn timed_out(&self, endpoint: &Arc<Endpoint>) -> Refusal {
+        let limit = humantime::format_duration(self.timeout);
+        let detail = format!(
+            "`{}` gave no response head within {limit}; asked was {} on {}",
+            self.service, endpoint.instance, endpoint.node_name
+        );
+        too_slow(self.context, endpoint, &detail);
+        Refusal::new(Reason::Timeout, detail)
+            .hint("the limit is the HTTPRoute's `timeouts.request`, else `proxy.request_timeout`")
+    }
+
+    fn loop_detected(&self) -> Refusal {
+        Refusal::new(Reason::LoopDetected, format!("the request for `{}` crossed too many proxies", self.service))
+    }
+
+    fn not_http(&self) -> Refusal {
+        Refusal::new(Reason::NotHttp, format!("`{}` is registered with protocol `tcp`", self.service))
+            .hint("use a [[listener]] for it, or CONNECT")
+    }
+}

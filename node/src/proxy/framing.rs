@@ -1,0 +1,394 @@
+//! Where a request ends: a strict reading of RFC 9112 before anything else looks at the bytes.
+//!
+//! The HTTP machine behind it is lenient where the RFC allows it: it takes a lone line feed for a line's end and
+//! `Transfer-Encoding` over `Content-Length`. Requests on which two readers could disagree are refused here instead.
+
+use super::refuse::{Reason, Refusal};
+
+/// Header fields of one request; more are refused.
+const FIELDS_MAX: usize = 100;
+/// Bytes of one chunk's size line, extensions included.
+const CHUNK_LINE_BYTES_MAX: usize = 1024;
+
+/// What follows a request head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// No body.
+    None,
+    /// A body of so many bytes, at least one.
+    Length(u64),
+    /// A chunked body.
+    Chunked,
+}
+
+/// Looks for the end of the head in `bytes`, of which the first `*scanned` were looked at before.
+///
+/// Returns the head's length, its empty line included.
+///
+/// # Errors
+/// A line feed without carriage return, or a carriage return without line feed.
+pub(super) fn head_end(bytes: &[u8], scanned: &mut usize) -> Result<Option<usize>, Refusal> {
+    // The last byte is looked at again when more arrive: a carriage return may stand at the very end.
+    let start = scanned.saturating_sub(1);
+    for (offset, pair) in bytes.get(start..).unwrap_or_default().windows(2).enumerate() {
+        let (first, second) = (pair.first().copied(), pair.get(1).copied());
+        if (first == Some(b'\r')) != (second == Some(b'\n')) {
+            return Err(bad("a line of the request head does not end with CR LF"));
+        }
+        let end = start + offset + 2;
+        if first == Some(b'\r') && bytes.get(end.wrapping_sub(4)..end) == Some(b"\r\n\r\n") {
+            return Ok(Some(end));
+        }
+    }
+    *scanned = bytes.len();
+    Ok(None)
+}
+
+/// Checks a whole head and says what follows it.
+///
+/// # Errors
+/// The refusal to answer with.
+pub(super) fn check_head(head: &[u8]) -> Result<Framing, Refusal> {
+    let text = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
+    let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let request = RequestLine::parse(lines.next().unwrap_or_default())?;
+    let mut seen = Seen::default();
+    for (count, line) in lines.enumerate() {
+        if count >= FIELDS_MAX {
+            return Err(Refusal::new(
+                Reason::HeadTooLarge,
+                format!("the request has more than {FIELDS_MAX} header fields"),
+            ));
+        }
+        seen.field(line)?;
+    }
+    seen.framing(&request)
+}
+
+struct RequestLine<'a> {
+    method: &'a [u8],
+    is_http_11: bool,
+}
+
+impl<'a> RequestLine<'a> {
+    fn parse(line: &'a [u8]) -> Result<Self, Refusal> {
+        let mut parts = line.split(|byte| *byte == b' ');
+        let (Some(method), Some(target), Some(version), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(bad("the request line is not METHOD SP TARGET SP VERSION"));
+        };
+        if !is_token(method) {
+            return Err(bad("the method is not a token"));
+        }
+        if target.is_empty() || !target.iter().all(u8::is_ascii_graphic) {
+            return Err(bad("the request target has characters that must be percent-encoded"));
+        }
+        let is_http_11 = match version {
+            b"HTTP/1.1" => true,
+            b"HTTP/1.0" => false,
+            [b'H', b'T', b'T', b'P', b'/', b'2' | b'3', ..] => return Err(http2()),
+            _ => return Err(bad("the version is neither HTTP/1.1 nor HTTP/1.0")),
+        };
+        Ok(Self { method, is_http_11 })
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    hosts: usize,
+    length: Option<u64>,
+    is_chunked: bool,
+}
+
+impl Seen {
+    fn field(&mut self, line: &[u8]) -> Result<(), Refusal> {
+        if matches!(line.first(), Some(b' ' | b'\t')) {
+            return Err(bad("a header line is folded over two lines"));
+        }
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
+            return Err(bad("a header line has no colon"));
+        };
+        let (name, value) = (line.get(..colon).unwrap_or_default(), line.get(colon + 1..).unwrap_or_default());
+        if !is_token(name) {
+            return Err(bad("a header name is not a token; no space may stand before the colon"));
+        }
+        if value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+            return Err(bad("a header value has control characters"));
+        }
+        let value = value.trim_ascii();
+        if name.eq_ignore_ascii_case(b"host") {
+            self.hosts += 1;
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            self.content_length(value)?;
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if self.is_chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(bad("`transfer-encoding` is not just `chunked`"));
+            }
+            self.is_chunked = true;
+        }
+        Ok(())
+    }
+
+    fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        if self.length.is_some() {
+            return Err(bad("`content-length` is given more than once"));
+        }
+        let digits = (!value.is_empty() && value.iter().all(u8::is_ascii_digit)).then_some(value);
+        let length = digits.and_then(|digits| str::from_utf8(digits).ok()?.parse().ok());
+        self.length = Some(length.ok_or_else(|| bad("`content-length` is not a number"))?);
+        Ok(())
+    }
+
+    fn framing(&self, request: &RequestLine<'_>) -> Result<Framing, Refusal> {
+        if self.hosts > 1 {
+            return Err(bad("`host` is given more than once"));
+        }
+        if self.hosts == 0 && request.is_http_11 {
+            return Err(bad("an HTTP/1.1 request needs a `host` header"));
+        }
+        if self.is_chunked && self.length.is_some() {
+            return Err(bad("`content-length` and `transfer-encoding` exclude each other"));
+        }
+        if self.is_chunked && !request.is_http_11 {
+            return Err(bad("an HTTP/1.0 request cannot be chunked"));
+        }
+        let framing = match self.length {
+            _ if self.is_chunked => Framing::Chunked,
+            None | Some(0) => Framing::None,
+            Some(length) => Framing::Length(length),
+        };
+        if request.method == b"CONNECT" && framing != Framing::None {
+            return Err(bad("a CONNECT request has no body"));
+        }
+        Ok(framing)
+    }
+}
+
+/// The refusal of HTTP/2 and later.
+pub(super) fn http2() -> Refusal {
+    Refusal::new(Reason::Http2NotSupported, "this proxy speaks HTTP/1.1; HTTP/2 and later are not served")
+        .hint("use HTTP/1.1, for instance `curl --http1.1`, or a [[listener]] that passes bytes through")
+}
+
+fn bad(what: &str) -> Refusal {
+    Refusal::new(Reason::BadRequest, what)
+}
+
+fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+}
+
+/// Follows a chunked body to its end without copying or keeping it.
+#[derive(Debug, Clone)]
+pub(super) struct Chunks {
+    at: At,
+    line_bytes: usize,
+    trailer_bytes_max: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// In the digits of a size; whether one was seen, and the size so far.
+    Size(bool, u64),
+    /// In the extensions of a size line.
+    Extension(u64),
+    /// Before the line feed of a size line.
+    SizeEnd(u64),
+    /// In the bytes of a chunk.
+    Data(u64),
+    /// Before the CR after a chunk.
+    DataCr,
+    /// Before the LF after a chunk.
+    DataLf,
+    /// At the start of a trailer line, or of the empty line that ends the body.
+    LineStart,
+    /// Inside a trailer line.
+    Trailer,
+    /// Before the line feed of a trailer line.
+    TrailerEnd,
+    /// Before the very last line feed.
+    LastLf,
+    /// After it.
+    End,
+}
+
+/// How far a piece of a chunked body went.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Followed {
+    /// All of the piece belongs to the body, which goes on.
+    All,
+    /// The body ends after so many bytes of the piece.
+    EndsAfter(usize),
+}
+
+impl Chunks {
+    /// At the start of a body whose trailers may have `trailer_bytes_max` bytes in all.
+    pub(super) const fn new(trailer_bytes_max: usize) -> Self {
+        Self { at: At::Size(false, 0), line_bytes: 0, trailer_bytes_max }
+    }
+
+    /// Follows the next piece.
+    ///
+    /// # Errors
+    /// The piece breaks the chunked coding.
+    pub(super) fn follow(&mut self, piece: &[u8]) -> Result<Followed, Refusal> {
+        let mut index = 0;
+        while let Some(&byte) = piece.get(index) {
+            if let At::Data(left) = self.at {
+                let rest = piece.len() - index;
+                let here = usize::try_from(left).map_or(rest, |left| left.min(rest));
+                index += here;
+                let left = left - here as u64;
+                self.at = if left == 0 { At::DataCr } else { At::Data(left) };
+                continue;
+            }
+            index += 1;
+            self.at = self.next(byte).ok_or_else(|| bad("the chunked body is malformed"))?;
+            if self.at == At::End {
+                return Ok(Followed::EndsAfter(index));
+            }
+        }
+        Ok(Followed::All)
+    }
+
+    fn next(&mut self, byte: u8) -> Option<At> {
+        Some(match (self.at, byte) {
+            (At::Size(_, size), _) if byte.is_ascii_hexdigit() => {
+                self.count_line()?;
+                let digit = u64::from(char::from(byte).to_digit(16)?);
+                At::Size(true, size.checked_mul(16)?.checked_add(digit)?)
+            }
+            (At::Size(true, size), b'\r') | (At::Extension(size), b'\r') => At::SizeEnd(size),
+            (At::Size(true, size), b';' | b' ' | b'\t') => At::Extension(size),
+            (At::Extension(size), byte) if byte != b'\n' => {
+                self.count_line()?;
+                At::Extension(size)
+            }
+            (At::SizeEnd(size), b'\n') => {
+                self.line_bytes = 0;
+                if size == 0 { At::LineStart } else { At::Data(size) }
+            }
+            (At::DataCr, b'\r') => At::DataLf,
+            (At::DataLf, b'\n') => At::Size(false, 0),
+            (At::LineStart, b'\r') => At::LastLf,
+            (At::LineStart | At::Trailer, byte) if byte != b'\n' && byte != b'\r' => {
+                self.line_bytes += 1;
+                if self.line_bytes > self.trailer_bytes_max {
+                    return None;
+                }
+                At::Trailer
+            }
+            (At::Trailer, b'\r') => At::TrailerEnd,
+            (At::TrailerEnd, b'\n') => At::LineStart,
+            (At::LastLf, b'\n') => At::End,
+            _ => return None,
+        })
+    }
+
+    fn count_line(&mut self) -> Option<()> {
+        self.line_bytes += 1;
+        (self.line_bytes <= CHUNK_LINE_BYTES_MAX).then_some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(head: &str) -> Result<Framing, Reason> {
+        check_head(head.as_bytes()).map_err(|refusal| refusal.reason())
+    }
+
+    #[test]
+    fn well_formed_heads_say_what_follows() {
+        assert_eq!(check("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::None));
+        assert_eq!(check("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"), Ok(Framing::Length(5)));
+        assert_eq!(check("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n"), Ok(Framing::Chunked));
+        assert_eq!(check("GET / HTTP/1.0\r\n\r\n"), Ok(Framing::None));
+    }
+
+    #[test]
+    fn heads_that_two_readers_could_read_differently_are_refused() {
+        for head in [
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nnothing\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
+            "CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
+        ] {
+            assert_eq!(check(head), Err(Reason::BadRequest), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn http2_and_floods_of_headers_are_refused_as_such() {
+        assert_eq!(check("PRI * HTTP/2.0\r\n\r\n"), Err(Reason::Http2NotSupported));
+        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: 1\r\n".repeat(100));
+        assert_eq!(check(&many), Err(Reason::HeadTooLarge));
+    }
+
+    #[test]
+    fn the_end_of_a_head_is_found_however_it_is_cut() {
+        let bytes = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nrest";
+        for cut in 0..=bytes.len() {
+            let mut scanned = 0;
+            let first = head_end(&bytes[..cut], &mut scanned).unwrap();
+            let found = first.or_else(|| head_end(bytes, &mut scanned).unwrap());
+            assert_eq!(found, Some(27), "cut at {cut}");
+        }
+        for lenient in ["GET / HTTP/1.1\nHost: a\n\n", "GET / HTTP/1.1\r\rHost: a\r\n\r\n"] {
+            assert!(head_end(lenient.as_bytes(), &mut 0).is_err(), "{lenient:?}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_chunked_body_is_found_however_it_is_cut() {
+        let body = b"5;name=value\r\nhello\r\nA \r\n0123456789\r\n0\r\nX-Sum: 1\r\n\r\nGET /next";
+        let end = body.len() - b"GET /next".len();
+        for cut in 0..body.len() {
+            let mut chunks = Chunks::new(100);
+            let found = match chunks.follow(&body[..cut]).unwrap() {
+                Followed::EndsAfter(length) => length,
+                Followed::All => match chunks.follow(&body[cut..]).unwrap() {
+                    Followed::EndsAfter(length) => cut + length,
+                    Followed::All => panic!("no end found, cut at {cut}"),
+                },
+            };
+            assert_eq!(found, end, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn malformed_chunks_are_refused() {
+        for body in [
+            "\r\n",
+            "x\r\n",
+            "-1\r\n",
+            "5\nhello\r\n",
+            "5\r\nhelloo\r\n",
+            "11111111111111111\r\n",
+            "0\r\nX: 1\n\r\n",
+            "1;\n",
+        ] {
+            assert!(Chunks::new(100).follow(body.as_bytes()).is_err(), "{body:?}");
+        }
+        let long = format!("1;{}", "e".repeat(CHUNK_LINE_BYTES_MAX + 1));
+        assert!(Chunks::new(100).follow(long.as_bytes()).is_err());
+        let trailers = format!("0\r\nX: {}", "e".repeat(101));
+        assert!(Chunks::new(100).follow(trailers.as_bytes()).is_err());
+    }
+}

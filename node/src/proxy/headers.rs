@@ -1,0 +1,269 @@
+//! Which headers cross the proxy, and the `marram-*` headers it speaks itself.
+
+use std::time::Duration;
+
+use hyper::HeaderMap;
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
+    UPGRADE, VIA,
+};
+
+/// Everything with this prefix belongs to the mesh and never comes from an application.
+const PREFIX: &str = "marram-";
+
+/// Response: from which node to which, `from->to`.
+pub(crate) const MARRAM_VIA: HeaderName = HeaderName::from_static("marram-via");
+/// Request, from an application: `1` asks for the decision.
+pub(crate) const MARRAM_EXPLAIN: HeaderName = HeaderName::from_static("marram-explain");
+/// Response: the decision as compact JSON.
+pub(crate) const MARRAM_DECISION: HeaderName = HeaderName::from_static("marram-decision");
+/// Request between proxies: how many proxies it crossed.
+pub(crate) const MARRAM_HOPS: HeaderName = HeaderName::from_static("marram-hops");
+/// Request between proxies: milliseconds the sender still waits.
+pub(crate) const MARRAM_DEADLINE: HeaderName = HeaderName::from_static("marram-deadline-ms");
+/// Request between proxies: SPIFFE ID on whose behalf it is sent.
+pub(crate) const MARRAM_SOURCE: HeaderName = HeaderName::from_static("marram-source");
+/// Response between proxies: requests in flight to the instance.
+pub(crate) const MARRAM_INFLIGHT: HeaderName = HeaderName::from_static("marram-inflight");
+/// Response between proxies: this is not the instance's answer, it failed; see [`Fault`].
+pub(crate) const MARRAM_FAULT: HeaderName = HeaderName::from_static("marram-fault");
+
+/// Response between proxies: what was seen of a fault.
+pub(crate) const MARRAM_FAULT_DETAIL: HeaderName = HeaderName::from_static("marram-fault-detail");
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// How an instance failed at its own node, told to the calling proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing of the request reached the instance.
+    Unsent,
+    /// The instance closed after at least a part of the request was sent.
+    Closed,
+    /// Its node gave up waiting.
+    TimedOut,
+    /// Too many hops.
+    Loop,
+    /// The request itself broke off.
+    Client,
+}
+
+impl Fault {
+    /// The header's value.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unsent => "unsent",
+            Self::Closed => "closed",
+            Self::TimedOut => "timed-out",
+            Self::Loop => "loop",
+            Self::Client => "client",
+        }
+    }
+
+    /// The fault a response between proxies reports, if any. An unknown word counts as the careful one.
+    pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
+        let value = headers.get(MARRAM_FAULT)?;
+        let known = [Self::Unsent, Self::Closed, Self::TimedOut, Self::Loop, Self::Client];
+        Some(known.into_iter().find(|fault| fault.as_str().as_bytes() == value.as_bytes()).unwrap_or(Self::Closed))
+    }
+}
+
+/// What one request says between two proxies, beside the stream's head, which is written once for many requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RequestNote {
+    /// Proxies crossed, the sender included.
+    pub(crate) hops: u8,
+    /// How long the sender still waits for the response head.
+    pub(crate) deadline: Option<Duration>,
+    /// On whose behalf.
+    pub(crate) source: String,
+}
+
+impl RequestNote {
+    /// Writes the note into the headers of a request to a peer.
+    pub(crate) fn write(&self, headers: &mut HeaderMap) {
+        headers.insert(MARRAM_HOPS, HeaderValue::from(u16::from(self.hops)));
+        if let Some(deadline) = self.deadline {
+            let ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+            headers.insert(MARRAM_DEADLINE, HeaderValue::from(ms));
+        }
+        if let Ok(source) = HeaderValue::from_str(&self.source) {
+            headers.insert(MARRAM_SOURCE, source);
+        }
+    }
+
+    /// Reads the note of a peer; what is missing counts as one hop and no deadline.
+    pub(crate) fn read(headers: &HeaderMap) -> Self {
+        let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
+        Self {
+            hops: number(&MARRAM_HOPS).map_or(1, |hops| u8::try_from(hops).unwrap_or(u8::MAX)),
+            deadline: number(&MARRAM_DEADLINE).map(Duration::from_millis),
+            source: headers.get(MARRAM_SOURCE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// The instance's requests in flight as its owner told it with a response.
+pub(crate) fn told_inflight(headers: &HeaderMap) -> Option<u32> {
+    headers.get(MARRAM_INFLIGHT)?.to_str().ok()?.parse().ok()
+}
+
+/// Whether the application asked for the decision.
+pub(crate) fn wants_explanation(headers: &HeaderMap) -> bool {
+    headers.get(MARRAM_EXPLAIN).is_some_and(|value| value == "1")
+}
+
+/// Removes everything an application may not say to the mesh, and the mesh may not say to an application.
+pub(crate) fn strip_marram(headers: &mut HeaderMap) {
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// Removes the headers that speak of one connection only (RFC 9110 section 7.6.1), those named by `Connection` included.
+///
+/// `Host` and `Content-Length` stay even when `Connection` names them: they frame and address the message itself.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|token| HeaderName::from_bytes(token.trim().as_bytes()).ok())
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// The same for a request, except that the wish for trailers goes on, as both sides of this proxy pass trailers.
+pub(crate) fn strip_request(headers: &mut HeaderMap) {
+    let wants_trailers = has_token(headers, &TE, "trailers");
+    strip_hop_by_hop(headers);
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// Removes what a request says to this proxy alone: the expectation, which the proxy meets itself, and its credentials.
+pub(crate) fn strip_proxy_only(headers: &mut HeaderMap) {
+    headers.remove(EXPECT);
+    headers.remove(PROXY_AUTHORIZATION);
+}
+
+/// Whether a comma-separated header names `token`, without regard to case.
+pub(crate) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|part| part.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(token))
+}
+
+/// How often a request already crossed a proxy on its way to `service`, by the `Via` headers that applications pass on.
+pub(crate) fn times_via(headers: &HeaderMap, service: &str) -> usize {
+    let ours = via_name(service);
+    headers
+        .get_all(VIA)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter(|entry| entry.split_ascii_whitespace().nth(1) == Some(ours.as_str()))
+        .count()
+}
+
+/// Adds this proxy to `Via` (RFC 9110 section 7.6.3), which is how a loop through applications is seen.
+pub(crate) fn add_via(headers: &mut HeaderMap, service: &str) {
+    if let Ok(value) = HeaderValue::from_str(&format!("1.1 {}", via_name(service))) {
+        headers.append(VIA, value);
+    }
+}
+
+/// `from->to` for `marram-via`.
+pub(crate) fn via_value(from: &str, to: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(&format!("{from}->{to}")).ok()
+}
+
+fn via_name(service: &str) -> String {
+    format!("{service}.mesh")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn connection_headers_and_those_they_name_are_removed() {
+        let mut headers = map(&[
+            ("connection", "X-One, close"),
+            ("connection", "host, content-length"),
+            ("x-one", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("te", "gzip"),
+            ("host", "a.mesh"),
+            ("content-length", "3"),
+            ("x-two", "2"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-length", "host", "x-two"]);
+    }
+
+    #[test]
+    fn the_wish_for_trailers_is_passed_on() {
+        let mut headers = map(&[("te", "gzip, trailers;q=0.5"), ("connection", "te")]);
+        strip_request(&mut headers);
+        assert_eq!(headers, map(&[("te", "trailers"), ("connection", "te")]));
+    }
+
+    #[test]
+    fn every_marram_header_is_stripped() {
+        let mut headers = map(&[("marram-hops", "0"), ("Marram-Anything", "x"), ("x-marram", "stays")]);
+        strip_marram(&mut headers);
+        assert_eq!(headers, map(&[("x-marram", "stays")]));
+    }
+
+    #[test]
+    fn a_note_survives_the_way_between_proxies() {
+        let note = RequestNote { hops: 2, deadline: Some(Duration::from_millis(1500)), source: "spiffe://m/n".into() };
+        let mut headers = HeaderMap::new();
+        note.write(&mut headers);
+        assert_eq!(RequestNote::read(&headers), note);
+        let junk = map(&[("marram-hops", "900"), ("marram-deadline-ms", "soon")]);
+        assert_eq!(RequestNote::read(&junk), RequestNote { hops: 255, deadline: None, source: String::new() });
+    }
+
+    #[test]
+    fn loops_are_counted_for_the_same_service_only() {
+        let headers = map(&[("via", "1.1 hello.mesh, 1.0 other.mesh"), ("via", "1.1 hello.mesh (marram)")]);
+        assert_eq!(times_via(&headers, "hello"), 2);
+        assert_eq!(times_via(&headers, "third"), 0);
+    }
+
+    #[test]
+    fn a_fault_nobody_knows_counts_as_the_careful_one() {
+        assert_eq!(Fault::of(&map(&[])), None);
+        assert_eq!(Fault::of(&map(&[("marram-fault", "unsent")])), Some(Fault::Unsent));
+        assert_eq!(Fault::of(&map(&[("marram-fault", "new-word")])), Some(Fault::Closed));
+    }
+}

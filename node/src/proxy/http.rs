@@ -1,0 +1,333 @@
+//! One application's HTTP/1.1 connection: which service each request means, and which headers cross.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, UPGRADE};
+use hyper::http::request::Parts;
+use hyper::http::uri::{Authority, PathAndQuery, Scheme};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Method, Request, Response, Uri};
+use hyper_util::rt::TokioIo;
+use policy::{RequestHead, RouteDecision};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::attempt::Outgoing;
+use super::body::{RequestBody, ResponseBody};
+use super::context::ProxyContext;
+use super::forward::Job;
+use super::gate::{Gate, GateLimits};
+use super::head::HOPS_MAX;
+use super::headers::{add_via, strip_marram, strip_proxy_only, strip_request, times_via, wants_explanation};
+use super::record::{Direction, Record};
+use super::refuse::{Reason, Refusal};
+use super::tcp::Tunnel;
+use crate::snapshot::Snapshot;
+
+/// Longest request body that is read before it is sent, so that it can be sent again.
+pub(super) const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// Time for a client to take the last bytes of an answer after which the connection is closed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Bytes still read from a client that is told to go; closing with unread bytes would destroy the answer on its way.
+const LAST_BYTES_MAX: usize = 256 * 1024;
+
+/// The tunnel that a CONNECT request left behind for its connection.
+type TunnelSlot = Arc<Mutex<Option<Tunnel>>>;
+
+/// Serves one connection to its end.
+pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream: TcpStream) {
+    let config = &context.config;
+    let gate = Gate::new(
+        stream,
+        GateLimits {
+            head_bytes_max: config.head_bytes_max,
+            head_timeout: config.head_timeout,
+            idle_timeout: config.idle_timeout,
+        },
+    );
+    let slot = TunnelSlot::default();
+    let service = service_fn(|request| {
+        let (context, slot) = (Arc::clone(context), Arc::clone(&slot));
+        Box::pin(async move { Ok(respond(&context, core, request, &slot).await) }) as ResponseFuture
+    });
+    let mut connection = http1::Builder::new()
+        .half_close(true)
+        .header_read_timeout(None)
+        // The gate has counted already; these bounds only must not be the tighter ones.
+        .max_header_size(config.head_bytes_max.saturating_add(1))
+        .max_buf_size(config.head_bytes_max.saturating_mul(2).max(64 * 1024))
+        .serve_connection(TokioIo::new(gate), service);
+    let served = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "client connection ended");
+    }
+    let parts = connection.into_parts();
+    let mut gate = parts.io.into_inner();
+    let refusal = gate.take_refusal();
+    let (mut stream, unread) = gate.into_parts();
+    let tunnel = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(tunnel) = tunnel {
+        let ahead = [parts.read_buf.as_ref(), unread.as_ref()].concat();
+        tunnel.run(context, &mut stream, ahead).await;
+        return;
+    }
+    // Past its time the connection is closed whether the client took the answer or not.
+    tokio::time::timeout(LAST_WORDS, close(stream, refusal)).await.ok();
+}
+
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+
+/// Says why, if there is something to say, and lets the client read it before the connection is gone.
+async fn close(mut stream: TcpStream, refusal: Option<Refusal>) {
+    if let Some(refusal) = refusal
+        && stream.write_all(&refusal.raw_response()).await.is_err()
+    {
+        return;
+    }
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    let mut piece = [0; 2048];
+    let mut left = LAST_BYTES_MAX;
+    while let Ok(count @ 1..) = stream.read(&mut piece).await {
+        left = left.saturating_sub(count);
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+async fn respond(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    request: Request<Incoming>,
+    slot: &TunnelSlot,
+) -> Response<ResponseBody> {
+    let (parts, body) = request.into_parts();
+    let host = host_of(&parts);
+    let shown = host.as_deref().unwrap_or_default().to_owned();
+    let mut record = Record::new(context, Direction::Outbound, &parts.method, shown, parts.uri.path());
+    let answered = match host {
+        Ok(host) if parts.method == Method::CONNECT => {
+            return match connect(context, core, &parts, &host, record).await {
+                Ok(tunnel) => {
+                    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
+                    Response::new(ResponseBody::full(Bytes::new()))
+                }
+                Err((refusal, record)) => finish(context, refusal.response(), record),
+            };
+        }
+        Ok(host) => proxy(context, core, parts, body, &host, &mut record).await,
+        Err(refusal) => Err(refusal),
+    };
+    finish(context, answered.unwrap_or_else(|refusal| refusal.response()), record)
+}
+
+fn finish(context: &ProxyContext, mut response: Response<ResponseBody>, mut record: Record) -> Response<ResponseBody> {
+    if context.is_draining() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    record.status = Some(response.status());
+    response.map(|body| body.recorded(record))
+}
+
+async fn proxy(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    mut parts: Parts,
+    body: Incoming,
+    host: &str,
+    record: &mut Record,
+) -> Result<Response<ResponseBody>, Refusal> {
+    check_request(&parts)?;
+    let snapshot = context.published.load();
+    let routed = route(context, core, &snapshot, host, parts.uri.path(), &parts.method)?;
+    if snapshot.services.contains_key(&*routed.service) {
+        record.service = Some(routed.service.to_string());
+    }
+    let crossed = times_via(&parts.headers, &routed.service);
+    if crossed >= usize::from(HOPS_MAX) {
+        return Err(Refusal::new(
+            Reason::LoopDetected,
+            format!("the request for `{}` came back to a proxy {crossed} times", routed.service),
+        )
+        .hint("an instance of the service sends its requests to the service itself; see their `Via` headers"));
+    }
+    let explain = wants_explanation(&parts.headers);
+    settle_headers(&mut parts, host, &routed.service);
+    parts.uri = origin_form(&parts.uri);
+    let timeout = routed.timeout.unwrap_or(context.config.request_timeout);
+    let job = Job {
+        context,
+        core,
+        snapshot: &snapshot,
+        service: &routed.service,
+        timeout,
+        hops: u8::try_from(crossed).unwrap_or(HOPS_MAX).saturating_add(1),
+        explain,
+    };
+    let outgoing = tokio::time::timeout(timeout, outgoing(parts, body)).await.map_err(|_elapsed| {
+        Refusal::new(Reason::Timeout, "the request body did not arrive within the request's time").closing()
+    })??;
+    job.run(outgoing, record).await
+}
+
+/// What this proxy does not do, said before anything else happens.
+fn check_request(parts: &Parts) -> Result<(), Refusal> {
+    if parts.headers.contains_key(UPGRADE) {
+        return Err(Refusal::new(Reason::UpgradeNotSupported, "requests with an `upgrade` header are not served")
+            .hint("use CONNECT or a [[listener]] for WebSocket and other protocols; HTTP/2 is not served")
+            .closing());
+    }
+    let expectation = parts.headers.get(EXPECT);
+    if expectation.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Refusal::new(Reason::UnknownExpectation, "the only expectation met here is `100-continue`").closing());
+    }
+    if parts.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+        return Err(Refusal::new(Reason::BadRequest, "only `http` URIs are forwarded")
+            .hint("use CONNECT for TLS to an instance"));
+    }
+    Ok(())
+}
+
+/// The host a request names, in lower case, without port and final dot. An absolute URI or the target of CONNECT wins
+/// over `Host` (RFC 9112 section 3.2.2).
+fn host_of(parts: &Parts) -> Result<String, Refusal> {
+    let authority = match parts.uri.authority() {
+        Some(authority) => authority.clone(),
+        None if parts.method == Method::CONNECT => {
+            return Err(Refusal::new(Reason::BadRequest, "the target of CONNECT is not HOST:PORT"));
+        }
+        None => {
+            let Some(host) = parts.headers.get(HOST) else {
+                return Err(not_of_the_mesh("the request names no host".to_owned()));
+            };
+            Authority::try_from(host.as_bytes())
+                .map_err(|_invalid| Refusal::new(Reason::BadRequest, "`host` is not HOST or HOST:PORT"))?
+        }
+    };
+    if authority.as_str().contains('@') {
+        return Err(Refusal::new(Reason::BadRequest, "a host with user information is not accepted"));
+    }
+    let host = authority.host();
+    Ok(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase())
+}
+
+/// Where a request goes.
+struct Routed {
+    service: Arc<str>,
+    timeout: Option<Duration>,
+}
+
+fn route(
+    context: &ProxyContext,
+    core: usize,
+    snapshot: &Snapshot,
+    host: &str,
+    path: &str,
+    method: &Method,
+) -> Result<Routed, Refusal> {
+    let head = RequestHead { host, path, method: method.as_str() };
+    match snapshot.table.route(&head, context.chance(core)) {
+        RouteDecision::Service { service, timeout, .. } => Ok(Routed { service, timeout }),
+        RouteDecision::NoRoute if is_of_the_mesh(snapshot, host) => {
+            Err(Refusal::new(Reason::NoRoute, format!("no rule of the routes for `{host}` matches `{path}`"))
+                .hint("`marram policy list` shows the HTTPRoutes"))
+        }
+        RouteDecision::NoRoute => Err(not_of_the_mesh(format!("`{host}` is not a name of this mesh"))),
+    }
+}
+
+/// Whether a host that leads nowhere is one that a route is for, so that only the path is wrong.
+fn is_of_the_mesh(snapshot: &Snapshot, host: &str) -> bool {
+    snapshot.table.hosts().any(|pattern| match pattern.strip_prefix('*') {
+        Some(suffix) => host.ends_with(suffix),
+        None => pattern == host,
+    })
+}
+
+fn not_of_the_mesh(detail: String) -> Refusal {
+    Refusal::new(Reason::NotOfTheMesh, detail).hint(
+        "name a service with `Host: SERVICE.mesh` or `Host: SERVICE.mesh.localhost`, or a host that an HTTPRoute names",
+    )
+}
+
+/// The headers as the instance gets them: `Host` is what the application asked for.
+fn settle_headers(parts: &mut Parts, host: &str, service: &str) {
+    if let Some(authority) = parts.uri.authority()
+        && let Ok(value) = HeaderValue::from_str(authority.as_str())
+    {
+        parts.headers.insert(HOST, value);
+    } else if !parts.headers.contains_key(HOST)
+        && let Ok(value) = HeaderValue::from_str(host)
+    {
+        parts.headers.insert(HOST, value);
+    }
+    strip_marram(&mut parts.headers);
+    strip_request(&mut parts.headers);
+    strip_proxy_only(&mut parts.headers);
+    add_via(&mut parts.headers, service);
+}
+
+/// Path and query alone, as an instance wants it.
+pub(super) fn origin_form(uri: &Uri) -> Uri {
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    Uri::from(path)
+}
+
+/// The request with a body that is at hand where it is small.
+///
+/// # Errors
+/// When the client does not send the body it announced.
+pub(super) async fn outgoing(mut parts: Parts, body: Incoming) -> Result<Outgoing, Refusal> {
+    parts.extensions.clear();
+    parts.version = hyper::Version::HTTP_11;
+    let body = if body.is_end_stream() {
+        RequestBody::Whole(Bytes::new())
+    } else if content_length(&parts.headers).is_some_and(|length| length <= REPLAY_BYTES_MAX) {
+        RequestBody::read_whole(body, REPLAY_BYTES_MAX)
+            .await
+            .map_err(|error| Refusal::new(Reason::BadRequest, format!("the request body broke off: {error}")).closing())?
+    } else {
+        RequestBody::Stream(body)
+    };
+    let is_repeatable = is_idempotent(&parts.method) && matches!(body, RequestBody::Whole(_));
+    Ok(Outgoing { request: Request::from_parts(parts, body), is_repeatable })
+}
+
+fn content_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// RFC 9110 section 9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+}
+
+async fn connect(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    parts: &Parts,
+    host: &str,
+    mut record: Record,
+) -> Result<Tunnel, (Refusal, Record)> {
+    let snapshot = context.published.load();
+    let routed = match route(context, core, &snapshot, host, "/", &parts.method) {
+        Ok(routed) => routed,
+        Err(refusal) => return Err((refusal, record)),
+    };
+    match Tunnel::open(context, core, &snapshot, &routed.service, &mut record).await {
+        Ok(instance) => {
+            record.status = Some(hyper::StatusCode::OK);
+            Ok(Tunnel::new(instance, record))
+        }
+        Err(refusal) => Err((refusal, record)),
+    }
+}

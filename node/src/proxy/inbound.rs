@@ -1,0 +1,277 @@
+//! A peer's proxy on behalf of its applications: streams to instances of this node.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode, Version};
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
+use transport::PeerInfo;
+
+use super::attempt::{self, Blame, Failure, connect};
+use super::body::ResponseBody;
+use super::context::{OutcomeKind, ProxyContext};
+use super::copy::copy_both;
+use super::head::{ACCEPTED, Content, HOPS_MAX, ResetCode, ServiceHead};
+use super::headers::{
+    Fault, MARRAM_FAULT, MARRAM_FAULT_DETAIL, MARRAM_INFLIGHT, RequestNote, strip_hop_by_hop, strip_marram,
+    strip_request,
+};
+use super::http::{origin_form, outgoing};
+use super::links::Duplex;
+use super::record::{Direction, LocalInFlight, Record};
+use super::upstream::{Lease, PoolKey};
+use crate::config::Protocol;
+use crate::snapshot::LocalInstance;
+
+/// Time for an instance to take a connection before the stream is accepted; the caller does not wait much longer.
+const CONNECT_BEFORE_ACCEPT: Duration = Duration::from_millis(200);
+/// Bytes of a fault's description.
+const FAULT_DETAIL_MAX: usize = 200;
+/// Bytes that the notes between proxies may add to a request head.
+const NOTES_BYTES: usize = 4 * 1024;
+
+impl ProxyContext {
+    /// Serves a stream of kind `Service` that a peer opened. Called on the runtime of `core`; spawns what serves it.
+    pub fn inbound_stream(
+        self: &Arc<Self>,
+        core: usize,
+        from: Arc<PeerInfo>,
+        head: Bytes,
+        stream: impl Duplex,
+    ) {
+        let context = Arc::clone(self);
+        tokio::spawn(async move {
+            serve(&context, core, &from, &head, stream).await;
+        });
+    }
+}
+
+async fn serve<S: Duplex>(context: &Arc<ProxyContext>, core: usize, from: &Arc<PeerInfo>, head: &[u8], mut stream: S) {
+    let (head, instance) = match admit(context, head) {
+        Ok(Admitted::Instance(head, instance)) => (head, instance),
+        Ok(Admitted::Probe) => {
+            // An error means that the peer is gone, and then nobody asks any more.
+            stream.write_all(&[ACCEPTED]).await.ok();
+            stream.shutdown().await.ok();
+            return;
+        }
+        Err(code) => return refuse(from, &mut stream, code),
+    };
+    match head.content {
+        Content::Http => serve_http(context, core, from, &instance, stream).await,
+        Content::Tcp => serve_tcp(context, from, &instance, stream).await,
+        Content::Probe => {}
+    }
+}
+
+enum Admitted {
+    Instance(ServiceHead, Arc<LocalInstance>),
+    Probe,
+}
+
+fn admit(context: &ProxyContext, head: &[u8]) -> Result<Admitted, ResetCode> {
+    let head = ServiceHead::decode(head).map_err(|error| {
+        tracing::debug!(%error, "service head refused");
+        ResetCode::BadHead
+    })?;
+    if head.content == Content::Probe {
+        return Ok(Admitted::Probe);
+    }
+    if context.is_draining() {
+        return Err(ResetCode::Draining);
+    }
+    if head.hops > HOPS_MAX {
+        return Err(ResetCode::Loop);
+    }
+    let key = (head.service.clone(), head.instance.clone());
+    let instance = context.published.load().local.get(&key).cloned().ok_or(ResetCode::UnknownInstance)?;
+    if head.content == Content::Http && instance.protocol == Protocol::Tcp {
+        return Err(ResetCode::UnknownInstance);
+    }
+    Ok(Admitted::Instance(head, instance))
+}
+
+fn refuse(from: &PeerInfo, stream: &mut impl Duplex, code: ResetCode) {
+    metrics::counter!("marram_proxy_refused_total", "reason" => reset_label(code)).increment(1);
+    tracing::debug!(peer = from.name, code = reset_label(code), "inbound stream refused");
+    stream.reset(code as u32);
+}
+
+const fn reset_label(code: ResetCode) -> &'static str {
+    match code {
+        ResetCode::BadHead => "stream_bad_head",
+        ResetCode::UnknownInstance => "stream_unknown_instance",
+        ResetCode::ConnectFailed => "stream_connect_failed",
+        ResetCode::Draining => "stream_draining",
+        ResetCode::Loop => "stream_loop",
+        ResetCode::Overloaded => "stream_overloaded",
+    }
+}
+
+async fn serve_tcp<S: Duplex>(context: &Arc<ProxyContext>, from: &PeerInfo, instance: &Arc<LocalInstance>, mut stream: S) {
+    let mut record = Record::new(context, Direction::Inbound, &hyper::Method::CONNECT, String::new(), "");
+    record.service = Some(instance.service.clone());
+    record.via = Some(via(context, from));
+    let (local, _count) = LocalInFlight::begin(instance);
+    record.at(None, Some(local));
+    let Ok(mut socket) = connect(instance, CONNECT_BEFORE_ACCEPT).await else {
+        return refuse(from, &mut stream, ResetCode::ConnectFailed);
+    };
+    if stream.write_all(&[ACCEPTED]).await.is_err() {
+        return;
+    }
+    let copied = copy_both(&mut stream, &mut socket, Vec::new(), context.config.idle_timeout).await;
+    record.tunnelled(copied.back);
+    if copied.end.is_err() {
+        record.broken();
+    }
+}
+
+async fn serve_http<S: Duplex>(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    from: &Arc<PeerInfo>,
+    instance: &Arc<LocalInstance>,
+    mut stream: S,
+) {
+    if !is_reachable(context, core, instance).await {
+        return refuse(from, &mut stream, ResetCode::ConnectFailed);
+    }
+    if stream.write_all(&[ACCEPTED]).await.is_err() {
+        return;
+    }
+    let key = (instance.service.clone(), instance.instance.clone());
+    let service = service_fn(|request| {
+        let (context, from) = (Arc::clone(context), Arc::clone(from));
+        let instance = context.published.load().local.get(&key).cloned();
+        let service = key.0.clone();
+        Box::pin(async move { Ok(respond(&context, core, &from, service, instance, request).await) }) as ResponseFuture
+    });
+    let head_bytes_max = context.config.head_bytes_max.saturating_add(NOTES_BYTES);
+    let served = http1::Builder::new()
+        .header_read_timeout(None)
+        .auto_date_header(false)
+        .max_header_size(head_bytes_max)
+        .max_buf_size(head_bytes_max.saturating_mul(2).max(64 * 1024))
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, peer = from.name, "inbound stream ended");
+    }
+}
+
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+
+/// Whether the instance takes connections: one is at hand, or is now, for the stream's first request.
+async fn is_reachable(context: &Arc<ProxyContext>, core: usize, instance: &LocalInstance) -> bool {
+    let key = PoolKey::Local(instance.address);
+    if let Some(lease) = Lease::reuse(context, core, &key, true) {
+        lease.give_back();
+        return true;
+    }
+    let Ok(socket) = connect(instance, CONNECT_BEFORE_ACCEPT).await else {
+        return false;
+    };
+    match Lease::open(context, core, key, socket).await {
+        Ok(lease) => lease.give_back_ready().await,
+        Err(_closed) => false,
+    }
+}
+
+async fn respond(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    from: &PeerInfo,
+    service: String,
+    instance: Option<Arc<LocalInstance>>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let (mut parts, body) = request.into_parts();
+    let note = RequestNote::read(&parts.headers);
+    let host = parts.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let mut record = Record::new(context, Direction::Inbound, &parts.method, host.to_owned(), parts.uri.path());
+    record.service = Some(service);
+    record.via = Some(via(context, from));
+    let Some(instance) = instance else {
+        return finish(context, fault(Fault::Unsent, "the instance is no longer registered"), 0, record);
+    };
+    let (local, in_flight) = LocalInFlight::begin(&instance);
+    record.at(None, Some(local));
+    if note.hops > HOPS_MAX {
+        return finish(context, fault(Fault::Loop, "too many hops"), in_flight, record);
+    }
+    strip_request(&mut parts.headers);
+    parts.uri = origin_form(&parts.uri);
+    let limit = note.deadline.unwrap_or(context.config.request_timeout);
+    let sending = async {
+        match outgoing(parts, body).await {
+            Ok(outgoing) => attempt::local(context, core, &instance, outgoing).await,
+            Err(refusal) => Err(Failure::of_client(refusal.detail())),
+        }
+    };
+    let response = match tokio::time::timeout(limit, sending).await {
+        Ok(Ok(answer)) => {
+            let (mut parts, incoming) = answer.response.into_parts();
+            strip_hop_by_hop(&mut parts.headers);
+            strip_marram(&mut parts.headers);
+            parts.version = Version::HTTP_11;
+            Response::from_parts(parts, ResponseBody::instance(incoming, answer.lease))
+        }
+        Ok(Err(failure)) => fault(fault_of(&failure), &failure.detail),
+        Err(_elapsed) => fault(Fault::TimedOut, "the instance gave no response head in time"),
+    };
+    finish(context, response, in_flight, record)
+}
+
+const fn fault_of(failure: &Failure) -> Fault {
+    match failure.blame {
+        _ if failure.is_unsent => Fault::Unsent,
+        Blame::Endpoint(
+            OutcomeKind::ConnectFailed | OutcomeKind::Closed | OutcomeKind::PeerFailed | OutcomeKind::TimedOut,
+        ) => Fault::Closed,
+        Blame::Client => Fault::Client,
+        Blame::Loop => Fault::Loop,
+        Blame::Slow => Fault::TimedOut,
+    }
+}
+
+/// An answer for the calling proxy only, which turns it into a failure of this endpoint.
+fn fault(fault: Fault, detail: &str) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(Bytes::new()));
+    *response.status_mut() = StatusCode::BAD_GATEWAY;
+    response.headers_mut().insert(MARRAM_FAULT, HeaderValue::from_static(fault.as_str()));
+    let printable: String =
+        detail.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(FAULT_DETAIL_MAX).collect();
+    if let Ok(detail) = HeaderValue::from_str(&printable) {
+        response.headers_mut().insert(MARRAM_FAULT_DETAIL, detail);
+    }
+    response
+}
+
+fn finish(
+    context: &ProxyContext,
+    mut response: Response<ResponseBody>,
+    in_flight: u32,
+    mut record: Record,
+) -> Response<ResponseBody> {
+    let headers = response.headers_mut();
+    headers.insert(MARRAM_INFLIGHT, HeaderValue::from(in_flight));
+    if context.is_draining() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    record.status = Some(response.status());
+    response.map(|body| body.recorded(record))
+}
+
+fn via(context: &ProxyContext, from: &PeerInfo) -> String {
+    format!("{}->{}", from.name, context.published.load().here.name)
+}

@@ -1,0 +1,102 @@
+//! How the proxy reaches a peer's proxy: a small view of the links, so that a test can put two proxies face to face.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use transport::{LinkStream, Links, NodeId};
+
+/// Bytes both ways between two proxies, with a code for breaking off.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug + 'static {
+    /// Breaks off both ways; the peer's next read fails with [`transport::StreamReset`] of this code.
+    fn reset(&mut self, code: u32);
+}
+
+impl Duplex for LinkStream {
+    fn reset(&mut self, code: u32) {
+        Self::reset(self, code);
+        self.stop(code);
+    }
+}
+
+/// What the proxy asks of the links.
+pub trait ServiceLinks: Send + Sync + 'static {
+    /// Opens a stream to the proxy of `to` on the data link of this core; called on that core's runtime.
+    fn open_service(&self, core: usize, to: NodeId, head: Bytes) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>>;
+
+    /// The smoothed round trip to `to`, where it is known.
+    fn rtt(&self, to: NodeId) -> Option<Duration>;
+}
+
+impl ServiceLinks for Links {
+    fn open_service(&self, core: usize, to: NodeId, head: Bytes) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
+        Box::pin(async move {
+            let stream = Self::open_service(self, core, to, head).await.map_err(|error| error.to_string())?;
+            Ok(Box::new(stream) as Box<dyn Duplex>)
+        })
+    }
+
+    fn rtt(&self, to: NodeId) -> Option<Duration> {
+        Self::rtt(self, to)
+    }
+}
+
+/// A stream to a peer that ends the moment the peer is given up, wherever somebody waits for its bytes.
+pub(super) struct PeerStream {
+    inner: Box<dyn Duplex>,
+    given_up: Pin<Box<WaitForCancellationFutureOwned>>,
+    is_given_up: bool,
+}
+
+impl PeerStream {
+    pub(super) fn new(inner: Box<dyn Duplex>, peer: CancellationToken) -> Self {
+        Self { inner, given_up: Box::pin(peer.cancelled_owned()), is_given_up: false }
+    }
+}
+
+impl fmt::Debug for PeerStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PeerStream").field(&self.inner).finish()
+    }
+}
+
+fn given_up() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the peer was given up")
+}
+
+impl AsyncRead for PeerStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.is_given_up {
+            return Poll::Ready(Err(given_up()));
+        }
+        let read = Pin::new(&mut *self.inner).poll_read(cx, buf);
+        if read.is_pending() && self.given_up.as_mut().poll(cx).is_ready() {
+            self.is_given_up = true;
+            return Poll::Ready(Err(given_up()));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for PeerStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_given_up {
+            return Poll::Ready(Err(given_up()));
+        }
+        Pin::new(&mut *self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.inner).poll_shutdown(cx)
+    }
+}

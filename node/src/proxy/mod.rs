@@ -1,0 +1,45 @@
+//! The data path: from an application's connection to an instance, on this machine or behind a peer's proxy.
+//!
+//! Everything here runs on the data threads, each a current-thread runtime, and reads one [`Snapshot`] per request.
+//! [`ProxyContext::serve_http`] and [`ProxyContext::serve_tcp`] take connections of applications,
+//! [`ProxyContext::inbound_stream`] what peers send. Connections are pooled per data thread. A request passes:
+//!
+//! `accept` (a permit) → `gate` (one whole, strictly read head; `framing`) → `http` (which service, which headers
+//! cross) → `forward` (pick, send, once more elsewhere; `retry`) → `attempt` (a kept or new connection; `upstream`) →
+//! `body` (streams, never collected) → `record` (the access line). A peer's side is `inbound`; raw bytes take `tcp` and
+//! `copy`.
+//!
+//! # Which requests are sent twice
+//! At most once more, at another endpoint, and only when nothing of the request was sent, or its method is idempotent
+//! (GET, HEAD, OPTIONS, TRACE, PUT, DELETE) and its body is at hand: empty, or announced by `Content-Length` with at
+//! most 64 KiB. Such small bodies are read before the request is sent; all others stream and are never kept.
+//!
+//! [`Snapshot`]: crate::snapshot::Snapshot
+
+mod accept;
+mod attempt;
+mod body;
+mod context;
+mod copy;
+mod explain;
+mod forward;
+mod framing;
+mod gate;
+mod head;
+mod headers;
+mod http;
+mod inbound;
+mod links;
+mod probe;
+mod record;
+mod refuse;
+mod retry;
+mod tcp;
+mod upstream;
+
+#[cfg(test)]
+mod tests;
+
+pub use context::{Outcome, OutcomeKind, ProxyContext, ProxyParts};
+pub use head::{Content, HEAD_VERSION, HOPS_MAX, HeadError, ResetCode, ServiceHead};
+pub use links::{Duplex, ServiceLinks};

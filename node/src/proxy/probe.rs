@@ -1,0 +1,45 @@
+//! Whether a peer still answers, asked only while a request waits for it.
+//!
+//! A peer that dies leaves its connection looking healthy until the idle timeout. So whoever waits for a response
+//! head longer than a moment has the peer's proxy accept an empty stream now and then; three in a row without an
+//! answer and the peer is given up here, which fails all that waits for it, at once. Membership comes to its own
+//! verdict, later and for everybody.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use transport::NodeId;
+
+use super::attempt::open_probe;
+use super::context::ProxyContext;
+use super::head::{Content, ServiceHead};
+
+/// A request that waits no longer than this costs no probe.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// Probes in a row without an answer until the peer is given up.
+const FAILURES: u32 = 3;
+
+/// Asks the peer again and again whether it still answers, and gives it up when it does not. Never ends by itself.
+pub(super) async fn watch(context: &Arc<ProxyContext>, core: usize, node: NodeId, source: String) -> Infallible {
+    let head = ServiceHead {
+        service: String::new(),
+        instance: String::new(),
+        content: Content::Probe,
+        source,
+        hops: 1,
+        deadline_ms: 0,
+        trace: [0; 16],
+    };
+    loop {
+        tokio::time::sleep(PATIENCE).await;
+        // One probe at a time per peer and core, however many requests wait.
+        let Some(turn) = context.probe_turn(core, node) else { continue };
+        let answered = open_probe(context, core, node, &head).await.is_ok();
+        if turn.finish(answered) >= FAILURES {
+            metrics::counter!("marram_peers_given_up_total").increment(1);
+            tracing::warn!(%node, probes = FAILURES, "peer no longer answers, its requests go elsewhere");
+            context.peer_dead(node);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The record of one request or tunnel: in flight while it lives, one access line and its metrics when it ends.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+
+use super::context::{Busy, ProxyContext};
+use crate::snapshot::{InFlight, LocalInstance};
+
+/// Which side of the mesh a request is seen from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// From an application of this machine into the mesh.
+    Outbound,
+    /// From a peer to an instance of this machine.
+    Inbound,
+}
+
+impl Direction {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+/// One request to a local instance in flight.
+#[derive(Debug)]
+pub(super) struct LocalInFlight {
+    instance: Arc<LocalInstance>,
+}
+
+impl LocalInFlight {
+    /// Counts one more; returns the new figure too.
+    pub(super) fn begin(instance: &Arc<LocalInstance>) -> (Self, u32) {
+        let before = instance.inflight.fetch_add(1, Ordering::Relaxed);
+        (Self { instance: Arc::clone(instance) }, before.saturating_add(1))
+    }
+}
+
+impl Drop for LocalInFlight {
+    fn drop(&mut self) {
+        self.instance.inflight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What is known of a request; dropping it writes the access line.
+#[derive(Debug)]
+pub(crate) struct Record {
+    busy: Busy,
+    direction: Direction,
+    started: Duration,
+    method: Method,
+    path: String,
+    host: String,
+    /// `None` until the request was matched to a service that somebody offers.
+    pub(super) service: Option<String>,
+    /// What the client was told.
+    pub(super) status: Option<StatusCode>,
+    /// The peer it came from, or the way it took.
+    pub(super) via: Option<String>,
+    /// Probability of the endpoint at the draw.
+    pub(super) probability: Option<f64>,
+    /// Tries beyond the first.
+    pub(super) retries: u32,
+    bytes: u64,
+    is_broken: bool,
+    endpoint: Option<InFlight>,
+    local: Option<LocalInFlight>,
+}
+
+impl Record {
+    /// A request that has just come in. Queries are left out of the path: they carry what nobody wants in a log.
+    pub(super) fn new(
+        context: &Arc<ProxyContext>,
+        direction: Direction,
+        method: &Method,
+        host: String,
+        path: &str,
+    ) -> Self {
+        Self {
+            busy: context.begin(),
+            direction,
+            started: context.clock.now(),
+            method: method.clone(),
+            path: path.to_owned(),
+            host,
+            service: None,
+            status: None,
+            via: None,
+            probability: None,
+            retries: 0,
+            bytes: 0,
+            is_broken: false,
+            endpoint: None,
+            local: None,
+        }
+    }
+
+    /// When the request came in.
+    pub(super) const fn started(&self) -> Duration {
+        self.started
+    }
+
+    /// The endpoint the request is at, instead of any earlier one.
+    pub(super) fn at(&mut self, endpoint: Option<InFlight>, local: Option<LocalInFlight>) {
+        self.endpoint = endpoint;
+        self.local = local;
+    }
+
+    /// More bytes of the body were handed on.
+    pub(super) const fn sent(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// So many bytes went through a tunnel.
+    pub(super) const fn tunnelled(&mut self, bytes: u64) {
+        self.bytes += bytes;
+    }
+
+    /// The body broke off.
+    pub(super) const fn broken(&mut self) {
+        self.is_broken = true;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let context = self.busy.context();
+        let duration = context.clock.now().saturating_sub(self.started);
+        let service = self.service.clone().unwrap_or_else(|| "none".to_owned());
+        let class = self.status.map_or("none", code_class);
+        let direction = self.direction.as_str();
+        metrics::counter!(
+            "marram_requests_total",
+            "service" => service.clone(), "direction" => direction, "code_class" => class
+        )
+        .increment(1);
+        metrics::histogram!("marram_request_duration_seconds", "service" => service, "direction" => direction)
+            .record(duration.as_secs_f64());
+        tracing::info!(
+            target: "access",
+            direction,
+            method = self.method.as_str(),
+            service = self.service.as_deref().unwrap_or_default(),
+            host = self.host,
+            path = self.path,
+            status = self.status.map_or(0, |status| status.as_u16()),
+            bytes = self.bytes,
+            duration_ms = duration.as_secs_f64() * 1e3,
+            via = self.via.as_deref().unwrap_or_default(),
+            p = self.probability,
+            retries = self.retries,
+            broken = self.is_broken,
+            "request"
+        );
+    }
+}
+
+fn code_class(status: StatusCode) -> &'static str {
+    match status.as_u16() / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    }
+}

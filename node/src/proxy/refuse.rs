@@ -1,0 +1,322 @@
+//! What the proxy answers itself: problem JSON (RFC 9457) with a stable code and a way out.
+
+use bytes::Bytes;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use super::body::ResponseBody;
+use super::headers::MARRAM_VIA;
+
+/// Service names listed in one answer.
+const KNOWN_MAX: usize = 20;
+/// Candidates listed in one answer.
+const CANDIDATES_MAX: usize = 50;
+
+/// Why the proxy answers itself; each has one status and one stable code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The request breaks HTTP.
+    BadRequest,
+    /// The client did not finish its request head in time.
+    HeadTimeout,
+    /// The request head is too long.
+    HeadTooLarge,
+    /// An expectation other than 100-continue.
+    UnknownExpectation,
+    /// The host is not a name of the mesh.
+    NotOfTheMesh,
+    /// Routes name the host, and none matches the path.
+    NoRoute,
+    /// Upgrades are not served.
+    UpgradeNotSupported,
+    /// HTTP/2 is not served.
+    Http2NotSupported,
+    /// A plain HTTP request for a service that speaks raw TCP.
+    NotHttp,
+    /// Nobody offers the service.
+    UnknownService,
+    /// Everybody who offers the service is out.
+    NoHealthyInstance,
+    /// The instance failed and the request could not be sent to another one.
+    InstanceFailed,
+    /// No response head in time.
+    Timeout,
+    /// The request came back too often.
+    LoopDetected,
+}
+
+impl Reason {
+    /// The HTTP status.
+    pub(crate) const fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::UnknownExpectation => StatusCode::EXPECTATION_FAILED,
+            Self::NotOfTheMesh => StatusCode::MISDIRECTED_REQUEST,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::UpgradeNotSupported => StatusCode::NOT_IMPLEMENTED,
+            Self::Http2NotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::NotHttp | Self::InstanceFailed => StatusCode::BAD_GATEWAY,
+            Self::UnknownService | Self::NoHealthyInstance => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::LoopDetected => StatusCode::LOOP_DETECTED,
+        }
+    }
+
+    /// The stable code, also the label of `marram_proxy_refused_total`.
+    pub(crate) const fn code(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::HeadTimeout => "head_timeout",
+            Self::HeadTooLarge => "head_too_large",
+            Self::UnknownExpectation => "unknown_expectation",
+            Self::NotOfTheMesh => "not_of_the_mesh",
+            Self::NoRoute => "no_route",
+            Self::UpgradeNotSupported => "upgrade_not_supported",
+            Self::Http2NotSupported => "http2_not_supported",
+            Self::NotHttp => "not_http",
+            Self::UnknownService => "unknown_service",
+            Self::NoHealthyInstance => "no_healthy_instance",
+            Self::InstanceFailed => "instance_failed",
+            Self::Timeout => "timeout",
+            Self::LoopDetected => "loop_detected",
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::BadRequest => "the request is not valid HTTP/1.1",
+            Self::HeadTimeout => "the request head did not arrive in time",
+            Self::HeadTooLarge => "the request head is too large",
+            Self::UnknownExpectation => "the expectation is not known",
+            Self::NotOfTheMesh => "the host is not a name of the mesh",
+            Self::NoRoute => "no route matches the request",
+            Self::UpgradeNotSupported => "upgrades are not supported",
+            Self::Http2NotSupported => "HTTP/2 is not supported",
+            Self::NotHttp => "the service does not speak HTTP",
+            Self::UnknownService => "no node offers this service",
+            Self::NoHealthyInstance => "no instance of the service can take the request",
+            Self::InstanceFailed => "the instance failed while it had the request",
+            Self::Timeout => "no answer in time",
+            Self::LoopDetected => "the request goes in circles",
+        }
+    }
+}
+
+/// An answer of the proxy itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusal {
+    reason: Reason,
+    detail: String,
+    hint: Option<String>,
+    known: Vec<String>,
+    known_more: usize,
+    candidates: Vec<RefusedCandidate>,
+    via: Option<HeaderValue>,
+    closes: bool,
+}
+
+/// One instance that could not take the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct RefusedCandidate {
+    instance: String,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    code: &'a str,
+    detail: &'a str,
+    problems: Vec<Fault<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    known_services: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "is_zero")]
+    known_services_more: usize,
+    #[serde(skip_serializing_if = "<[RefusedCandidate]>::is_empty")]
+    candidates: &'a [RefusedCandidate],
+}
+
+#[derive(Serialize)]
+struct Fault<'a> {
+    field: &'a str,
+    message: &'a str,
+    hint: Option<&'a str>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+const fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+impl Refusal {
+    /// A refusal that says in `detail` what happened.
+    pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+            hint: None,
+            known: Vec::new(),
+            known_more: 0,
+            candidates: Vec::new(),
+            via: None,
+            closes: false,
+        }
+    }
+
+    /// Nobody offers `service`; says who is known and which name is nearest.
+    pub(crate) fn unknown_service<'a>(service: &str, known: impl Iterator<Item = &'a String>) -> Self {
+        let all: Vec<&String> = known.collect();
+        let nearest = all
+            .iter()
+            .map(|name| (strsim::damerau_levenshtein(service, name), *name))
+            .filter(|(distance, name)| *distance <= name.len().max(service.len()).div_ceil(3))
+            .min_by_key(|(distance, _)| *distance);
+        let mut refusal = Self::new(Reason::UnknownService, format!("no node offers a service named `{service}`"));
+        refusal.hint = Some(match nearest {
+            Some((_, name)) => format!("did you mean `{name}`?"),
+            None if all.is_empty() => {
+                "no service is known yet; register one with PUT /v1/services/{name}/instances/{id} or [[service]]".into()
+            }
+            None => "`marram services` lists what is offered".into(),
+        });
+        refusal.known_more = all.len().saturating_sub(KNOWN_MAX);
+        refusal.known = all.into_iter().take(KNOWN_MAX).cloned().collect();
+        refusal
+    }
+
+    /// Adds the way out.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds who could not take the request, and why.
+    pub(crate) fn candidates(mut self, candidates: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.candidates = candidates
+            .into_iter()
+            .take(CANDIDATES_MAX)
+            .map(|(instance, reason)| RefusedCandidate { instance, reason })
+            .collect();
+        self
+    }
+
+    /// Adds the way the request took.
+    pub(crate) fn via(mut self, via: Option<HeaderValue>) -> Self {
+        self.via = via;
+        self
+    }
+
+    /// Closes the connection after the answer.
+    pub(crate) const fn closing(mut self) -> Self {
+        self.closes = true;
+        self
+    }
+
+    /// Why.
+    pub(crate) const fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// What happened.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Counts the refusal; what makes an answer of it does so by itself.
+    pub(crate) fn count(&self) {
+        metrics::counter!("marram_proxy_refused_total", "reason" => self.reason.code()).increment(1);
+    }
+
+    /// The answer.
+    pub(crate) fn response(&self) -> Response<ResponseBody> {
+        self.count();
+        let mut response = Response::new(ResponseBody::full(self.body()));
+        *response.status_mut() = self.reason.status();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(via) = &self.via {
+            headers.insert(MARRAM_VIA, via.clone());
+        }
+        if self.closes {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// The answer as bytes for a connection that no HTTP machine drives (any more); it closes the connection.
+    pub(crate) fn raw_response(&self) -> Vec<u8> {
+        self.count();
+        let status = self.reason.status();
+        let body = self.body();
+        let mut out = format!(
+            "HTTP/1.1 {} {}\r\n{CONTENT_TYPE}: application/problem+json\r\n{CONTENT_LENGTH}: {}\r\n{CONNECTION}: close\r\n\r\n",
+            status.as_str(),
+            status.canonical_reason().unwrap_or_default(),
+            body.len(),
+        )
+        .into_bytes();
+        out.extend_from_slice(&body);
+        out
+    }
+
+    fn body(&self) -> Bytes {
+        let problem = Problem {
+            r#type: format!("urn:marram:problem:{}", self.reason.code()),
+            title: self.reason.title(),
+            status: self.reason.status().as_u16(),
+            code: self.reason.code(),
+            detail: &self.detail,
+            problems: self
+                .hint
+                .iter()
+                .map(|hint| Fault { field: "request", message: &self.detail, hint: Some(hint) })
+                .collect(),
+            known_services: (self.reason == Reason::UnknownService).then_some(&self.known),
+            known_services_more: self.known_more,
+            candidates: &self.candidates,
+        };
+        let mut bytes = serde_json::to_vec(&problem).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(refusal: &Refusal) -> serde_json::Value {
+        serde_json::from_slice(&refusal.body()).unwrap()
+    }
+
+    #[test]
+    fn an_unknown_service_is_answered_with_what_is_known_and_the_nearest_name() {
+        let known = ["hello".to_owned(), "payments".to_owned()];
+        let body = json(&Refusal::unknown_service("helo", known.iter()));
+        assert_eq!(body["code"], "unknown_service");
+        assert_eq!(body["status"], 503);
+        assert_eq!(body["known_services"], serde_json::json!(["hello", "payments"]));
+        assert_eq!(body["problems"][0]["hint"], "did you mean `hello`?");
+    }
+
+    #[test]
+    fn the_list_of_known_services_is_bounded() {
+        let known: Vec<String> = (0..100).map(|i| format!("service-{i}")).collect();
+        let body = json(&Refusal::unknown_service("zzzzzzzzzzzzzzzzzz", known.iter()));
+        assert_eq!(body["known_services"].as_array().unwrap().len(), KNOWN_MAX);
+        assert_eq!(body["known_services_more"], 80);
+    }
+
+    #[test]
+    fn candidates_are_listed_with_their_reasons() {
+        let refusal = Refusal::new(Reason::NoHealthyInstance, "none of 1 instances can take the request")
+            .candidates([("8080@a".to_owned(), "check http failed".to_owned())]);
+        let body = json(&refusal);
+        assert_eq!(body["candidates"], serde_json::json!([{"instance": "8080@a", "reason": "check http failed"}]));
+    }
+}

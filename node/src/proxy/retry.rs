@@ -1,0 +1,119 @@
+//! Which endpoint next: picks, failures seen by this request, and what they mean for later ones.
+
+use std::sync::Arc;
+
+use super::context::{Outcome, OutcomeKind, ProxyContext};
+use super::refuse::{Reason, Refusal};
+use crate::pick::{NoPick, Pick, pick};
+use crate::snapshot::{Endpoint, Snapshot};
+
+/// Tries beyond the first. One: a second failure in a row is news for the client, not a reason to load a third.
+const RETRIES_MAX: usize = 1;
+
+/// The endpoints one request was sent to in vain.
+#[derive(Debug, Default)]
+pub(super) struct Tries {
+    /// Out for this request: those that failed, and their neighbours where it was the node that failed.
+    out: Vec<Arc<Endpoint>>,
+    /// `(instance@node, what was seen)` of those that failed.
+    failures: Vec<(String, String)>,
+}
+
+impl Tries {
+    /// How many endpoints failed so far.
+    pub(super) const fn failed(&self) -> usize {
+        self.failures.len()
+    }
+
+    /// Draws an endpoint that has not failed this request.
+    ///
+    /// # Errors
+    /// The refusal that says why there is none.
+    pub(super) fn pick(
+        &self,
+        context: &ProxyContext,
+        core: usize,
+        snapshot: &Snapshot,
+        service: &str,
+    ) -> Result<Pick, Refusal> {
+        if self.failed() > RETRIES_MAX {
+            return Err(self.exhausted(service));
+        }
+        pick(snapshot, service, &self.out, context.chance(core), context.clock.now()).map_err(|none| match none {
+            NoPick::UnknownService => Refusal::unknown_service(service, snapshot.services.keys()),
+            NoPick::NoneHealthy(reasons) => self.none_healthy(service, reasons),
+        })
+    }
+
+    /// The endpoint failed: it is out for this request and, for a while, for this node.
+    ///
+    /// Where its node failed, all endpoints there are out: they are behind the same proxy.
+    pub(super) fn fail(
+        &mut self,
+        context: &ProxyContext,
+        snapshot: &Snapshot,
+        endpoint: &Arc<Endpoint>,
+        kind: OutcomeKind,
+        detail: String,
+    ) {
+        let at = context.clock.now();
+        let until = at.saturating_add(context.config.eject_time);
+        let in_a_row = endpoint.stats.failed(until);
+        self.out.push(Arc::clone(endpoint));
+        self.failures.push((label(endpoint), detail.clone()));
+        if kind == OutcomeKind::PeerFailed && endpoint.local.is_none() {
+            let neighbours = snapshot.services.get(&endpoint.service).into_iter().flat_map(|view| &view.endpoints);
+            for other in neighbours.filter(|other| other.node == endpoint.node && !Arc::ptr_eq(other, endpoint)) {
+                other.stats.failed(until);
+                self.out.push(Arc::clone(other));
+            }
+        }
+        tracing::debug!(endpoint = label(endpoint), kind = kind.as_str(), detail, in_a_row, "eject");
+        context.tell(Outcome { endpoint: Arc::clone(endpoint), kind, detail, in_a_row, at });
+    }
+
+    /// The last failure of this request as an answer, for a request that cannot be sent again.
+    pub(super) fn refusal(&self, service: &str) -> Refusal {
+        let seen = self.failures.last().map_or("it failed", |(_, detail)| detail.as_str());
+        Refusal::new(Reason::InstanceFailed, format!("an instance of `{service}` failed while it had the request: {seen}"))
+            .hint("a part of the request may have been carried out; methods that may be repeated are sent elsewhere")
+            .candidates(self.failures.clone())
+    }
+
+    fn exhausted(&self, service: &str) -> Refusal {
+        let count = self.failed();
+        Refusal::new(Reason::NoHealthyInstance, format!("{count} instances of `{service}` failed one after the other"))
+            .hint("those that failed are left out for a while; ask again")
+            .candidates(self.failures.clone())
+    }
+
+    fn none_healthy(&self, service: &str, mut reasons: Vec<(String, String)>) -> Refusal {
+        for (instance, reason) in &mut reasons {
+            if let Some((_, seen)) = self.failures.iter().find(|(failed, _)| failed == instance) {
+                reason.clone_from(seen);
+            }
+        }
+        let detail = match reasons.len() {
+            1 => format!("the only instance of `{service}` cannot take the request"),
+            count => format!("none of the {count} instances of `{service}` can take the request"),
+        };
+        Refusal::new(Reason::NoHealthyInstance, detail)
+            .hint(format!("`marram route explain {service}` shows every instance and its state"))
+            .candidates(reasons)
+    }
+}
+
+/// Tells that the endpoint was too slow; that alone does not take it out.
+pub(super) fn too_slow(context: &ProxyContext, endpoint: &Arc<Endpoint>, detail: &str) {
+    context.tell(Outcome {
+        endpoint: Arc::clone(endpoint),
+        kind: OutcomeKind::TimedOut,
+        detail: detail.to_owned(),
+        in_a_row: 0,
+        at: context.clock.now(),
+    });
+}
+
+fn label(endpoint: &Endpoint) -> String {
+    format!("{}@{}", endpoint.instance, endpoint.node_name)
+}

@@ -1,0 +1,119 @@
+//! Raw TCP: a listener per service, and the tunnels of CONNECT.
+
+use std::sync::Arc;
+
+use hyper::Method;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::attempt::{connect, open_stream, stream_head};
+use super::context::{OutcomeKind, ProxyContext};
+use super::copy::copy_both;
+use super::head::Content;
+use super::record::{Direction, LocalInFlight, Record};
+use super::refuse::Refusal;
+use super::retry::Tries;
+use crate::snapshot::{Endpoint, Snapshot};
+
+/// Bytes both ways to an instance.
+pub(super) trait Wire: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug> Wire for T {}
+
+/// An open way to an instance, and the record of what goes through.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    instance: Box<dyn Wire>,
+    record: Record,
+}
+
+impl Tunnel {
+    pub(super) fn new(instance: Box<dyn Wire>, record: Record) -> Self {
+        Self { instance, record }
+    }
+
+    /// Connects to an instance of `service`; nothing was sent, so another one is tried when the first fails.
+    ///
+    /// # Errors
+    /// The refusal to answer with, where the client speaks HTTP.
+    pub(super) async fn open(
+        context: &Arc<ProxyContext>,
+        core: usize,
+        snapshot: &Snapshot,
+        service: &str,
+        record: &mut Record,
+    ) -> Result<Box<dyn Wire>, Refusal> {
+        if snapshot.services.contains_key(service) {
+            record.service = Some(service.to_owned());
+        }
+        let mut tries = Tries::default();
+        loop {
+            let pick = tries.pick(context, core, snapshot, service)?;
+            record.via = Some(format!("{}->{}", snapshot.here.name, pick.endpoint.node_name));
+            record.probability = Some(pick.probability);
+            match reach(context, core, snapshot, &pick.endpoint, record).await {
+                Ok(instance) => {
+                    pick.endpoint.stats.succeeded();
+                    return Ok(instance);
+                }
+                Err((kind, detail)) => {
+                    record.at(None, None);
+                    tries.fail(context, snapshot, &pick.endpoint, kind, detail);
+                    record.retries += 1;
+                    metrics::counter!("marram_retries_total", "service" => service.to_owned()).increment(1);
+                }
+            }
+        }
+    }
+
+    /// Copies until both sides are done.
+    pub(super) async fn run(mut self, context: &ProxyContext, client: &mut TcpStream, ahead: Vec<u8>) {
+        let copied = copy_both(client, &mut self.instance, ahead, context.config.idle_timeout).await;
+        self.record.tunnelled(copied.back);
+        if let Err(error) = copied.end {
+            tracing::debug!(%error, bytes_there = copied.there, bytes_back = copied.back, "tunnel ended");
+            self.record.broken();
+        }
+    }
+}
+
+async fn reach(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    snapshot: &Snapshot,
+    endpoint: &Arc<Endpoint>,
+    record: &mut Record,
+) -> Result<Box<dyn Wire>, (OutcomeKind, String)> {
+    let mine = endpoint.stats.begin();
+    if let Some(instance) = &endpoint.local {
+        let (local, _count) = LocalInFlight::begin(instance);
+        record.at(Some(mine), Some(local));
+        return match connect(instance, context.config.connect_timeout).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(detail) => Err((OutcomeKind::ConnectFailed, detail)),
+        };
+    }
+    record.at(Some(mine), None);
+    let source = format!("spiffe://{}/node/{}", snapshot.here.mesh, snapshot.here.node);
+    let head = stream_head(endpoint, Content::Tcp, source, 1, None);
+    Ok(Box::new(open_stream(context, core, endpoint.node, &head).await?))
+}
+
+/// Serves one connection of a listener for `service`.
+pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, mut client: TcpStream, service: &str) {
+    // A tunnel has neither method nor path; CONNECT is what it amounts to.
+    let mut record = Record::new(context, Direction::Outbound, &Method::CONNECT, String::new(), "");
+    let snapshot = context.published.load();
+    match Tunnel::open(context, core, &snapshot, service, &mut record).await {
+        Ok(instance) => {
+            drop(snapshot);
+            Tunnel::new(instance, record).run(context, &mut client, Vec::new()).await;
+        }
+        Err(refusal) => {
+            // The client speaks a protocol unknown here: closing is all that can be said to it.
+            refusal.count();
+            tracing::info!(service, code = refusal.reason().code(), detail = refusal.detail(), "tcp connection refused");
+            record.broken();
+        }
+    }
+}

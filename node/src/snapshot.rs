@@ -1,0 +1,263 @@
+//! What a request reads: one immutable snapshot, swapped whole, and the live counters its endpoints point at.
+//!
+//! The control thread builds a [`Snapshot`] whenever policy, membership or a service changed and publishes it
+//! through [`Published`]. A request loads it once and never waits for anything else. Counters that move with every
+//! request (in flight, ejection, picks) are atomics in [`EndpointStats`] and outlive the snapshot that names them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use policy::explain::{CapacitySource, DistanceSource};
+use policy::{Capacity, RouteTable};
+use transport::NodeId;
+
+use crate::config::Protocol;
+
+/// Where readers find the newest snapshot.
+#[derive(Debug)]
+pub struct Published {
+    current: ArcSwap<Snapshot>,
+}
+
+impl Published {
+    /// Publishes `first` as the snapshot in force.
+    #[must_use]
+    pub fn new(first: Snapshot) -> Self {
+        Self { current: ArcSwap::from_pointee(first) }
+    }
+
+    /// The snapshot in force; a request calls this once.
+    #[must_use]
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Replaces the snapshot for every later reader.
+    pub fn publish(&self, next: Snapshot) {
+        self.current.store(Arc::new(next));
+    }
+}
+
+/// Everything a routing decision needs, as this node knew it at one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Rises by one with every publication of this process.
+    pub version: u64,
+    /// Who this node is.
+    pub here: Here,
+    /// The compiled policy.
+    pub table: Arc<RouteTable>,
+    /// Every service anybody is known to offer, by name.
+    pub services: BTreeMap<String, Arc<ServiceView>>,
+    /// Instances this node owns, by (service, instance).
+    pub local: HashMap<(String, String), Arc<LocalInstance>>,
+}
+
+/// This node's own names and place.
+#[derive(Debug, Clone)]
+pub struct Here {
+    /// Proven by the certificate.
+    pub node: NodeId,
+    /// The operator's label.
+    pub name: String,
+    /// Large place, empty when not configured.
+    pub region: String,
+    /// Small place, empty when not configured.
+    pub zone: String,
+    /// The mesh's name (SPIFFE trust domain).
+    pub mesh: String,
+}
+
+/// One service as this node sees it.
+#[derive(Debug)]
+pub struct ServiceView {
+    /// The name requests ask for.
+    pub name: String,
+    /// Endpoints that may be drawn, before the local ejection check.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// Endpoints that are known but out, each with the reason.
+    pub excluded: Vec<ExcludedEndpoint>,
+    /// How many nodes send requests to this service, this one included; at least 1.
+    pub active_clients: f64,
+}
+
+/// An instance that is known but cannot be drawn.
+#[derive(Debug, Clone)]
+pub struct ExcludedEndpoint {
+    /// Instance id, unique within the owning node and service.
+    pub instance: String,
+    /// The owning node's label.
+    pub node: String,
+    /// Why, as a sentence a person can act on.
+    pub reason: String,
+}
+
+/// One place that answers for a service.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The service's name.
+    pub service: String,
+    /// Instance id, unique within the owning node and service.
+    pub instance: String,
+    /// The owning node.
+    pub node: NodeId,
+    /// The owning node's label.
+    pub node_name: String,
+    /// The owning node's zone.
+    pub zone: String,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Concurrent requests it can serve well.
+    pub capacity: Capacity,
+    /// Where the capacity comes from.
+    pub capacity_source: CapacitySource,
+    /// Network distance from here, round trip in milliseconds.
+    pub distance_ms: f64,
+    /// Where the distance comes from.
+    pub distance_source: DistanceSource,
+    /// The address to connect to when the instance is on this node.
+    pub local: Option<Arc<LocalInstance>>,
+    /// True while the owner is suspected: its weight counts a quarter.
+    pub suspect: bool,
+    /// Live counters, the same object in every snapshot that names this endpoint.
+    pub stats: Arc<EndpointStats>,
+}
+
+/// An instance this node owns.
+#[derive(Debug)]
+pub struct LocalInstance {
+    /// The service's name.
+    pub service: String,
+    /// Instance id.
+    pub instance: String,
+    /// Where the process listens.
+    pub address: SocketAddr,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Requests in flight through this node to it, from all peers and from here.
+    pub inflight: AtomicU32,
+    /// The verdict of its checks.
+    pub healthy: AtomicBool,
+    /// Connects that the process refused since the last success; the health supervisor looks at it.
+    pub connect_failures: AtomicU32,
+}
+
+/// Live counters of one endpoint as seen from this node.
+#[derive(Debug, Default)]
+pub struct EndpointStats {
+    own_inflight: AtomicU32,
+    gossiped_inflight: AtomicU32,
+    own_at_gossip: AtomicU32,
+    ejected_until_ms: AtomicU64,
+    failures_in_a_row: AtomicU32,
+    successes: AtomicU64,
+    failures: AtomicU64,
+    picks: AtomicU64,
+    expected_picks_micro: AtomicU64,
+}
+
+impl EndpointStats {
+    /// Requests of this node now in flight to the endpoint.
+    #[must_use]
+    pub fn own_inflight(&self) -> u32 {
+        self.own_inflight.load(Ordering::Relaxed)
+    }
+
+    /// Takes a newer figure of the endpoint's requests in flight, as its owner told it (gossip, ack or answer).
+    pub fn report_inflight(&self, inflight: u32) {
+        self.gossiped_inflight.store(inflight, Ordering::Relaxed);
+        self.own_at_gossip.store(self.own_inflight(), Ordering::Relaxed);
+    }
+
+    /// The owner's last figure and this node's own share at that moment.
+    #[must_use]
+    pub fn reported(&self) -> (u32, u32) {
+        (self.gossiped_inflight.load(Ordering::Relaxed), self.own_at_gossip.load(Ordering::Relaxed))
+    }
+
+    /// Counts one request in flight until the guard is dropped.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>) -> InFlight {
+        self.own_inflight.fetch_add(1, Ordering::Relaxed);
+        InFlight { stats: Arc::clone(self) }
+    }
+
+    /// Records that a decision gave this endpoint the probability `p` and whether it was the one drawn.
+    pub fn record_decision(&self, p: f64, drawn: bool) {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "p is within 0..=1, so the product is within 0..=1e6"
+        )]
+        let micro = (p.clamp(0.0, 1.0) * 1e6).round() as u64;
+        self.expected_picks_micro.fetch_add(micro, Ordering::Relaxed);
+        if drawn {
+            self.picks.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Times drawn, and the sum of the probabilities it had at each decision.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a count for people; exact up to 2^52 micro-picks")]
+    pub fn picks(&self) -> (u64, f64) {
+        (
+            self.picks.load(Ordering::Relaxed),
+            self.expected_picks_micro.load(Ordering::Relaxed) as f64 / 1e6,
+        )
+    }
+
+    /// The request was answered: failures in a row start again at zero.
+    pub fn succeeded(&self) {
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+        self.successes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The endpoint failed as such (no connection, no answer): it is not drawn until `until`.
+    ///
+    /// Returns how many failures in a row that makes.
+    pub fn failed(&self, until: Duration) -> u32 {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.ejected_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Ends an ejection at once, for instance because the owner was heard again.
+    pub fn readmit(&self) {
+        self.ejected_until_ms.store(0, Ordering::Relaxed);
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the endpoint is out at `now` (monotonic since the start of the process).
+    #[must_use]
+    pub fn is_ejected(&self, now: Duration) -> bool {
+        u128::from(self.ejected_until_ms.load(Ordering::Relaxed)) > now.as_millis()
+    }
+
+    /// Failures since the last success.
+    #[must_use]
+    pub fn failures_in_a_row(&self) -> u32 {
+        self.failures_in_a_row.load(Ordering::Relaxed)
+    }
+
+    /// Answered and failed requests since the start.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        (self.successes.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
+    }
+}
+
+/// One request in flight; dropping it takes the request off the count.
+#[derive(Debug)]
+pub struct InFlight {
+    stats: Arc<EndpointStats>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.stats.own_inflight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

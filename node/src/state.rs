@@ -1,0 +1,413 @@
+//! What the control loop knows and decides: membership, catalog, own instances, policy in force. No I/O.
+//!
+//! The loop in [`crate::control`] feeds it and carries out what it says; the admin API reads views of it. It sits
+//! behind one mutex that is never held across an await and never taken on a data thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use policy::explain::{DistanceSource, Excluded, Explanation, Subject};
+use policy::{DocId, Document, Place, Problem, RouteTable};
+use transport::NodeId;
+use transport::rtt::RttFilter;
+use transport::swim::{Liveness, Swim};
+use transport::trust::Role;
+use transport::vivaldi::Vivaldi;
+
+use crate::catalog::{Catalog, DEFAULT_DISTANCE_MS, Distance, KnownNode, great_circle_ms};
+use crate::gossip::{Facts, Loads, Offers};
+use crate::local::LocalInstances;
+use crate::pick;
+use crate::shares::{EndpointKey, Shares};
+use crate::snapshot::{Endpoint, Here, ServiceView, Snapshot};
+use crate::store::StoreState;
+use crate::view::{
+    InstanceView, LinkView, MemberCounts, NodeView, PolicyStatus, ProblemView, ServiceSummary, Status,
+};
+
+/// A service counts as used by this node for so long after its last request.
+const CLIENT_FOR: Duration = Duration::from_secs(10);
+
+/// The whole state.
+#[derive(Debug)]
+pub struct State {
+    /// Who this node is.
+    pub here: Here,
+    /// Its own facts, as gossiped.
+    pub facts: Facts,
+    /// Every node and what it offers.
+    pub catalog: Catalog,
+    /// This node's instances.
+    pub local: LocalInstances,
+    /// Membership.
+    pub swim: Swim,
+    /// Network coordinates.
+    pub vivaldi: Vivaldi,
+    /// Shares really got.
+    pub shares: Shares,
+    /// The policy store in short.
+    pub store: StoreState,
+    /// Why the store refuses writes, when it does.
+    pub read_only: Option<String>,
+    /// Documents that do not validate, with what is done meanwhile.
+    pub broken: Vec<(DocId, Vec<Problem>)>,
+    /// The compiled policy in force.
+    pub table: Arc<RouteTable>,
+    /// Processor share in use, 0..=1.
+    pub cpu: f64,
+    /// `starting`, `ready` or `draining`.
+    pub life: Life,
+    /// Round trips of live links, for nodes the prober has too few samples of.
+    pub link_rtt: HashMap<NodeId, Duration>,
+    /// When the process started, monotonic.
+    pub started: Duration,
+    /// Version of the newest snapshot.
+    version: u64,
+    /// Picks of each service when last looked at, and when they last rose.
+    used: HashMap<String, (u64, Duration)>,
+}
+
+/// Life of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// Not listening yet.
+    Starting,
+    /// Takes work.
+    Ready,
+    /// Finishes what it has.
+    Draining,
+}
+
+impl Life {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl State {
+    /// The state of a node that knows only itself.
+    #[must_use]
+    pub fn new(here: Here, role: Role, public_key: [u8; 32], facts: Facts, local: LocalInstances, swim: Swim, now: Duration) -> Self {
+        let mut catalog = Catalog::new(here.node);
+        let own = catalog.take_facts(here.node, (role, public_key), (0, 1), facts.clone(), now);
+        debug_assert_eq!(own, Ok(()), "an empty catalog takes its own node");
+        let place = place(&here);
+        Self {
+            here,
+            facts,
+            catalog,
+            local,
+            swim,
+            vivaldi: Vivaldi::new(None),
+            shares: Shares::default(),
+            store: StoreState::default(),
+            read_only: None,
+            broken: Vec::new(),
+            table: Arc::new(policy::compile(&[], &place).table),
+            cpu: 0.0,
+            life: Life::Starting,
+            link_rtt: HashMap::new(),
+            started: now,
+            version: 0,
+            used: HashMap::new(),
+        }
+    }
+
+    /// Takes the documents in force: compiles them and keeps what does not validate for `/v1/problems`.
+    pub fn take_policy(&mut self, documents: &[Document], broken: Vec<(DocId, Vec<Problem>)>, store: StoreState) {
+        let compiled = policy::compile(documents, &place(&self.here));
+        self.table = Arc::new(compiled.table);
+        self.broken = broken;
+        self.broken.extend(compiled.problems);
+        self.store = store;
+    }
+
+    /// What this node tells others it offers.
+    #[must_use]
+    pub fn offers(&self) -> Offers {
+        self.local.offers(self.life == Life::Draining)
+    }
+
+    /// Builds the next snapshot for requests.
+    pub fn snapshot(&mut self, now: Duration) -> Snapshot {
+        self.version += 1;
+        let local = self.local.live();
+        let distances: HashMap<NodeId, Distance> =
+            self.catalog.nodes().map(|known| (known.node, self.distance(known))).collect();
+        let unknown = Distance { ms: DEFAULT_DISTANCE_MS, source: DistanceSource::Unknown };
+        let services =
+            self.catalog.services(&local, |known| distances.get(&known.node).copied().unwrap_or(unknown), now);
+        Snapshot { version: self.version, here: self.here.clone(), table: Arc::clone(&self.table), services, local }
+    }
+
+    /// How far `known` is: filtered round trip, else the link's, else coordinates, else the great circle, else unknown.
+    #[must_use]
+    pub fn distance(&self, known: &KnownNode) -> Distance {
+        if known.node == self.here.node {
+            return Distance { ms: 0.0, source: DistanceSource::Local };
+        }
+        let member = self.swim.member(&known.node);
+        let direct = member.and_then(|m| m.round_trips.rtt()).or_else(|| self.link_rtt.get(&known.node).copied());
+        if let Some(rtt) = direct {
+            return Distance { ms: rtt.as_secs_f64() * 1e3, source: DistanceSource::Rtt };
+        }
+        if let Some(coord) = member.and_then(|m| m.coord.as_ref()) {
+            let ms = self.vivaldi.distance(coord).as_secs_f64() * 1e3;
+            return Distance { ms, source: DistanceSource::Vivaldi };
+        }
+        if let (Some(from), Some(to)) = (self.facts.location, known.facts.location) {
+            return Distance { ms: great_circle_ms(from, to), source: DistanceSource::GreatCircle };
+        }
+        Distance { ms: DEFAULT_DISTANCE_MS, source: DistanceSource::Unknown }
+    }
+
+    /// How busy this node is now, for gossip. `snapshot` tells which services it sent requests to lately.
+    pub fn loads(&mut self, snapshot: &Snapshot, agent_memory_bytes: u64, now: Duration) -> Loads {
+        for (name, view) in &snapshot.services {
+            let picks = view.endpoints.iter().map(|e| e.stats.picks().0).sum();
+            let used = self.used.entry(name.clone()).or_insert((0, Duration::ZERO));
+            if picks != used.0 {
+                *used = (picks, now);
+            }
+        }
+        self.used.retain(|name, _| snapshot.services.contains_key(name));
+        let recent = |(picks, at): &(u64, Duration)| *picks > 0 && now.saturating_sub(*at) < CLIENT_FOR;
+        Loads {
+            inflight: self.local.inflight(),
+            clients: self.used.iter().filter(|(_, used)| recent(used)).map(|(name, _)| name.clone()).collect(),
+            cpu: self.cpu,
+            agent_memory_bytes,
+            policy_root: self.store.root,
+        }
+    }
+
+    /// Sets a mark for the shares of the last minute when one is due.
+    pub fn mark_shares(&mut self, snapshot: &Snapshot, now: Duration) {
+        self.shares.mark(now, || {
+            let endpoints = snapshot.services.values().flat_map(|view| &view.endpoints);
+            endpoints.map(|endpoint| (share_key(endpoint), endpoint.stats.picks().0)).collect()
+        });
+    }
+
+    /// `GET /v1/explain/{service}`.
+    #[must_use]
+    pub fn explain(&self, snapshot: &Snapshot, service: &str, now: Duration) -> Option<Explanation> {
+        let view = snapshot.services.get(service)?;
+        let backend = snapshot.table.backend(service);
+        let (candidates, out) = pick::eligible(view, &[], now, backend);
+        let subjects = candidates.iter().map(|endpoint| subject(view, endpoint, now)).collect();
+        let mut excluded: Vec<Excluded> = view
+            .excluded
+            .iter()
+            .map(|e| Excluded { instance: e.instance.clone(), node: e.node.clone(), reason: e.reason.clone() })
+            .collect();
+        excluded.extend(out.into_iter().map(|(endpoint, reason)| Excluded {
+            instance: endpoint.instance.clone(),
+            node: endpoint.node_name.clone(),
+            reason,
+        }));
+        let mut explanation = policy::explain::explain(service, backend, &self.here.name, subjects, excluded);
+        let picks: Vec<(EndpointKey, u64)> =
+            candidates.iter().map(|endpoint| (share_key(endpoint), endpoint.stats.picks().0)).collect();
+        let any = picks.iter().any(|(_, count)| *count > 0);
+        for (candidate, share) in explanation.candidates.iter_mut().zip(self.shares.observed(&picks)) {
+            candidate.observed_share = any.then_some(share);
+        }
+        Some(explanation)
+    }
+
+    /// `GET /v1/status`, all but what the links and certificates say.
+    #[must_use]
+    pub fn status(&self, links: Vec<LinkView>, leaf_not_after: u64, node_not_after: u64, now: Duration) -> Status {
+        let mut members = MemberCounts::default();
+        for known in self.catalog.nodes() {
+            let count = match known.liveness {
+                Liveness::Alive => &mut members.alive,
+                Liveness::Suspect => &mut members.suspect,
+                Liveness::Dead => &mut members.dead,
+                Liveness::Joining => &mut members.joining,
+                Liveness::Left => &mut members.left,
+            };
+            *count += 1;
+        }
+        Status {
+            mesh: self.here.mesh.clone(),
+            node: self.here.name.clone(),
+            node_id: self.here.node.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: self.life.word().to_owned(),
+            uptime_s: now.saturating_sub(self.started).as_secs(),
+            members,
+            policy: PolicyStatus {
+                root: hex(&self.store.root),
+                documents: self.store.documents,
+                conflicts: self.store.conflicts,
+                writable: self.read_only.is_none(),
+            },
+            links,
+            leaf_not_after,
+            node_not_after,
+        }
+    }
+
+    /// `GET /v1/nodes`.
+    #[must_use]
+    pub fn nodes(&self, agent_memory_bytes: u64, now: Duration) -> Vec<NodeView> {
+        self.catalog.nodes().map(|known| self.node_view(known, agent_memory_bytes, now)).collect()
+    }
+
+    fn node_view(&self, known: &KnownNode, agent_memory_bytes: u64, now: Duration) -> NodeView {
+        let me = known.node == self.here.node;
+        let distance = self.distance(known);
+        let member = self.swim.member(&known.node);
+        let trips = member.filter(|m| m.round_trips.rtt().is_some()).map(|m| &m.round_trips);
+        let own_inflight = || self.local.inflight();
+        let inflight = if me { own_inflight() } else { known.loads.inflight.clone() };
+        let mut services: Vec<String> = if me { self.offers() } else { known.offers.clone() }
+            .instances
+            .into_iter()
+            .map(|offer| offer.service)
+            .collect();
+        services.sort();
+        services.dedup();
+        let root = if me { self.store.root } else { known.loads.policy_root };
+        NodeView {
+            name: known.facts.name.clone(),
+            id: known.node.to_string(),
+            state: known.liveness.to_string(),
+            reason: known.reason.clone(),
+            since_s: now.saturating_sub(known.since).as_secs_f64(),
+            this_node: me,
+            incarnation: known.incarnation,
+            region: known.facts.region.clone(),
+            zone: known.facts.zone.clone(),
+            address: known.facts.addresses.first().cloned().unwrap_or_default(),
+            location: known.facts.location,
+            role: known.role.to_string(),
+            distance_ms: (distance.source != DistanceSource::Unknown).then_some(distance.ms),
+            distance_source: source_word(distance.source).to_owned(),
+            jitter_ms: trips.map(|t| t.jitter().as_secs_f64() * 1e3),
+            loss: trips.map(RttFilter::loss),
+            inflight: inflight.iter().map(|(_, _, count)| *count).fold(0, u32::saturating_add),
+            cpu: if me { self.cpu } else { known.loads.cpu },
+            agent_memory_bytes: if me { agent_memory_bytes } else { known.loads.agent_memory_bytes },
+            capabilities: known.facts.capabilities.clone(),
+            version: known.facts.version.clone(),
+            policy_root: hex(&root).chars().take(8).collect(),
+            services,
+            age_s: if me { Some(0.0) } else { known.loads_at.map(|at| now.saturating_sub(at).as_secs_f64()) },
+        }
+    }
+
+    /// `GET /v1/services`.
+    #[must_use]
+    pub fn services(&self, snapshot: &Snapshot) -> Vec<ServiceSummary> {
+        let mut all: std::collections::BTreeMap<String, Vec<InstanceView>> = std::collections::BTreeMap::new();
+        for known in self.catalog.nodes() {
+            let me = known.node == self.here.node;
+            for offer in &known.offers.instances {
+                let detail = me.then(|| self.local.detail(&offer.service, &offer.instance)).flatten();
+                let (address, checks) = detail.unwrap_or_default();
+                let told = known.loads.inflight.iter().find(|(s, i, _)| *s == offer.service && *i == offer.instance);
+                let live = snapshot.local.get(&(offer.service.clone(), offer.instance.clone())).filter(|_| me);
+                let inflight = live
+                    .map(|local| local.inflight.load(Ordering::Relaxed))
+                    .or_else(|| told.map(|(_, _, count)| *count))
+                    .unwrap_or(0);
+                all.entry(offer.service.clone()).or_default().push(InstanceView {
+                    id: offer.instance.clone(),
+                    node: known.facts.name.clone(),
+                    state: state_word(snapshot.services.get(&offer.service), &offer.instance, &known.facts.name),
+                    address,
+                    protocol: offer.protocol,
+                    capacity: offer.capacity,
+                    capacity_source: if offer.declared { "declared" } else { "cores" }.to_owned(),
+                    inflight,
+                    checks,
+                    labels: offer.labels.clone(),
+                });
+            }
+        }
+        all.into_iter().map(|(name, instances)| ServiceSummary { name, instances }).collect()
+    }
+
+    /// `GET /v1/problems`.
+    #[must_use]
+    pub fn problems(&self) -> Vec<ProblemView> {
+        let documents = self.broken.iter().map(|(id, problems)| ProblemView {
+            about: format!("{}/{}/{}", id.scope, id.kind, id.name),
+            code: "policy_invalid".to_owned(),
+            detail: "the merged document does not validate; what it asks for is not in force".to_owned(),
+            problems: problems.clone(),
+        });
+        let disk = self.read_only.iter().map(|reason| ProblemView {
+            about: "store".to_owned(),
+            code: "storage_full".to_owned(),
+            detail: format!("policy writes are refused, routing goes on: {reason}"),
+            problems: Vec::new(),
+        });
+        documents.chain(disk).collect()
+    }
+}
+
+fn place(here: &Here) -> Place {
+    Place { node_name: here.name.clone(), region: here.region.clone(), zone: here.zone.clone() }
+}
+
+fn share_key(endpoint: &Endpoint) -> EndpointKey {
+    (endpoint.service.clone(), endpoint.instance.clone(), endpoint.node_name.clone())
+}
+
+fn subject(view: &ServiceView, endpoint: &Endpoint, now: Duration) -> Subject {
+    let (picks, expected_picks) = endpoint.stats.picks();
+    let state = if endpoint.stats.is_ejected(now) {
+        "ejected, but nobody else is left"
+    } else if endpoint.suspect {
+        "suspect: capacity counts a quarter"
+    } else {
+        "ok"
+    };
+    Subject {
+        instance: endpoint.instance.clone(),
+        node: endpoint.node_name.clone(),
+        zone: endpoint.zone.clone(),
+        capacity: pick::capacity(endpoint),
+        capacity_source: endpoint.capacity_source,
+        inflight: pick::inflight(view, endpoint),
+        distance_ms: endpoint.distance_ms,
+        distance_source: endpoint.distance_source,
+        picks,
+        expected_picks,
+        state: state.to_owned(),
+    }
+}
+
+fn state_word(view: Option<&Arc<ServiceView>>, instance: &str, node: &str) -> String {
+    let reason = view.and_then(|view| view.excluded.iter().find(|e| e.instance == instance && e.node == node));
+    reason.map_or_else(|| "up".to_owned(), |excluded| excluded.reason.clone())
+}
+
+/// The word of the admin API for a distance's source.
+#[must_use]
+pub fn source_word(source: DistanceSource) -> &'static str {
+    match source {
+        DistanceSource::Local => "local",
+        DistanceSource::Rtt => "rtt",
+        DistanceSource::Vivaldi => "vivaldi",
+        DistanceSource::GreatCircle => "great-circle",
+        _ => "unknown",
+    }
+}
+
+
+/// Lower-case hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
+}

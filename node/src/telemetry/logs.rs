@@ -1,0 +1,172 @@
+//! Logs: one line per event on stderr, written by a thread of their own so that a stuck terminal stops nobody.
+//!
+//! Levels: error: a person must act; warn: we coped; info: life and verdicts of the node; debug: per connection;
+//! trace: per packet. One line per finished request goes to the target `access` at level info.
+//! `MARRAM_LOG` holds a filter, for instance `info,access=off` or `warn,transport::swim=debug`.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
+use std::time::Duration;
+
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Environment variable with the filter.
+pub const FILTER_VARIABLE: &str = "MARRAM_LOG";
+/// Filter in force when the variable is not set: our events, and only warnings of the libraries below.
+pub const FILTER_DEFAULT: &str = "info,quinn=warn,quinn_proto=warn,rustls=warn,chitchat=warn,sled=warn,hyper=warn";
+
+/// Lines that may wait for stderr; one more is dropped and counted.
+const QUEUE_LINES: usize = 4096;
+/// How long the end of the program waits for the last lines.
+const FLUSH_WAIT: Duration = Duration::from_secs(1);
+
+/// How a line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people; coloured on a terminal unless `NO_COLOR` is set.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Why logging did not start. The program can go on without.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// The filter does not parse.
+    #[error("MARRAM_LOG: {reason}\n  hint: write LEVEL or TARGET=LEVEL, joined by commas: info,access=off")]
+    Filter {
+        /// What the parser said.
+        reason: String,
+    },
+    /// Logging was started before in this process.
+    #[error("logging is already set up")]
+    AlreadySet,
+    /// The system gave no thread for the writer.
+    #[error("no thread for the log: {0}")]
+    Thread(io::Error),
+}
+
+/// Writes what is still queued when dropped; keep it until the end of the program.
+#[derive(Debug)]
+#[must_use = "dropping it ends the program's last log lines early"]
+pub struct LogGuard {
+    lines: SyncSender<Message>,
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        let (done, finished) = mpsc::sync_channel(1);
+        if self.lines.send(Message::Flush(done)).is_ok() {
+            // Past the wait the lines are lost: the program ends because somebody asked it to.
+            let _flushed_in_time = finished.recv_timeout(FLUSH_WAIT).is_ok();
+        }
+    }
+}
+
+/// Starts logging for the whole process; `filter` is the content of `MARRAM_LOG`.
+///
+/// # Errors
+/// [`LogError`] when the filter does not parse or logging was started before.
+pub fn init(format: LogFormat, filter: Option<&str>) -> Result<LogGuard, LogError> {
+    let filter = parse_filter(filter)?;
+    let (lines, queue) = mpsc::sync_channel(QUEUE_LINES);
+    thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&queue)).map_err(LogError::Thread)?;
+    let writer = Lines { queue: lines.clone() };
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = match format {
+        LogFormat::Text => {
+            let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            let layer = tracing_subscriber::fmt::layer().with_ansi(colour).with_writer(writer);
+            registry.with(layer).try_init()
+        }
+        LogFormat::Json => {
+            let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);
+            registry.with(layer.with_span_list(false).with_writer(writer)).try_init()
+        }
+    };
+    started.map_err(|_already| LogError::AlreadySet)?;
+    Ok(LogGuard { lines })
+}
+
+fn parse_filter(text: Option<&str>) -> Result<EnvFilter, LogError> {
+    let text = text.filter(|text| !text.trim().is_empty()).unwrap_or(FILTER_DEFAULT);
+    EnvFilter::builder().parse(text).map_err(|error| LogError::Filter { reason: error.to_string() })
+}
+
+enum Message {
+    Line(Vec<u8>),
+    Flush(SyncSender<()>),
+}
+
+fn write_lines(queue: &Receiver<Message>) {
+    let mut stderr = io::stderr();
+    for message in queue {
+        match message {
+            // A closed stderr is no reason to stop serving.
+            Message::Line(line) => drop(stderr.write_all(&line)),
+            Message::Flush(done) => drop(done.try_send(())),
+        }
+    }
+}
+
+/// Hands each finished line to the thread that writes.
+#[derive(Debug, Clone)]
+struct Lines {
+    queue: SyncSender<Message>,
+}
+
+impl io::Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.queue.try_send(Message::Line(line.to_vec())).is_err() {
+            metrics::counter!("marram_log_dropped_lines_total").increment(1);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_filter_means_the_default() {
+        let default = parse_filter(None).unwrap().to_string();
+        assert_eq!(parse_filter(Some(" ")).unwrap().to_string(), default);
+        assert!(default.contains("info"), "{default}");
+    }
+
+    #[test]
+    fn a_wrong_filter_is_refused_with_a_hint() {
+        let error = parse_filter(Some("access=loud")).unwrap_err().to_string();
+        assert!(error.starts_with("MARRAM_LOG: "), "{error}");
+        assert!(error.contains("hint: "), "{error}");
+    }
+
+    #[test]
+    fn a_full_queue_drops_the_line_and_goes_on() {
+        let (lines, queue) = mpsc::sync_channel(1);
+        let mut writer = Lines { queue: lines };
+        assert_eq!(writer.write(b"first\n").unwrap(), 6);
+        assert_eq!(writer.write(b"second\n").unwrap(), 7);
+        assert!(matches!(queue.try_recv(), Ok(Message::Line(line)) if line == b"first\n"));
+        assert!(queue.try_recv().is_err());
+    }
+}

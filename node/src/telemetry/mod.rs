@@ -1,0 +1,8 @@
+//! What the node tells machines about itself: logs and metrics.
+
+pub mod logs;
+pub mod metrics;
+mod process;
+
+pub use logs::{LogError, LogFormat, LogGuard, init};
+pub use metrics::MetricsHandle;

@@ -1,0 +1,318 @@
+//! What the node tells people and programs: the bodies of the admin API, as plain data.
+//!
+//! The CLI reads the same types back, so a field is renamed in one place or not at all.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::config::{CheckConfig, Location, Protocol};
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// The mesh's name.
+    pub mesh: String,
+    /// This node's label.
+    pub node: String,
+    /// This node's id.
+    pub node_id: String,
+    /// Version of the binary.
+    pub version: String,
+    /// `starting`, `ready` or `draining`.
+    pub state: String,
+    /// Seconds since the start of the process.
+    pub uptime_s: u64,
+    /// Members by liveness, this node counted as alive.
+    pub members: MemberCounts,
+    /// The policy store.
+    pub policy: PolicyStatus,
+    /// Live links to other nodes.
+    pub links: Vec<LinkView>,
+    /// Unix seconds at which this node's leaf certificate ends.
+    pub leaf_not_after: u64,
+    /// Unix seconds at which this node's admission ends.
+    pub node_not_after: u64,
+}
+
+/// Members by liveness.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemberCounts {
+    /// Answering, this node included.
+    pub alive: usize,
+    /// Silent, not yet given up.
+    pub suspect: usize,
+    /// Given up.
+    pub dead: usize,
+    /// Known but never answered.
+    pub joining: usize,
+    /// Gone on their own word.
+    pub left: usize,
+}
+
+/// The policy store in short.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyStatus {
+    /// Hash over everything visible; equal on two nodes means equal policy. 32 hex digits.
+    pub root: String,
+    /// Live documents.
+    pub documents: usize,
+    /// Documents with concurrent edits that a person should look at.
+    pub conflicts: usize,
+    /// False while the disk refuses writes.
+    pub writable: bool,
+}
+
+/// A live link to another node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LinkView {
+    /// The peer's label.
+    pub node: String,
+    /// Where it is.
+    pub remote: String,
+    /// Smoothed round trip of the transport in milliseconds.
+    pub rtt_ms: f64,
+    /// Share of packets lost, 0..=1.
+    pub loss: f64,
+    /// Key exchange of the TLS handshake.
+    pub key_exchange: String,
+    /// True when this node dialled.
+    pub outbound: bool,
+    /// `control` or `data`.
+    pub purpose: String,
+}
+
+/// One element of `GET /v1/nodes`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NodeView {
+    /// The operator's label.
+    pub name: String,
+    /// NodeId in base32.
+    pub id: String,
+    /// `alive`, `suspect`, `dead`, `joining` or `left`; this node says `alive`.
+    pub state: String,
+    /// Why it is in this state, as a sentence.
+    pub reason: String,
+    /// Seconds in this state.
+    pub since_s: f64,
+    /// True for the node that answers.
+    pub this_node: bool,
+    /// SWIM incarnation.
+    pub incarnation: u32,
+    /// Large place.
+    pub region: String,
+    /// Small place.
+    pub zone: String,
+    /// Where peers reach it.
+    pub address: String,
+    /// Position, when configured.
+    pub location: Option<Location>,
+    /// Role of its admission.
+    pub role: String,
+    /// Distance from the answering node in milliseconds of round trip.
+    pub distance_ms: Option<f64>,
+    /// `measured`, `vivaldi`, `geo`, `default` or `local`.
+    pub distance_source: String,
+    /// Mean change between round trips in milliseconds.
+    pub jitter_ms: Option<f64>,
+    /// Share of probes lost, 0..=1.
+    pub loss: Option<f64>,
+    /// Requests in flight on it, all services.
+    pub inflight: u32,
+    /// Share of its processor in use, 0..=1 (cgroup limits respected).
+    pub cpu: f64,
+    /// Resident memory of its agent in bytes.
+    pub agent_memory_bytes: u64,
+    /// What the machine is.
+    pub capabilities: Capabilities,
+    /// Version of its binary.
+    pub version: String,
+    /// First 8 hex digits of its policy root.
+    pub policy_root: String,
+    /// Services it offers.
+    pub services: Vec<String>,
+    /// Seconds since its state was last heard.
+    pub age_s: Option<f64>,
+}
+
+/// What a machine is, measured and not configured except for labels.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Capabilities {
+    /// Processor architecture.
+    pub arch: String,
+    /// Operating system.
+    pub os: String,
+    /// Cores this process may use, after cgroup limits.
+    pub cores: f64,
+    /// Memory this process may use in bytes, after cgroup limits.
+    pub memory_bytes: u64,
+    /// Graphics processors seen by the kernel.
+    pub gpu: u32,
+    /// The operator's labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// One element of `GET /v1/services`; `GET /v1/services/{name}` gives one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceSummary {
+    /// The service's name.
+    pub name: String,
+    /// Its instances on every node.
+    pub instances: Vec<InstanceView>,
+}
+
+/// One instance of a service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct InstanceView {
+    /// Id within the owning node.
+    pub id: String,
+    /// The owning node's label.
+    pub node: String,
+    /// `up`, or why it is not drawn.
+    pub state: String,
+    /// Where the process listens on the owning node; empty for other nodes' instances.
+    pub address: String,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Concurrent requests it serves well.
+    pub capacity: f64,
+    /// `declared` or `cores`.
+    pub capacity_source: String,
+    /// Requests in flight as its owner last told.
+    pub inflight: u32,
+    /// The last verdict of each check (own instances only).
+    pub checks: Vec<CheckView>,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The last verdict of one check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckView {
+    /// `http`, `tcp` or `ttl`.
+    pub kind: String,
+    /// Whether it passes.
+    pub passing: bool,
+    /// What it saw last.
+    pub detail: String,
+}
+
+/// Body of `PUT /v1/services/{name}/instances/{id}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Registration {
+    /// The port the process listens on.
+    pub port: u16,
+    /// Where it listens; default `127.0.0.1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<std::net::IpAddr>,
+    /// What it speaks; default `http`.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Concurrent requests it serves well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<f64>,
+    /// Free labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Health checks.
+    #[serde(default)]
+    pub checks: Vec<CheckConfig>,
+}
+
+/// One policy document with what the store knows of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyView {
+    /// `global`, `region:R`, `zone:R.Z` or `node:N`.
+    pub scope: String,
+    /// Kind of the document.
+    pub kind: String,
+    /// Name within scope and kind.
+    pub name: String,
+    /// Hash of the document's live dots; the ETag.
+    pub etag: String,
+    /// The node that wrote the newest part of it.
+    pub author: String,
+    /// Unix milliseconds of that write by its author's clock.
+    pub written_ms: u64,
+    /// Sections with concurrent edits.
+    pub conflicts: Vec<String>,
+    /// True when somebody deleted it while somebody else edited it; the edit stayed.
+    pub deleted_concurrently: bool,
+    /// The document itself.
+    #[schema(value_type = Object)]
+    pub document: serde_json::Value,
+}
+
+/// One element of `GET /v1/conflicts`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ConflictView {
+    /// Scope of the document.
+    pub scope: String,
+    /// Kind of the document.
+    pub kind: String,
+    /// Name of the document.
+    pub name: String,
+    /// The section both sides wrote.
+    pub section: String,
+    /// Every side; the first is in force.
+    pub sides: Vec<ConflictSide>,
+}
+
+/// One side of a conflict.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ConflictSide {
+    /// The write, `incarnation:counter`.
+    pub dot: String,
+    /// The node that wrote it.
+    pub author: String,
+    /// Unix milliseconds of that write by its author's clock.
+    pub written_ms: u64,
+    /// True for the side in force on every node.
+    pub in_force: bool,
+    /// What it wrote; `null` where it removed the section.
+    #[schema(value_type = Object)]
+    pub value: serde_json::Value,
+}
+
+/// One element of `GET /v1/problems`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProblemView {
+    /// Where: a document, a service, the disk.
+    pub about: String,
+    /// Stable code.
+    pub code: String,
+    /// What is wrong and what is done meanwhile.
+    pub detail: String,
+    /// Faults field by field.
+    #[schema(value_type = Vec<Object>)]
+    pub problems: Vec<policy::Problem>,
+}
+
+/// Answer to a policy write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Applied {
+    /// The write, `incarnation:counter`.
+    pub dot: String,
+    /// Policy root after it.
+    pub root: String,
+    /// Each document with its new ETag; `changed` is false when it already said the same.
+    pub documents: Vec<AppliedDocument>,
+}
+
+/// One document of a write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AppliedDocument {
+    /// Scope of the document.
+    pub scope: String,
+    /// Kind of the document.
+    pub kind: String,
+    /// Name of the document.
+    pub name: String,
+    /// `created`, `changed`, `unchanged` or `deleted`.
+    pub change: String,
+    /// Its ETag now; empty when deleted.
+    pub etag: String,
+}

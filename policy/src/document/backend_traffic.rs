@@ -1,0 +1,101 @@
+//! The spec of `BackendTrafficPolicy`: how requests spread over the instances of one service.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::fields::{Fields, shown};
+use crate::{
+    backend::{Algorithm, Draw, lambda_of},
+    problem::{Faults, nearest_name},
+};
+
+/// What one document settles; what it leaves out a wider scope or the default does.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct BackendTrafficSpec {
+    pub(crate) algorithm: Option<Algorithm>,
+    pub(crate) lambda_per_ms: Option<f64>,
+    pub(crate) epsilon: Option<f64>,
+    pub(crate) draw: Option<Draw>,
+    pub(crate) nearest: Option<usize>,
+}
+
+/// Reads the spec at `spec`; complete where it leaves no faults.
+pub(crate) fn read(spec: &Value, faults: &mut Faults<'_>) -> BackendTrafficSpec {
+    let mut read = BackendTrafficSpec::default();
+    let Some(fields) = Fields::open(spec, "spec", &["loadBalancer"], faults) else { return read };
+    let hint = "add `loadBalancer: { halfDistance: 25ms }`";
+    let Some(balancer) = fields.require("loadBalancer", hint, faults) else { return read };
+    let Some(balancer) = Fields::open(balancer, &fields.at("loadBalancer"), &BALANCER, faults) else { return read };
+
+    read.algorithm = word(&balancer, "algorithm", &[("EdgeDecay", Algorithm::EdgeDecay)], &LATER_ALGORITHMS, faults);
+    read.lambda_per_ms = decay(&balancer, faults);
+    read.epsilon = within(&balancer, "epsilon", EPSILON_LEAST, EPSILON_MOST, faults);
+    read.draw = word(&balancer, "draw", &[("Single", Draw::Single)], &LATER_DRAWS, faults);
+    if let Some(subset) = balancer.get("subset")
+        && let Some(subset) = Fields::open(subset, &balancer.at("subset"), &["nearest"], faults)
+    {
+        let nearest = subset.whole("nearest", 1, NEAREST_MOST, faults);
+        read.nearest = nearest.and_then(|count| usize::try_from(count).ok());
+    }
+    read
+}
+
+/// Lambda, from `lambda` or `halfDistance`, which say the same thing and so exclude each other.
+fn decay(balancer: &Fields<'_>, faults: &mut Faults<'_>) -> Option<f64> {
+    let lambda = within(balancer, "lambda", 0.0, LAMBDA_MOST, faults);
+    let half = balancer.duration("halfDistance", HALF_DISTANCE_MOST, faults);
+    if balancer.get("lambda").is_some() && balancer.get("halfDistance").is_some() {
+        let hint = "keep one of them: lambda = ln 2 / halfDistance in ms";
+        faults.hint(&balancer.at("halfDistance"), "stands beside `lambda`, which says the same", hint);
+    }
+    lambda.or_else(|| half.map(|half| lambda_of(half.as_secs_f64() * 1e3)))
+}
+
+fn within(fields: &Fields<'_>, name: &str, least: f64, most: f64, faults: &mut Faults<'_>) -> Option<f64> {
+    let number = fields.number(name, faults)?;
+    if (least..=most).contains(&number) {
+        return Some(number);
+    }
+    faults.add(&fields.at(name), format_args!("{number} is outside {least}..={most}"));
+    None
+}
+
+/// One of a closed set of words; `later` are words that people will find in our documents before this version knows
+/// what to do with them.
+fn word<T: Copy>(
+    fields: &Fields<'_>,
+    name: &str,
+    known: &[(&str, T)],
+    later: &[&str],
+    faults: &mut Faults<'_>,
+) -> Option<T> {
+    let text = fields.text(name, faults)?;
+    if let Some((_, value)) = known.iter().find(|(word, _)| *word == text) {
+        return Some(*value);
+    }
+    let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+    let carried = format!("this version carries {}", words.join(", "));
+    let path = fields.at(name);
+    if later.contains(&text) {
+        faults.hint(&path, format_args!("`{text}` is not carried by this version"), carried);
+        return None;
+    }
+    let hint = match nearest_name(text, &words) {
+        Some(word) => format!("did you mean `{word}`?"),
+        None => carried,
+    };
+    faults.hint(&path, format_args!("`{}` is not a known word", shown(text)), hint);
+    None
+}
+
+const BALANCER: [&str; 6] = ["algorithm", "halfDistance", "lambda", "epsilon", "draw", "subset"];
+const LATER_ALGORITHMS: [&str; 2] = ["EdgeAdditive", "PredictedLatency"];
+const LATER_DRAWS: [&str; 1] = ["BestOfTwo"];
+/// Below this an idle instance would take everything, whatever its capacity.
+const EPSILON_LEAST: f64 = 1e-9;
+const EPSILON_MOST: f64 = 1e9;
+/// Halves within a microsecond: nothing but the nearest is ever drawn.
+const LAMBDA_MOST: f64 = 1e3;
+const HALF_DISTANCE_MOST: Duration = Duration::from_secs(3600);
+const NEAREST_MOST: u32 = 10_000;

@@ -1,0 +1,52 @@
+//! One candidate out of many, by its probability.
+
+use crate::weigh::Weighed;
+
+/// Draws the index of one candidate by P, with `u` uniform in [0, 1): a scan over the cumulated probabilities.
+/// `None` where there is no candidate. A `u` outside of the interval counts as its nearer end, one that is not a number
+/// as 0. A candidate whose probability is zero is drawn only where all are.
+#[must_use]
+pub fn draw(weighed: &[Weighed], u: f64) -> Option<usize> {
+    scan(weighed, &[], u)
+}
+
+/// As [`draw`], leaving out the indices in `tried`: for a retry, after those have failed. The others keep their
+/// proportions; where all that remain have probability zero they are equally likely. `None` where all were tried.
+#[must_use]
+pub fn draw_excluding(weighed: &[Weighed], tried: &[usize], u: f64) -> Option<usize> {
+    scan(weighed, tried, u)
+}
+
+fn scan(weighed: &[Weighed], tried: &[usize], u: f64) -> Option<usize> {
+    let remaining = || weighed.iter().enumerate().filter(|(index, _)| !tried.contains(index));
+    let mass: f64 = remaining().map(|(_, weighed)| weighed.probability).sum();
+    let even = !(mass.is_finite() && mass > 0.0);
+    let share = |weighed: &Weighed| if even { 1.0 } else { weighed.probability };
+    let total: f64 = if even { remaining().map(|_| 1.0).sum() } else { mass };
+    let target = unit(u) * total;
+    let mut cumulated = 0.0;
+    let mut last = None;
+    for (index, weighed) in remaining() {
+        let share = share(weighed);
+        if share > 0.0 {
+            cumulated += share;
+            last = Some(index);
+            if target < cumulated {
+                return last;
+            }
+        }
+    }
+    // Rounding can leave the target at the very end; it belongs to the last candidate that can be drawn.
+    last
+}
+
+/// `u` moved into [0, 1).
+fn unit(u: f64) -> f64 {
+    if u.is_nan() { 0.0 } else { u.clamp(0.0, BELOW_ONE) }
+}
+
+/// The greatest number below 1.
+const BELOW_ONE: f64 = 1.0 - f64::EPSILON / 2.0;
+
+#[cfg(test)]
+mod tests;

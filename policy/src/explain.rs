@@ -1,0 +1,194 @@
+//! Why a request went where it went: every number of the formula for every candidate, and who is missing and why.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    backend::{Algorithm, BackendPolicy},
+    weigh::{Candidate, Capacity, Weighed, weigh},
+};
+
+/// How the requests for one service spread, as one node sees it. Serialises to the answer of `GET /v1/explain/SERVICE`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The service asked about.
+    pub service: String,
+    /// How candidates are weighed.
+    pub algorithm: Algorithm,
+    /// Distance decay per millisecond.
+    pub lambda_per_ms: f64,
+    /// What is added to every load.
+    pub epsilon: f64,
+    /// The documents that settle this, as [`BackendPolicy::source`] lists them, or `default`.
+    pub policy: String,
+    /// The node whose view this is.
+    pub as_known_by: String,
+    /// Who takes part in the draw, in the order given.
+    pub candidates: Vec<ExplainedCandidate>,
+    /// Who does not.
+    pub excluded: Vec<Excluded>,
+}
+
+/// One candidate with every number of its decision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExplainedCandidate {
+    /// The instance's id.
+    pub instance: String,
+    /// The name of the node it belongs to.
+    pub node: String,
+    /// The zone of that node.
+    pub zone: String,
+    /// C, in concurrent requests.
+    pub capacity: f64,
+    /// Requests in flight, estimated.
+    pub inflight: f64,
+    /// L = inflight / C.
+    pub load: f64,
+    /// d, round trip in milliseconds.
+    pub distance_ms: f64,
+    /// How d is known.
+    pub distance_source: DistanceSource,
+    /// w = C / (L + epsilon) * exp(-lambda * d).
+    pub weight: f64,
+    /// P = w / sum of w.
+    pub probability: f64,
+    /// Its part of the picks of late, within 0 and 1; `null` where there were none.
+    pub observed_share: Option<f64>,
+    /// How often it was picked of late.
+    pub picks: u64,
+    /// The sum of its P over the decisions of late: what `picks` should come to.
+    pub expected_picks: f64,
+    /// `ok`, or a word for what holds it back without excluding it.
+    pub state: String,
+    /// How C is known.
+    pub capacity_source: CapacitySource,
+}
+
+/// One instance that does not take part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Excluded {
+    /// The instance's id.
+    pub instance: String,
+    /// The name of the node it belongs to.
+    pub node: String,
+    /// What removed it, for people.
+    pub reason: String,
+}
+
+/// How a distance is known, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum DistanceSource {
+    /// The instance is on this node.
+    Local,
+    /// Measured round trips, filtered.
+    Rtt,
+    /// The distance of network coordinates.
+    Vivaldi,
+    /// The great circle between the two places.
+    GreatCircle,
+    /// Not at all; the instance counts as far away.
+    Unknown,
+}
+
+/// How a capacity is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum CapacitySource {
+    /// Its registration says so.
+    Declared,
+    /// Learned from how it answered.
+    Learned,
+    /// From the cores of its node, shared among the instances there.
+    Cores,
+}
+
+/// What a node knows of a candidate before the formula is asked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subject {
+    /// The instance's id.
+    pub instance: String,
+    /// The name of the node it belongs to.
+    pub node: String,
+    /// The zone of that node.
+    pub zone: String,
+    /// C.
+    pub capacity: Capacity,
+    /// How C is known.
+    pub capacity_source: CapacitySource,
+    /// Requests in flight, estimated.
+    pub inflight: f64,
+    /// d in milliseconds; not a number where it is unknown.
+    pub distance_ms: f64,
+    /// How d is known.
+    pub distance_source: DistanceSource,
+    /// How often it was picked of late.
+    pub picks: u64,
+    /// The sum of its P over the decisions of late.
+    pub expected_picks: f64,
+    /// `ok`, or a word for what holds it back without excluding it.
+    pub state: String,
+}
+
+/// Explains the decision over `subjects`, with the same [`weigh`] that takes it. The filters that the subjects passed
+/// ([`crate::nearest`] among them) are the caller's, and so are the reasons in `excluded`.
+#[must_use]
+pub fn explain(
+    service: &str,
+    policy: &BackendPolicy,
+    as_known_by: &str,
+    subjects: Vec<Subject>,
+    excluded: Vec<Excluded>,
+) -> Explanation {
+    let candidate =
+        |subject: &Subject| Candidate::with_inflight(subject.capacity, subject.inflight, subject.distance_ms);
+    let candidates: Vec<Candidate> = subjects.iter().map(candidate).collect();
+    let mut weighed = Vec::with_capacity(candidates.len());
+    weigh(policy, &candidates, &mut weighed);
+    let picks: u64 = subjects.iter().fold(0, |sum, subject| sum.saturating_add(subject.picks));
+    let candidates = subjects
+        .into_iter()
+        .zip(candidates.iter().zip(weighed))
+        .map(|(subject, (candidate, weighed))| explained(subject, candidate, weighed, picks))
+        .collect();
+    Explanation {
+        service: service.to_owned(),
+        algorithm: policy.algorithm,
+        lambda_per_ms: policy.lambda_per_ms,
+        epsilon: policy.epsilon,
+        policy: policy.source.clone(),
+        as_known_by: as_known_by.to_owned(),
+        candidates,
+        excluded,
+    }
+}
+
+fn explained(subject: Subject, candidate: &Candidate, weighed: Weighed, picks: u64) -> ExplainedCandidate {
+    let finite = |value: f64| if value.is_finite() { value } else { 0.0 };
+    ExplainedCandidate {
+        instance: subject.instance,
+        node: subject.node,
+        zone: subject.zone,
+        capacity: subject.capacity.requests(),
+        inflight: finite(subject.inflight),
+        load: candidate.load_used(),
+        distance_ms: candidate.distance_used_ms(),
+        distance_source: subject.distance_source,
+        weight: weighed.weight,
+        probability: weighed.probability,
+        observed_share: share(subject.picks, picks),
+        picks: subject.picks,
+        expected_picks: finite(subject.expected_picks),
+        state: subject.state,
+        capacity_source: subject.capacity_source,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a share for people; picks beyond 2^53 lose what nobody reads")]
+fn share(picks: u64, of: u64) -> Option<f64> {
+    (of > 0).then(|| picks as f64 / of as f64)
+}
+
+#[cfg(test)]
+mod tests;

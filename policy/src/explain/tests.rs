@@ -1,0 +1,111 @@
+use serde_json::{Value, json};
+
+use super::{CapacitySource, DistanceSource, Excluded, Explanation, Subject, explain};
+use crate::{backend::BackendPolicy, weigh::Capacity};
+
+fn subject(node: &str, capacity: f64, inflight: f64, distance_ms: f64, picks: u64) -> Subject {
+    Subject {
+        instance: format!("hello@{node}"),
+        node: node.to_owned(),
+        zone: "z1".to_owned(),
+        capacity: Capacity::new(capacity).unwrap(),
+        capacity_source: CapacitySource::Declared,
+        inflight,
+        distance_ms,
+        distance_source: DistanceSource::Rtt,
+        picks,
+        expected_picks: 1.5,
+        state: "ok".to_owned(),
+    }
+}
+
+fn excluded() -> Vec<Excluded> {
+    vec![Excluded { instance: "hello@south".into(), node: "south".into(), reason: "check fails: 503".into() }]
+}
+
+#[test]
+fn an_explanation_shows_the_numbers_of_the_worked_example() {
+    let subjects = vec![
+        subject("west", 100.0, 30.0, 0.2, 632),
+        subject("east", 100.0, 10.0, 40.0, 245),
+        subject("north", 200.0, 20.0, 90.0, 123),
+    ];
+    let explanation = explain("hello", &BackendPolicy::default(), "west", subjects, excluded());
+    let rows: Vec<String> = explanation
+        .candidates
+        .iter()
+        .map(|row| {
+            format!(
+                "{} {} {} {:.2} {:.1} {:.2} {:.1} {:.1}",
+                row.instance,
+                row.capacity,
+                row.inflight,
+                row.load,
+                row.distance_ms,
+                row.weight,
+                100.0 * row.probability,
+                100.0 * row.observed_share.unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            "hello@west 100 30 0.30 0.2 76.50 63.0 63.2",
+            "hello@east 100 10 0.10 40.0 29.99 24.7 24.5",
+            "hello@north 200 20 0.10 90.0 14.99 12.3 12.3",
+        ]
+    );
+}
+
+#[test]
+fn the_answer_has_the_shape_that_scripts_rely_on() {
+    let policy = BackendPolicy {
+        lambda_per_ms: 0.0,
+        source: "global/BackendTrafficPolicy/hello".into(),
+        ..BackendPolicy::default()
+    };
+    let explanation = explain("hello", &policy, "west", vec![subject("east", 4.0, 2.0, 1.0, 0)], excluded());
+    let value = serde_json::to_value(&explanation).unwrap();
+    assert_eq!(
+        value,
+        json!({
+            "service": "hello",
+            "algorithm": "EdgeDecay",
+            "lambda_per_ms": 0.0,
+            "epsilon": 1.0,
+            "policy": "global/BackendTrafficPolicy/hello",
+            "as_known_by": "west",
+            "candidates": [{
+                "instance": "hello@east",
+                "node": "east",
+                "zone": "z1",
+                "capacity": 4.0,
+                "inflight": 2.0,
+                "load": 0.5,
+                "distance_ms": 1.0,
+                "distance_source": "rtt",
+                "weight": 4.0 / 1.5,
+                "probability": 1.0,
+                "observed_share": null,
+                "picks": 0,
+                "expected_picks": 1.5,
+                "state": "ok",
+                "capacity_source": "declared",
+            }],
+            "excluded": [{ "instance": "hello@south", "node": "south", "reason": "check fails: 503" }],
+        })
+    );
+    assert_eq!(serde_json::from_value::<Explanation>(value).unwrap(), explanation);
+}
+
+#[test]
+fn no_candidates_and_odd_numbers_still_make_an_answer_without_holes() {
+    let empty = explain("hello", &BackendPolicy::default(), "west", vec![], excluded());
+    assert_eq!((empty.candidates.len(), empty.excluded.len()), (0, 1));
+    let mut odd = subject("east", 5e-324, f64::NAN, f64::NAN, 1);
+    odd.expected_picks = f64::INFINITY;
+    let value = serde_json::to_value(explain("hello", &BackendPolicy::default(), "west", vec![odd], vec![])).unwrap();
+    let row = value["candidates"][0].as_object().unwrap();
+    assert_eq!(row.iter().filter(|(_, value)| **value == Value::Null).count(), 0, "{row:?}");
+}

@@ -1,0 +1,66 @@
+//! What should happen to a request: documents, validation, compilation and every routing decision.
+//!
+//! This crate has no runtime, no clock and no I/O. Text, time and chance come in as arguments; what comes out are
+//! values. It knows nothing of other nodes: which candidates exist, how loaded and how far they are, is told to it.
+//!
+//! Where to start:
+//! - text to documents: [`accept_documents`] (or [`parse_documents`] and [`validate`] apart);
+//! - documents to what the replicated store holds and back: [`Document::to_sections`], [`Document::from_sections`];
+//! - documents to decisions: [`compile`] gives a [`RouteTable`], [`RouteTable::route`] names the service and
+//!   [`RouteTable::backend`] how to balance over its instances;
+//! - instances to one instance: [`nearest`], [`weigh`], [`draw`], [`draw_excluding`];
+//! - why it went there: [`explain`].
+//!
+//! ```
+//! use policy::{Candidate, Capacity, Limits, Place, RequestHead, RouteDecision, accept_documents, compile, draw, weigh};
+//!
+//! let text = "
+//! apiVersion: marram.dev/v1
+//! kind: BackendTrafficPolicy
+//! metadata: { name: hello, scope: global }
+//! targetRef: { kind: Service, name: hello }
+//! spec: { loadBalancer: { algorithm: EdgeDecay, halfDistance: 40ms } }
+//! ";
+//! let documents = accept_documents(text, &Limits::default()).expect("the document is valid");
+//! let table = compile(&documents, &Place::default()).table;
+//!
+//! let request = RequestHead { host: "hello.mesh", path: "/", method: "GET" };
+//! let RouteDecision::Service { service, .. } = table.route(&request, 0.5) else { unreachable!("a default route") };
+//! let capacity = Capacity::new(100.0).expect("above zero");
+//! let candidates = [Candidate::with_inflight(capacity, 30.0, 0.0), Candidate::with_inflight(capacity, 30.0, 40.0)];
+//! let mut weighed = Vec::new();
+//! weigh(table.backend(&service), &candidates, &mut weighed);
+//! assert!((weighed[0].probability - 2.0 / 3.0).abs() < 1e-9, "the far one counts half");
+//! assert_eq!(draw(&weighed, 0.9), Some(1));
+//! ```
+//!
+//! What is deliberately absent: authorisation, retries and outlier detection (kinds a later version enforces; until
+//! then their documents are carried as unknown kinds), and any access to the data path.
+
+mod backend;
+mod compile;
+mod document;
+mod draw;
+pub mod explain;
+mod host;
+mod inflight;
+mod name;
+mod problem;
+mod scope;
+mod table;
+mod validate;
+mod weigh;
+
+pub use backend::{Algorithm, BackendPolicy, Draw, EPSILON_DEFAULT, HALF_DISTANCE_DEFAULT_MS};
+pub use compile::{Compiled, compile};
+pub use document::{
+    API_VERSION, DocId, Document, ENFORCED_KINDS, Limits, Metadata, TargetRef, accept_documents, parse_documents,
+};
+pub use draw::{draw, draw_excluding};
+pub use inflight::{inflight_estimate, inflight_from_own};
+pub use name::{is_label, is_name};
+pub use problem::{Problem, nearest_name};
+pub use scope::{Place, Scope, ScopeError};
+pub use table::{DEFAULT_ROUTE, RequestHead, RouteDecision, RouteTable};
+pub use validate::{notes, validate};
+pub use weigh::{Candidate, Capacity, CapacityError, DISTANCE_MS_MAX, LOAD_MAX, Weighed, nearest, weigh};

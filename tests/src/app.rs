@@ -1,0 +1,148 @@
+//! Small applications for services to point at, on threads of the test's own process.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// An HTTP/1.1 server that answers every request with `hello from NAME`; `/slow?ms=N` takes that long.
+#[derive(Debug)]
+pub struct App {
+    address: SocketAddr,
+    requests: Arc<AtomicU64>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl App {
+    /// Starts one on a free port.
+    ///
+    /// # Panics
+    /// When no port is free.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "this is how a test fails")]
+    pub fn start(name: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let app = Self { address, requests: Arc::default(), stopped: Arc::default() };
+        let (name, requests, stopped) = (name.to_owned(), Arc::clone(&app.requests), Arc::clone(&app.stopped));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (name, requests, stopped) = (name.clone(), Arc::clone(&requests), Arc::clone(&stopped));
+                std::thread::spawn(move || serve(stream, &name, &requests, &stopped));
+            }
+        });
+        app
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Requests it has answered.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        // Wakes the accept loop, which then drops the listener.
+        TcpStream::connect(self.address).ok();
+    }
+}
+
+fn serve(mut stream: TcpStream, name: &str, requests: &AtomicU64, stopped: &AtomicBool) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+    let mut bytes = Vec::new();
+    loop {
+        let end = head_end(&mut stream, &mut bytes)?;
+        let head = String::from_utf8_lossy(bytes.get(..end)?).into_owned();
+        let length = head
+            .lines()
+            .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().parse::<usize>()))
+            .and_then(Result::ok)
+            .unwrap_or(0);
+        while bytes.len() < end + length {
+            read_more(&mut stream, &mut bytes)?;
+        }
+        bytes.drain(..end + length);
+        if stopped.load(Ordering::Relaxed) {
+            return None;
+        }
+        let path = head.split_whitespace().nth(1).unwrap_or("/").to_owned();
+        if let Some(ms) = path.strip_prefix("/slow?ms=").and_then(|ms| ms.parse().ok()) {
+            std::thread::sleep(Duration::from_millis(ms));
+        }
+        requests.fetch_add(1, Ordering::Relaxed);
+        let body = if path == "/head" { head } else { format!("hello from {name}") };
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(answer.as_bytes()).ok()?;
+    }
+}
+
+fn head_end(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<usize> {
+    loop {
+        if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            return Some(at + 4);
+        }
+        read_more(stream, bytes)?;
+    }
+}
+
+fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<()> {
+    let mut chunk = [0; 4096];
+    match stream.read(&mut chunk) {
+        Ok(count) if count > 0 => {
+            bytes.extend(chunk.get(..count)?);
+            Some(())
+        }
+        _ => None,
+    }
+}
+
+/// A TCP server that sends back what it receives, with its name and a colon in front of the first bytes.
+#[derive(Debug)]
+pub struct TcpEcho {
+    address: SocketAddr,
+}
+
+impl TcpEcho {
+    /// Starts one on a free port; it lives as long as the test process.
+    ///
+    /// # Panics
+    /// When no port is free.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "this is how a test fails")]
+    pub fn start(name: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let name = name.to_owned();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let name = name.clone();
+                std::thread::spawn(move || {
+                    let mut from = stream.try_clone().ok()?;
+                    stream.write_all(format!("{name}:").as_bytes()).ok()?;
+                    std::io::copy(&mut from, &mut stream).ok()?;
+                    stream.shutdown(std::net::Shutdown::Write).ok()
+                });
+            }
+        });
+        Self { address }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}

@@ -1,0 +1,2 @@
+mod cluster;
+pub(super) mod forge;

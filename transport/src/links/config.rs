@@ -1,0 +1,129 @@
+//! The settings of the links, with their defaults and what each costs.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use crate::frame::{HEAD_BYTES_MAX, MESSAGE_BYTES_MAX};
+
+/// Limits and times of all links of a node. The default is a working node on a local network.
+#[derive(Debug, Clone)]
+pub struct LinksConfig {
+    /// Where peers reach this node, UDP. Port 0 takes a free one. Default `0.0.0.0:7440`.
+    pub bind: SocketAddr,
+    /// The gossip cell this node belongs to, at most 128 bytes; said in every hello. Default empty.
+    pub cell: String,
+    /// How often this node has been started. A peer that reads a higher one than before ends all older connections
+    /// of this node at once, so it must grow with every start. Default 1.
+    pub generation: u64,
+
+    /// Handshakes that may be pending on all cores together; more are ignored without an answer. Default 1,000.
+    pub handshakes_pending_max: usize,
+    /// Above so many pending handshakes a newcomer has to prove its address first (Retry). Default 100.
+    pub retry_above: usize,
+    /// Time for a handshake that somebody else began. Default 5 s.
+    pub handshake_timeout: Duration,
+    /// Connections of the node, in both directions and for both purposes; more are refused. Default 1,024.
+    pub connections_max: usize,
+    /// Connections one peer may have to this node; more are closed with `TooManyConnections`. Default 64.
+    pub connections_per_peer_max: usize,
+
+    /// Streams a peer may have open on one data link; it waits for a free one. Default 256.
+    pub streams_max: u32,
+    /// Streams a peer may have open on the control link. Default 64.
+    pub control_streams_max: u32,
+    /// Messages a peer may have under way on one link; times the longest message this bounds memory. Default 8.
+    pub messages_open_max: u32,
+    /// Longest head of a stream that is accepted or sent. Default 16 KiB.
+    pub head_bytes_max: usize,
+    /// Longest message that is accepted or sent. Default 1 MiB.
+    pub message_bytes_max: usize,
+    /// Time for a head to arrive after its stream was opened. Default 5 s.
+    pub head_timeout: Duration,
+    /// Time for a whole message to arrive. Default 30 s.
+    pub message_timeout: Duration,
+
+    /// A connection without a packet for so long is dead. Default 10 s.
+    pub idle_timeout: Duration,
+    /// The opener of a connection sends a packet at least this often; at most a third of `idle_timeout`. Default 3 s.
+    pub keep_alive: Duration,
+    /// A data link without a stream for so long is closed. Default 60 s.
+    pub data_idle: Duration,
+
+    /// Time for a handshake that this node began, for each address. Default 1 s.
+    pub connect_timeout: Duration,
+    /// Further addresses of a peer are tried after so long without an answer of the earlier ones. Default 200 ms.
+    pub connect_stagger: Duration,
+    /// Time to open a stream and write its head; at the peer's stream limit this passes in vain. Default 1 s.
+    pub open_timeout: Duration,
+    /// Pause before the second attempt to reach a peer; it doubles from there, and half of it is random. Default 200 ms.
+    pub backoff_min: Duration,
+    /// Longest pause between two attempts to reach a peer. Default 2 s.
+    pub backoff_max: Duration,
+    /// How long the connection that loses against another one of the same pair is still served. Default 1 s.
+    pub duplicate_drain: Duration,
+
+    /// Messages waiting for one peer; the oldest makes room. Default 64.
+    pub message_queue_max: usize,
+    /// Bytes of messages waiting for one peer; the oldest make room. Default 4 MiB.
+    pub message_queue_bytes_max: usize,
+
+    /// Unread bytes a peer may send on one stream. Default 512 KiB.
+    pub stream_window: u32,
+    /// Unread bytes a peer may send on one connection; well above `stream_window`, so that one slow reader does not
+    /// stop the others. Default 4 MiB.
+    pub connection_window: u32,
+    /// Unacknowledged bytes kept for one connection; a slow peer costs no more memory than this. Default 4 MiB.
+    pub send_window: u64,
+    /// Datagrams waiting to be sent or read, in bytes, for one connection; the oldest make room. Default 128 KiB.
+    pub datagram_buffer: usize,
+    /// Kernel buffers asked for each UDP socket; the kernel may grant less. Default 2 MiB.
+    pub socket_buffer: usize,
+
+    /// A peer is far above this round trip, and its next connection uses BBR instead of CUBIC. Default 5 ms.
+    pub far_rtt: Duration,
+    /// A peer is lossy above this share of lost packets, and treated like a far one. Default 0.001.
+    pub far_loss: f64,
+    /// How often links are looked over: loss, idle data links, certificates about to expire. Default 500 ms.
+    pub tick: Duration,
+}
+
+impl Default for LinksConfig {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7440)),
+            cell: String::new(),
+            generation: 1,
+            handshakes_pending_max: 1000,
+            retry_above: 100,
+            handshake_timeout: Duration::from_secs(5),
+            connections_max: 1024,
+            connections_per_peer_max: 64,
+            streams_max: 256,
+            control_streams_max: 64,
+            messages_open_max: 8,
+            head_bytes_max: HEAD_BYTES_MAX,
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            head_timeout: Duration::from_secs(5),
+            message_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(3),
+            data_idle: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(1),
+            connect_stagger: Duration::from_millis(200),
+            open_timeout: Duration::from_secs(1),
+            backoff_min: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(2),
+            duplicate_drain: Duration::from_secs(1),
+            message_queue_max: 64,
+            message_queue_bytes_max: 4 * 1024 * 1024,
+            stream_window: 512 * 1024,
+            connection_window: 4 * 1024 * 1024,
+            send_window: 4 * 1024 * 1024,
+            datagram_buffer: 128 * 1024,
+            socket_buffer: 2 * 1024 * 1024,
+            far_rtt: Duration::from_millis(5),
+            far_loss: 0.001,
+            tick: Duration::from_millis(500),
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Opening connections: to a peer at any of its addresses, to a seed, and again after one was lost.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use quinn::{Connection, ConnectionError, Endpoint, VarInt};
+use tokio::time::{sleep, timeout};
+
+use super::counters::DialFailure;
+use super::permit::Permit;
+use super::serve::{self, Opened};
+use super::table::{DataSlot, DialStep, backoff};
+use super::{Inner, lock};
+use crate::frame::{CloseCode, Purpose};
+use crate::id::NodeId;
+use crate::link::{LinkError, NodeLink as _, PeerInfo, QuicLink};
+use crate::trust::server_name;
+
+/// Times the round trip that a hello may take longer than a handshake; it waits for the peer's other work.
+const HELLO_PATIENCE: u32 = 2;
+
+impl Inner {
+    /// This core's data link to a peer. Callers that come while it is being dialled wait for the same attempt.
+    pub(crate) async fn data_link(self: &Arc<Self>, core: usize, to: NodeId) -> Result<Arc<QuicLink>, LinkError> {
+        let dial = {
+            let mut table = self.table();
+            if self.stopping.is_cancelled() {
+                return Err(LinkError::ShuttingDown);
+            }
+            let peer = table.peer_mut(to).ok_or(LinkError::UnknownPeer { node: to })?;
+            match peer.data.get(&core) {
+                Some(DataSlot::Live(link)) if link.is_usable() => return Ok(Arc::clone(link)),
+                Some(DataSlot::Dialling(dial)) => dial.clone(),
+                Some(DataSlot::Live(_)) | None => {
+                    let addrs = peer.addrs_to_dial();
+                    if addrs.is_empty() {
+                        return Err(LinkError::UnknownPeer { node: to });
+                    }
+                    // The task takes the table's lock only when it is done, so after the slot below is filled.
+                    let task = self
+                        .spawn_on(core, dial_data(Arc::clone(self), core, to, addrs))
+                        .ok_or(LinkError::NoSuchCore { core })?;
+                    let dial = async move { task.await.unwrap_or(Err(LinkError::ShuttingDown)) }.boxed().shared();
+                    peer.data.insert(core, DataSlot::Dialling(dial.clone()));
+                    dial
+                }
+            }
+        };
+        dial.await
+    }
+}
+
+async fn dial_data(
+    inner: Arc<Inner>,
+    core: usize,
+    to: NodeId,
+    addrs: Vec<SocketAddr>,
+) -> Result<Arc<QuicLink>, LinkError> {
+    let vacate = Vacate { inner: Arc::clone(&inner), core, to };
+    let opened = open(&inner, core, addrs, Some(to), Purpose::Data).await;
+    drop(vacate);
+    opened
+}
+
+/// Empties the slot of a dial that has ended without a link, even by a panic or a stopped runtime.
+struct Vacate {
+    inner: Arc<Inner>,
+    core: usize,
+    to: NodeId,
+}
+
+impl Drop for Vacate {
+    fn drop(&mut self) {
+        let mut table = self.inner.table();
+        if let Some(peer) = table.peer_mut(self.to)
+            && matches!(peer.data.get(&self.core), Some(DataSlot::Dialling(_)))
+        {
+            peer.data.remove(&self.core);
+            table.forget_if_unknown(self.to);
+        }
+    }
+}
+
+/// Dials a peer until there is a control link, or nobody wants one any more.
+pub(crate) async fn keep_connected(inner: Arc<Inner>, node: NodeId, is_redial: bool) {
+    let stopping = inner.stopping.clone();
+    stopping.run_until_cancelled(keep_dialling(&inner, node, is_redial)).await;
+}
+
+async fn keep_dialling(inner: &Arc<Inner>, node: NodeId, is_redial: bool) {
+    let mut attempts = 0;
+    if is_redial {
+        // Everybody lost the same peer at the same moment; they do not all come back in the same millisecond.
+        sleep(inner.config.backoff_min.mul_f64(0.25 * rand::random::<f64>())).await;
+    }
+    loop {
+        let step = inner.table().dial_step(node, attempts);
+        let DialStep::Dial { addrs, failures, wake } = step else { return };
+        let pause = backoff(failures, inner.config.backoff_min, inner.config.backoff_max, rand::random());
+        if !pause.is_zero() && timeout(pause, wake.notified()).await.is_ok() {
+            // Addresses have changed: look again before dialling.
+            continue;
+        }
+        if attempts > 0 || is_redial {
+            inner.counters.redials.add();
+        }
+        attempts += 1;
+        if let Err(error) = open(inner, 0, addrs.clone(), Some(node), Purpose::Control).await {
+            tracing::debug!(%node, %error, "dial failed");
+            if let Some(peer) = inner.table().peer_mut(node) {
+                peer.failures = peer.failures.saturating_add(1);
+            }
+            // Somebody else may live at the address of a seed by now.
+            let is_wrong_peer = matches!(error, LinkError::Dial { cause: DialFailure::WrongPeer, .. });
+            for addr in addrs.into_iter().filter(|addr| is_wrong_peer && inner.is_seed(*addr)) {
+                inner.dial_seed(addr);
+            }
+        }
+    }
+}
+
+/// Dials an address until somebody of the mesh answers there, and keeps who it is.
+pub(crate) async fn find_seed(inner: Arc<Inner>, addr: SocketAddr) {
+    let stopping = inner.stopping.clone();
+    stopping.run_until_cancelled(find(&inner, addr)).await;
+    inner.seed_done(addr);
+}
+
+async fn find(inner: &Arc<Inner>, addr: SocketAddr) {
+    let mut failures = 0;
+    loop {
+        sleep(backoff(failures, inner.config.backoff_min, inner.config.backoff_max, rand::random())).await;
+        match open(inner, 0, vec![addr], None, Purpose::Control).await {
+            Ok(link) => {
+                let node = link.peer_shared().node;
+                tracing::debug!(%addr, %node, "seed answered");
+                let known = inner.table().peer(node).map(|peer| peer.addrs.clone()).unwrap_or_default();
+                let addrs = if known.contains(&addr) { known } else { [vec![addr], known].concat() };
+                inner.set_peer(node, addrs, true);
+                return;
+            }
+            Err(LinkError::Dial { cause: DialFailure::WrongPeer, .. }) => {
+                tracing::debug!(%addr, "the seed is this node itself");
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(%addr, %error, "seed not reached");
+                failures += 1;
+                inner.counters.redials.add();
+            }
+        }
+    }
+}
+
+/// Opens a connection to whichever address answers first, says hello, and takes the link into use. Runs on the core's
+/// own runtime.
+async fn open(
+    inner: &Arc<Inner>,
+    core: usize,
+    addrs: Vec<SocketAddr>,
+    expected: Option<NodeId>,
+    purpose: Purpose,
+) -> Result<Arc<QuicLink>, LinkError> {
+    let Some(permit) = inner.connections.take() else {
+        return Err(inner.dial_failed(DialFailure::TooManyConnections, None));
+    };
+    let endpoint =
+        inner.client(core).map_err(|error| inner.dial_failed(DialFailure::Socket, Some(error.to_string())))?;
+    let dial = Dial { inner, endpoint, expected, purpose };
+    let opened = async {
+        let (connection, peer) = dial.first_to_answer(addrs).await?;
+        dial.confirm(connection, peer, core, permit).await
+    };
+    opened.await.map_err(|(cause, detail)| inner.dial_failed(cause, detail))
+}
+
+type Failed = (DialFailure, Option<String>);
+
+struct Dial<'a> {
+    inner: &'a Arc<Inner>,
+    endpoint: Endpoint,
+    expected: Option<NodeId>,
+    purpose: Purpose,
+}
+
+impl Dial<'_> {
+    /// Tries the addresses one after the other without waiting for the earlier ones to fail.
+    async fn first_to_answer(&self, addrs: Vec<SocketAddr>) -> Result<(Connection, PeerInfo), Failed> {
+        let stagger = self.inner.config.connect_stagger;
+        let mut attempts: FuturesUnordered<BoxFuture<'_, _>> = FuturesUnordered::new();
+        for (position, addr) in (0_u32..).zip(addrs) {
+            attempts.push(async move { self.handshake(addr, stagger.saturating_mul(position)).await }.boxed());
+        }
+        let mut failed = (DialFailure::NoAddress, None);
+        while let Some(attempt) = attempts.next().await {
+            match attempt {
+                Ok(answered) => return Ok(answered),
+                // What a peer said is worth more to a reader than that others were silent.
+                Err(failure) if failed.0 == DialFailure::NoAddress || failure.0 != DialFailure::TimedOut => {
+                    failed = failure;
+                }
+                Err(_) => {}
+            }
+        }
+        Err(failed)
+    }
+
+    async fn handshake(&self, addr: SocketAddr, delay: Duration) -> Result<(Connection, PeerInfo), Failed> {
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
+        let is_far = lock(&self.inner.paths).is_far(addr);
+        let config = self.inner.quic.client(self.purpose, is_far);
+        // The name is that of anybody: who answered is checked below, where it can be told from other faults.
+        let connecting = self
+            .endpoint
+            .connect_with(config, addr, &server_name(None))
+            .map_err(|error| (DialFailure::Socket, Some(error.to_string())))?;
+        let Ok(connected) = timeout(self.inner.config.connect_timeout, connecting).await else {
+            return Err((DialFailure::TimedOut, None));
+        };
+        let connection = connected.map_err(|error| (failure(&error), Some(error.to_string())))?;
+        let peer = match serve::identify(self.inner, &connection) {
+            Ok(peer) => peer,
+            Err(error) => {
+                close(&connection, CloseCode::BadIdentity);
+                return Err((DialFailure::Certificate, Some(error.to_string())));
+            }
+        };
+        if peer.node == self.inner.me || self.expected.is_some_and(|expected| expected != peer.node) {
+            close(&connection, CloseCode::WrongPeer);
+            return Err((DialFailure::WrongPeer, Some(format!("{} answered", peer.node))));
+        }
+        Ok((connection, peer))
+    }
+
+    /// Says hello and waits for the answer where it matters, then takes the link into use.
+    async fn confirm(
+        &self,
+        connection: Connection,
+        peer: PeerInfo,
+        core: usize,
+        permit: Permit,
+    ) -> Result<Arc<QuicLink>, Failed> {
+        let inner = self.inner;
+        let said = async {
+            let first = connection.open_uni().await?;
+            serve::say_hello(first, &inner.hello(self.purpose)).await
+        };
+        let Ok(said) = timeout(inner.config.connect_timeout, said).await else {
+            close(&connection, CloseCode::TooSlow);
+            return Err((DialFailure::TimedOut, None));
+        };
+        said.map_err(|error| (hello_failure(&connection), Some(error.to_string())))?;
+        let hello = match self.purpose {
+            // The peer answers once it has taken the link into use: only then may it replace another.
+            Purpose::Control => {
+                let patience = inner.config.connect_timeout.saturating_mul(HELLO_PATIENCE);
+                let Ok(heard) = timeout(patience, serve::hear_hello(inner, &connection)).await else {
+                    close(&connection, CloseCode::TooSlow);
+                    return Err((DialFailure::NoHello, None));
+                };
+                Some(heard.map_err(|error| (hello_failure(&connection), Some(error.to_string())))?)
+            }
+            // A stream may follow at once; a peer that refuses the link breaks it off.
+            Purpose::Data => None,
+        };
+        let link = serve::link(inner, connection, peer, self.purpose, Opened::ByThisNode { core }, permit);
+        if let Some(hello) = hello {
+            link.heard(hello);
+        }
+        inner.counters.handshakes_outbound.add();
+        if !inner.place(&link) {
+            link.close(CloseCode::Shutdown, "the node stops");
+            return Err((DialFailure::Refused, None));
+        }
+        tokio::spawn(serve::run(Arc::clone(inner), Arc::clone(&link)));
+        Ok(link)
+    }
+}
+
+/// A certificate that the peer refuses shows only now: its verdict comes after our side of the handshake is over.
+fn hello_failure(connection: &Connection) -> DialFailure {
+    connection.close_reason().map_or(DialFailure::NoHello, |error| failure(&error))
+}
+
+fn close(connection: &Connection, code: CloseCode) {
+    connection.close(VarInt::from_u32(code.code()), b"");
+}
+
+/// What kind of failure a handshake error is.
+fn failure(error: &ConnectionError) -> DialFailure {
+    match error {
+        ConnectionError::TimedOut => DialFailure::TimedOut,
+        ConnectionError::ConnectionClosed(_) | ConnectionError::ApplicationClosed(_) | ConnectionError::Reset => {
+            DialFailure::Refused
+        }
+        ConnectionError::TransportError(error) if serve::is_certificate_alert(error.code) => DialFailure::Certificate,
+        ConnectionError::TransportError(_)
+        | ConnectionError::VersionMismatch
+        | ConnectionError::LocallyClosed
+        | ConnectionError::CidsExhausted => DialFailure::Handshake,
+    }
+}

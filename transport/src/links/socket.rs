@@ -1,0 +1,95 @@
+//! The UDP sockets: one per core on the same port, and client sockets on ports of their own.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::link::LinkError;
+
+/// `count` sockets on one port; the kernel spreads connections over them by their address pair.
+///
+/// The first socket is bound alone and lets others join only then: with `SO_REUSEPORT` from the start, a second agent
+/// of the same user would silently share the port and get half of the first one's packets.
+///
+/// # Errors
+/// [`LinkError::PortInUse`] names the address; [`LinkError::Bind`] carries every other reason.
+pub(crate) fn bind_shared(bind: SocketAddr, count: usize, buffer: usize) -> Result<Vec<UdpSocket>, LinkError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => LinkError::PortInUse { addr: bind },
+        _ => LinkError::Bind { addr: bind, source: Arc::new(error) },
+    };
+    let first = make(bind, buffer).map_err(failed)?;
+    first.bind(&bind.into()).map_err(failed)?;
+    first.set_reuse_port(true).map_err(failed)?;
+    let first = UdpSocket::from(first);
+    let addr = first.local_addr().map_err(failed)?;
+    let mut sockets = vec![first];
+    while sockets.len() < count {
+        let next = make(addr, buffer).map_err(failed)?;
+        next.set_reuse_port(true).map_err(failed)?;
+        next.bind(&addr.into()).map_err(failed)?;
+        sockets.push(next.into());
+    }
+    Ok(sockets)
+}
+
+/// A socket on a free port of the address that peers reach us at, for connections this node opens.
+pub(crate) fn bind_client(bind: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
+    let any_port = SocketAddr::new(bind.ip(), 0);
+    let socket = make(any_port, buffer)?;
+    socket.bind(&any_port.into())?;
+    Ok(socket.into())
+}
+
+fn make(addr: SocketAddr, buffer: usize) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        // Some systems have no sockets for both families; then IPv4 peers cannot be reached, which dialling reports.
+        socket.set_only_v6(false).ok();
+    }
+    // The kernel grants what its limits allow; smaller buffers cost throughput, not correctness.
+    socket.set_recv_buffer_size(buffer).ok();
+    socket.set_send_buffer_size(buffer).ok();
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loopback() -> SocketAddr {
+        "127.0.0.1:0".parse().expect("an address")
+    }
+
+    #[test]
+    fn a_taken_port_is_named() {
+        let sockets = bind_shared(loopback(), 2, 65_536).expect("a free port");
+        let addr = sockets[0].local_addr().expect("bound");
+        assert_eq!(sockets[1].local_addr().expect("bound"), addr);
+        let error = bind_shared(addr, 2, 65_536).expect_err("two agents must not share a port");
+        assert!(matches!(error, LinkError::PortInUse { .. }), "{error:?}");
+        assert!(error.to_string().contains(&addr.port().to_string()), "{error}");
+    }
+
+    #[test]
+    fn the_kernel_spreads_senders_over_the_sockets() {
+        let sockets = bind_shared(loopback(), 2, 65_536).expect("a free port");
+        let addr = sockets[0].local_addr().expect("bound");
+        let senders: Vec<_> = (0..64).map(|_| bind_client(loopback(), 65_536).expect("a free port")).collect();
+        for sender in &senders {
+            sender.send_to(b"x", addr).expect("loopback takes it");
+        }
+        let received: Vec<usize> = sockets
+            .iter()
+            .map(|socket| {
+                let mut buffer = [0; 8];
+                std::iter::from_fn(|| socket.recv_from(&mut buffer).ok()).count()
+            })
+            .collect();
+        assert_eq!(received.iter().sum::<usize>(), 64, "{received:?}");
+        assert!(received.iter().all(|&count| count > 0), "{received:?}");
+    }
+}

@@ -1,0 +1,351 @@
+//! Who the peers are, which links lead to them, and which of two control links stays.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::Notify;
+
+use super::outbox::Outbox;
+use crate::frame::Purpose;
+use crate::id::NodeId;
+use crate::link::{LinkError, PeerInfo, QuicLink};
+
+/// A dial that several callers wait for.
+pub(crate) type SharedDial = Shared<BoxFuture<'static, Result<Arc<QuicLink>, LinkError>>>;
+
+/// All peers of this node. Every method is short and runs under one lock; nothing here touches the network.
+#[derive(Debug)]
+pub(crate) struct Table {
+    me: NodeId,
+    peers: HashMap<NodeId, Peer>,
+}
+
+/// What is known of one peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) addrs: Vec<SocketAddr>,
+    /// Whether a control link is wanted for good.
+    pub(crate) keep: bool,
+    /// The link over which this node reaches the peer's control side.
+    control: Option<Arc<QuicLink>>,
+    /// Every connection with the peer, for both purposes, those about to be closed included.
+    live: Vec<Arc<QuicLink>>,
+    /// Data links of this node by core.
+    pub(crate) data: HashMap<usize, DataSlot>,
+    pub(crate) outbox: Arc<Outbox>,
+    /// Whether a task is on its way to a control link.
+    pub(crate) is_dialling: bool,
+    /// Whether the control link is to be replaced before a certificate ends.
+    pub(crate) is_renewal_due: bool,
+    /// Attempts in a row that led to no lasting link.
+    pub(crate) failures: u32,
+    /// Ends a pause between two attempts.
+    pub(crate) wake: Arc<Notify>,
+}
+
+/// The data link of one core, or the way to it.
+#[derive(Debug)]
+pub(crate) enum DataSlot {
+    Live(Arc<QuicLink>),
+    Dialling(SharedDial),
+}
+
+/// Something to tell the rest of the node, in the order in which it happened.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    Up { peer: Arc<PeerInfo>, outbound: bool },
+    Down { peer: Arc<PeerInfo>, reason: String },
+}
+
+/// What becomes of links when a new one is confirmed.
+#[derive(Debug, Default)]
+pub(crate) struct Placement {
+    /// The link that is no longer needed: the former control link, or the new one.
+    pub(crate) spare: Option<Arc<QuicLink>>,
+    /// Links of an earlier life of the peer.
+    pub(crate) stale: Vec<Arc<QuicLink>>,
+    pub(crate) events: Vec<LinkEvent>,
+}
+
+/// What follows from the end of a link.
+#[derive(Debug, Default)]
+pub(crate) struct Removal {
+    pub(crate) event: Option<LinkEvent>,
+    /// A control link to this peer is wanted and there is none.
+    pub(crate) redial: bool,
+}
+
+/// What the task that keeps a peer connected does next.
+#[derive(Debug)]
+pub(crate) enum DialStep {
+    Dial { addrs: Vec<SocketAddr>, failures: u32, wake: Arc<Notify> },
+    Done,
+}
+
+/// Who opened a link and in which life of the peer.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    outbound: bool,
+    generation: u64,
+}
+
+impl Claim {
+    fn of(link: &QuicLink) -> Self {
+        Self { outbound: link.is_outbound(), generation: link.hello().map_or(0, |hello| hello.generation) }
+    }
+}
+
+/// Whether a new control link takes over from the present one. Both ends come to the same answer.
+fn takes_over(me: NodeId, peer: NodeId, new: Claim, present: Claim) -> bool {
+    if new.generation > present.generation {
+        return true;
+    }
+    if new.outbound == present.outbound {
+        // Whoever opened both did so because the first is lost to it, or about to expire.
+        return true;
+    }
+    // Both have dialled: the one opened by the lower id stays.
+    new.outbound == (me < peer)
+}
+
+impl Table {
+    pub(crate) fn new(me: NodeId) -> Self {
+        Self { me, peers: HashMap::new() }
+    }
+
+    pub(crate) fn peer(&self, node: NodeId) -> Option<&Peer> {
+        self.peers.get(&node)
+    }
+
+    pub(crate) fn peer_mut(&mut self, node: NodeId) -> Option<&mut Peer> {
+        self.peers.get_mut(&node)
+    }
+
+    pub(crate) fn peer_or_new(&mut self, node: NodeId, outbox: impl FnOnce() -> Arc<Outbox>) -> &mut Peer {
+        self.peers.entry(node).or_insert_with(|| Peer::new(outbox()))
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
+        self.peers.iter().map(|(node, peer)| (*node, peer))
+    }
+
+    /// Takes a confirmed control link in.
+    pub(crate) fn place_control(&mut self, link: &Arc<QuicLink>, outbox: impl FnOnce() -> Arc<Outbox>) -> Placement {
+        let me = self.me;
+        let node = link.peer_shared().node;
+        let peer = self.peer_or_new(node, outbox);
+        let mut placement = Placement::default();
+        let claim = Claim::of(link);
+        placement.stale = peer.evict_older_than(claim.generation);
+        if let Some(former) =
+            peer.control.take_if(|present| placement.stale.iter().any(|gone| Arc::ptr_eq(gone, present)))
+        {
+            let peer = Arc::clone(former.peer_shared());
+            placement.events.push(LinkEvent::Down { peer, reason: "the node has started again".into() });
+        }
+        peer.live.push(Arc::clone(link));
+        match peer.control.as_ref() {
+            None => {
+                let event = LinkEvent::Up { peer: Arc::clone(link.peer_shared()), outbound: link.is_outbound() };
+                placement.events.push(event);
+                peer.control = Some(Arc::clone(link));
+            }
+            // A link that has ended already, of which the end has not been dealt with yet, is replaced like a live one.
+            Some(present) if !present.is_usable() || takes_over(me, node, claim, Claim::of(present)) => {
+                placement.spare = peer.control.replace(Arc::clone(link));
+            }
+            Some(_) => placement.spare = Some(Arc::clone(link)),
+        }
+        if peer.control.as_ref().is_some_and(|control| Arc::ptr_eq(control, link)) {
+            peer.is_renewal_due = false;
+        }
+        placement
+    }
+
+    /// Takes a data link in; one that this node opened becomes that of its core.
+    pub(crate) fn place_data(&mut self, link: &Arc<QuicLink>, outbox: impl FnOnce() -> Arc<Outbox>) -> Placement {
+        let peer = self.peer_or_new(link.peer_shared().node, outbox);
+        let stale = peer.evict_older_than(Claim::of(link).generation);
+        peer.live.push(Arc::clone(link));
+        if link.is_outbound() {
+            peer.data.insert(link.core(), DataSlot::Live(Arc::clone(link)));
+        }
+        Placement { stale, ..Placement::default() }
+    }
+
+    /// Takes out what has ended.
+    pub(crate) fn remove(&mut self, link: &Arc<QuicLink>, reason: &str, lasted: bool) -> Removal {
+        let node = link.peer_shared().node;
+        let Some(peer) = self.peers.get_mut(&node) else { return Removal::default() };
+        peer.live.retain(|live| !Arc::ptr_eq(live, link));
+        peer.drop_data(link);
+        let mut removal = Removal::default();
+        if peer.control.take_if(|control| Arc::ptr_eq(control, link)).is_some() {
+            removal.event = Some(LinkEvent::Down { peer: Arc::clone(link.peer_shared()), reason: reason.to_owned() });
+            peer.failures = if lasted { 0 } else { peer.failures.saturating_add(1) };
+            removal.redial = peer.keep;
+        }
+        if peer.is_unknown() {
+            self.peers.remove(&node);
+        }
+        removal
+    }
+
+    /// Drops the peer's entry when nothing is known of it any more.
+    pub(crate) fn forget_if_unknown(&mut self, node: NodeId) {
+        if self.peers.get(&node).is_some_and(Peer::is_unknown) {
+            self.peers.remove(&node);
+        }
+    }
+
+    /// Whether a dial task for this peer should be started; if so, it counts as started.
+    pub(crate) fn start_dialling(&mut self, node: NodeId) -> bool {
+        let Some(peer) = self.peers.get_mut(&node) else { return false };
+        let is_wanted = peer.control().is_none() || peer.is_renewal_due;
+        if peer.is_dialling || !is_wanted || peer.addrs_to_dial().is_empty() {
+            return false;
+        }
+        peer.is_dialling = true;
+        true
+    }
+
+    /// The next step of the task that keeps a peer connected; `Done` ends the task. `attempts` were made by this task.
+    pub(crate) fn dial_step(&mut self, node: NodeId, attempts: u32) -> DialStep {
+        let Some(peer) = self.peers.get_mut(&node) else { return DialStep::Done };
+        let is_wanted = peer.control().is_none() || peer.is_renewal_due;
+        let addrs = peer.addrs_to_dial();
+        // Without `keep`, one attempt is made each time somebody asks for the link.
+        if !is_wanted || addrs.is_empty() || (!peer.keep && attempts > 0) {
+            peer.is_dialling = false;
+            self.forget_if_unknown(node);
+            return DialStep::Done;
+        }
+        DialStep::Dial { addrs, failures: peer.failures, wake: Arc::clone(&peer.wake) }
+    }
+
+    /// Every link there is.
+    pub(crate) fn links(&self) -> Vec<Arc<QuicLink>> {
+        self.peers.values().flat_map(|peer| peer.live.iter().cloned()).collect()
+    }
+}
+
+impl Peer {
+    fn new(outbox: Arc<Outbox>) -> Self {
+        Self {
+            addrs: Vec::new(),
+            keep: false,
+            control: None,
+            live: Vec::new(),
+            data: HashMap::new(),
+            outbox,
+            is_dialling: false,
+            is_renewal_due: false,
+            failures: 0,
+            wake: Arc::new(Notify::new()),
+        }
+    }
+
+    /// The control link, unless it has ended.
+    pub(crate) fn control(&self) -> Option<&Arc<QuicLink>> {
+        self.control.as_ref().filter(|link| link.is_usable())
+    }
+
+    pub(crate) fn live(&self) -> &[Arc<QuicLink>] {
+        &self.live
+    }
+
+    /// Connections the peer has to this node.
+    pub(crate) fn inbound_count(&self) -> usize {
+        self.live.iter().filter(|link| !link.is_outbound()).count()
+    }
+
+    /// Where to dial: what was set, the address of a live link that this node opened first.
+    pub(crate) fn addrs_to_dial(&self) -> Vec<SocketAddr> {
+        let proven = self.live.iter().rev().find(|link| link.is_outbound()).map(|link| link.peer_shared().remote);
+        let mut addrs: Vec<_> = proven.into_iter().collect();
+        addrs.extend(self.addrs.iter().copied().filter(|addr| Some(*addr) != proven));
+        addrs
+    }
+
+    /// Takes a data link out of its core's slot, if it is in there.
+    pub(crate) fn drop_data(&mut self, link: &Arc<QuicLink>) {
+        self.data.retain(|_, slot| !matches!(slot, DataSlot::Live(live) if Arc::ptr_eq(live, link)));
+    }
+
+    fn is_unknown(&self) -> bool {
+        !self.keep && self.addrs.is_empty() && self.live.is_empty() && self.data.is_empty() && !self.is_dialling
+    }
+
+    /// Takes out the links of earlier lives of the peer. A data link whose peer has not answered yet may be of any
+    /// life and stays; one of an earlier life is ended by the peer's stateless reset.
+    fn evict_older_than(&mut self, generation: u64) -> Vec<Arc<QuicLink>> {
+        let is_older = |link: &Arc<QuicLink>| link.hello().is_some_and(|hello| hello.generation < generation);
+        let (stale, live) = self.live.drain(..).partition(is_older);
+        self.live = live;
+        for link in &stale {
+            self.drop_data(link);
+        }
+        stale
+    }
+}
+
+/// The pause before an attempt: none before the first, then doubling from `min` to `max`, half of it by `chance` in
+/// `0..1`, so that a fleet that lost a node does not come back to it in step.
+pub(crate) fn backoff(failures: u32, min: Duration, max: Duration, chance: f64) -> Duration {
+    let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
+    let whole = min.saturating_mul(2_u32.saturating_pow(doublings)).min(max);
+    whole.mul_f64(0.5 + 0.5 * chance.clamp(0.0, 1.0))
+}
+
+/// The purpose of a link in words.
+pub(crate) const fn purpose_name(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Control => "control",
+        Purpose::Data => "data",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(byte: u8) -> NodeId {
+        NodeId::from_bytes([byte; 16])
+    }
+
+    #[test]
+    fn both_ends_keep_the_same_connection() {
+        let (low, high) = (node(1), node(2));
+        let at = |outbound, generation| Claim { outbound, generation };
+        // The connection opened by the lower id, then the other one, as each end sees them.
+        for (new_of_low, new_of_high) in [(true, false), (false, true)] {
+            let low_says = takes_over(low, high, at(new_of_low, 1), at(!new_of_low, 1));
+            let high_says = takes_over(high, low, at(new_of_high, 1), at(!new_of_high, 1));
+            assert_eq!(low_says, high_says);
+            assert_eq!(low_says, new_of_low, "the connection opened by the lower id stays");
+        }
+    }
+
+    #[test]
+    fn a_newer_connection_of_the_same_opener_and_a_newer_life_take_over() {
+        let claim = |outbound, generation| Claim { outbound, generation };
+        for outbound in [true, false] {
+            assert!(takes_over(node(1), node(2), claim(outbound, 1), claim(outbound, 1)));
+            assert!(takes_over(node(1), node(2), claim(outbound, 2), claim(!outbound, 1)));
+        }
+    }
+
+    #[test]
+    fn pauses_double_from_nothing_to_the_longest_and_half_is_chance() {
+        let (min, max) = (Duration::from_millis(200), Duration::from_secs(2));
+        let at = |failures, chance| backoff(failures, min, max, chance).as_millis();
+        let longest: Vec<_> = (0..7).map(|failures| at(failures, 1.0)).collect();
+        assert_eq!(longest, [0, 200, 400, 800, 1600, 2000, 2000]);
+        let shortest: Vec<_> = (0..7).map(|failures| at(failures, 0.0)).collect();
+        assert_eq!(shortest, [0, 100, 200, 400, 800, 1000, 1000]);
+        assert_eq!(at(u32::MAX, 1.0), 2000);
+    }
+}

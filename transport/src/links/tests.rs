@@ -1,0 +1,6 @@
+//! Links between several nodes in one process, over real sockets and with real identities.
+
+mod connecting;
+mod refusing;
+mod returning;
+mod support;
