@@ -123,12 +123,12 @@ pub async fn run(options: EntrypointOptions) -> Result<u8> {
 async fn prepare(options: &EntrypointOptions) -> Result<Option<EchoServer>> {
     match &options.found_for {
         Some(names) => {
-            if !has_identity(options) {
+            if !is_node(options) {
                 found(options).await?;
             }
             write_tokens(options, names).await?;
         }
-        None if !has_identity(options) => join(options).await?,
+        None if !is_node(options) => join(options).await?,
         None => {}
     }
     if options.serve.is_none() {
@@ -143,8 +143,9 @@ async fn prepare(options: &EntrypointOptions) -> Result<Option<EchoServer>> {
     Ok(Some(echo::serve(config).await?))
 }
 
-fn has_identity(options: &EntrypointOptions) -> bool {
-    options.dir.join("identity").is_dir()
+/// `init` and `join` write node.toml last, so a node with one is whole.
+fn is_node(options: &EntrypointOptions) -> bool {
+    options.dir.join("node.toml").is_file()
 }
 
 /// `marram init`.

@@ -102,7 +102,8 @@ pub fn frame_length(start: &[u8]) -> Result<Option<usize>, CodecError> {
     if version != WIRE_VERSION {
         return Err(CodecError::Version { found: version });
     }
-    let bytes = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX).saturating_add(FRAME_HEAD_BYTES);
+    let bytes =
+        usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX).saturating_add(FRAME_HEAD_BYTES);
     if bytes > FRAME_BYTES_MAX {
         return Err(CodecError::TooLong { bytes, max: FRAME_BYTES_MAX });
     }
@@ -134,8 +135,11 @@ pub(crate) fn encode_stored<T: Serialize>(kind: Kind, value: &T) -> Result<Vec<u
 
 /// The record of this kind, after its checksum was found right.
 pub(crate) fn decode_stored<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, CodecError> {
-    let (frame, sum) =
-        bytes.len().checked_sub(CHECKSUM_BYTES).and_then(|at| bytes.split_at_checked(at)).ok_or(CodecError::Truncated)?;
+    let (frame, sum) = bytes
+        .len()
+        .checked_sub(CHECKSUM_BYTES)
+        .and_then(|at| bytes.split_at_checked(at))
+        .ok_or(CodecError::Truncated)?;
     if crc32c::crc32c(frame).to_be_bytes() != *sum {
         return Err(CodecError::Checksum);
     }
@@ -155,7 +159,8 @@ fn frame<T: Serialize>(version: u8, kind: Kind, value: &T) -> Result<Vec<u8>, Co
 }
 
 fn unframe<T: DeserializeOwned>(version: u8, kind: Kind, bytes: &[u8]) -> Result<T, CodecError> {
-    let Some((&[found_version, found_kind, a, b, c, d], payload)) = bytes.split_first_chunk::<FRAME_HEAD_BYTES>() else {
+    let Some((&[found_version, found_kind, a, b, c, d], payload)) = bytes.split_first_chunk::<FRAME_HEAD_BYTES>()
+    else {
         return Err(CodecError::Truncated);
     };
     if found_version != version {

@@ -57,6 +57,11 @@ impl Document {
         self.sections.values().chain([&self.rest]).flat_map(dots).collect()
     }
 
+    #[cfg(test)]
+    pub(crate) fn live_in(&self, section: &str) -> BTreeSet<Dot> {
+        dots(self.sections.get(section).unwrap_or(&self.rest))
+    }
+
     /// True where nothing was ever entered.
     pub(crate) fn is_empty(&self) -> bool {
         self.sections.is_empty() && dots(&self.rest).is_empty()
@@ -83,7 +88,7 @@ impl Document {
             match siblings.iter().max_by_key(|part| part.rank()) {
                 Some(winner) => {
                     reading.is_deleted_concurrently |= !graves.is_empty();
-                    reading.visible.push((name, siblings.iter().chain(&graves).map(|part| part.id()).collect()));
+                    reading.visible.push((name, siblings.iter().chain(&graves).map(Part::id).collect()));
                     let value = winner.section(name);
                     if siblings.iter().any(|sibling| sibling.section(name) != value) {
                         reading.conflicts.push((name, siblings.clone()));
@@ -139,7 +144,7 @@ impl<'a> Part<'a> {
         (self.hlc, self.dot.origin, self.hash)
     }
 
-    fn id(&self) -> (Dot, [u8; 32]) {
+    fn id(&self) -> OpId {
         (self.dot, self.hash)
     }
 
@@ -148,6 +153,9 @@ impl<'a> Part<'a> {
         self.body.and_then(|body| body.get(name))
     }
 }
+
+/// An op for certain: its dot and the hash of its bytes.
+type OpId = (Dot, [u8; 32]);
 
 /// What the registers of a document amount to.
 #[derive(Debug, Clone)]
@@ -162,7 +170,7 @@ pub(crate) struct Reading<'a> {
     pub(crate) is_deleted_concurrently: bool,
     /// The highest-ranking live edit.
     pub(crate) newest: Part<'a>,
-    visible: Vec<(&'a str, BTreeSet<(Dot, [u8; 32])>)>,
+    visible: Vec<(&'a str, BTreeSet<OpId>)>,
 }
 
 impl<'a> Reading<'a> {

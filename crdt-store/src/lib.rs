@@ -29,7 +29,7 @@ mod wire;
 #[cfg(test)]
 mod testing;
 
-pub use backend::{Batch, Disk, Fault, FaultyStorage, MemoryStorage, Plan, SledStorage, Storage, StorageStats};
+pub use backend::{Batch, Disk, Fault, FaultyStorage, MemoryStorage, Pairs, Plan, SledStorage, Storage, StorageStats};
 pub use codec::{CodecError, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, STORED_VERSION, WIRE_VERSION, frame_length};
 pub use context::{BadContext, CLOUD_RANGES_MAX, Clock, Context, ORIGINS_MAX};
 pub use error::{Refusal, StorageError, StoreError};

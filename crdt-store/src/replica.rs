@@ -315,7 +315,11 @@ impl Replica {
         if seen <= self.life.counter {
             return self.life;
         }
-        tracing::warn!(seen, own = self.life.counter, "peers know ops of ours that we do not; taking a new incarnation");
+        tracing::warn!(
+            seen,
+            own = self.life.counter,
+            "peers know ops of ours that we do not; taking a new incarnation"
+        );
         self.next_life()
     }
 
@@ -358,6 +362,22 @@ impl Replica {
 impl std::fmt::Debug for Replica {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Replica").field("store", &self.store.id).field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+impl Replica {
+    pub(crate) fn op(&self, dot: Dot) -> Option<Arc<crate::Op>> {
+        self.store.held(dot).map(|held| Arc::clone(&held.op))
+    }
+
+    pub(crate) fn document_ops(&self, key: &DocKey) -> std::collections::BTreeSet<Dot> {
+        self.store.document(key).map(crate::document::Document::live).unwrap_or_default()
+    }
+
+    /// The dots live in one section; in the sections never named, for an empty name.
+    pub(crate) fn section_ops(&self, key: &DocKey, section: &str) -> std::collections::BTreeSet<Dot> {
+        self.store.document(key).map(|document| document.live_in(section)).unwrap_or_default()
     }
 }
 

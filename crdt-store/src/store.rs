@@ -70,7 +70,10 @@ pub(crate) enum Reception {
     New(Dot),
     Duplicate,
     /// A second op under a dot; the one with the lower hash is held, the new one where `is_replaced`.
-    Equivocation { dot: Dot, is_replaced: bool },
+    Equivocation {
+        dot: Dot,
+        is_replaced: bool,
+    },
     Refused(Option<Dot>, Refusal),
 }
 
@@ -364,7 +367,11 @@ impl Store {
     }
 
     /// Changes one document's registers and keeps count of where ops are live.
-    fn change(&mut self, key: &DocKey, edit: impl FnOnce(&mut Document, &dyn Fn(Dot) -> Option<crate::context::Clock>)) {
+    fn change(
+        &mut self,
+        key: &DocKey,
+        edit: impl FnOnce(&mut Document, &dyn Fn(Dot) -> Option<crate::context::Clock>),
+    ) {
         let before = self.documents.remove(key);
         let mut document = before.clone().unwrap_or_default();
         let was = document.live();

@@ -133,12 +133,23 @@ pub struct SyncSession {
     queue: Vec<Dot>,
     sent: BTreeSet<Dot>,
     sent_origins: BTreeSet<Incarnation>,
-    is_fin_sent: bool,
-    is_fin_received: bool,
-    is_ack_sent: bool,
+    outgoing: Telling,
+    incoming: Telling,
+    /// An op was refused, so the peer's cover would credit what is not here.
     is_tainted: bool,
     is_over: bool,
     outcome: SyncOutcome,
+}
+
+/// How far one direction has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Telling {
+    /// Ops may follow.
+    Open,
+    /// `Fin` was said.
+    Finished,
+    /// And `Ack` was answered.
+    Confirmed,
 }
 
 /// What the other side's `Hello` said.
@@ -170,9 +181,8 @@ impl SyncSession {
             queue: Vec::new(),
             sent: BTreeSet::new(),
             sent_origins: BTreeSet::new(),
-            is_fin_sent: false,
-            is_fin_received: false,
-            is_ack_sent: false,
+            outgoing: Telling::Open,
+            incoming: Telling::Open,
             is_tainted: false,
             is_over: false,
             outcome: SyncOutcome {
@@ -190,7 +200,7 @@ impl SyncSession {
     /// True once both sides have confirmed, or the conversation broke off: the stream can be closed.
     #[must_use]
     pub const fn is_done(&self) -> bool {
-        self.is_over || (self.is_ack_sent && self.is_fin_sent && self.outcome.peer_context.is_some())
+        self.is_over || matches!((self.outgoing, self.incoming), (Telling::Confirmed, Telling::Confirmed))
     }
 
     /// How it went so far.
@@ -236,19 +246,19 @@ impl SyncSession {
             return (self.is_initiator || self.peer.is_some()).then(|| self.hello(replica));
         }
         let to = self.peer.as_ref()?.incarnation;
-        if self.is_fin_received && !self.is_ack_sent {
-            self.is_ack_sent = true;
+        if self.incoming == Telling::Finished {
+            self.incoming = Telling::Confirmed;
             let context = replica.context().image(usize::MAX);
             return Some(codec::encode(Kind::Ack, &Ack { to, context, root: replica.root() }));
         }
-        if self.is_fin_sent {
+        if self.outgoing != Telling::Open {
             return None;
         }
         let chunk = self.next_chunk(replica, to);
         if !chunk.ops.is_empty() {
             return Some(codec::encode(Kind::Ops, &chunk));
         }
-        self.is_fin_sent = true;
+        self.outgoing = Telling::Finished;
         // Nothing is left at this very moment, or the budget is spent.
         let is_complete = self.queue.is_empty();
         self.outcome.is_complete = is_complete;
@@ -305,9 +315,7 @@ impl SyncSession {
     fn missing(&self, replica: &Replica) -> Vec<Dot> {
         let Some(peer) = &self.peer else { return Vec::new() };
         let mut dots = replica.live_dots();
-        dots.retain(|(_, dot)| {
-            (self.outcome.is_repair || !peer.context.contains(*dot)) && !self.sent.contains(dot)
-        });
+        dots.retain(|(_, dot)| (self.outcome.is_repair || !peer.context.contains(*dot)) && !self.sent.contains(dot));
         dots.sort_unstable_by(|a, b| b.cmp(a));
         dots.into_iter().map(|(_, dot)| dot).collect()
     }
@@ -368,7 +376,7 @@ impl SyncSession {
 
     fn handle_fin(&mut self, replica: &mut Replica, fin: &Fin) -> Result<SyncProgress, SyncError> {
         self.check_turn(replica, fin.to)?;
-        self.is_fin_received = true;
+        self.incoming = Telling::Finished;
         if let Some(image) = &fin.cover {
             let Ok(cover) = Context::from_image(image) else { return Err(SyncError::OutOfTurn) };
             if !self.is_tainted {
@@ -379,20 +387,21 @@ impl SyncSession {
     }
 
     fn handle_ack(&mut self, replica: &Replica, ack: &Ack) -> Result<SyncProgress, SyncError> {
-        if !self.is_fin_sent || self.outcome.peer_context.is_some() {
+        if self.outgoing != Telling::Finished {
             return Err(SyncError::OutOfTurn);
         }
         if ack.to != replica.incarnation() {
             return Err(SyncError::OtherIncarnation);
         }
         let Ok(context) = Context::from_image(&ack.context) else { return Err(SyncError::OutOfTurn) };
+        self.outgoing = Telling::Confirmed;
         self.outcome.peer_context = Some(context);
         self.outcome.peer_root = Some(ack.root);
         Ok(SyncProgress::default())
     }
 
     fn check_turn(&self, replica: &Replica, to: Incarnation) -> Result<(), SyncError> {
-        if self.me.is_none() || self.is_fin_received {
+        if self.me.is_none() || self.incoming != Telling::Open {
             return Err(SyncError::OutOfTurn);
         }
         if to != replica.incarnation() {

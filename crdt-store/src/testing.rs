@@ -117,13 +117,6 @@ impl Chance {
     pub(crate) fn one_in(&mut self, bound: usize) -> bool {
         self.below(bound) == 0
     }
-
-    pub(crate) fn bytes16(&mut self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.next().to_be_bytes());
-        bytes[8..].copy_from_slice(&self.next().to_be_bytes());
-        bytes
-    }
 }
 
 /// A replica on a new disk in memory; different names draw different lives.
@@ -206,4 +199,16 @@ pub(crate) fn sync_with(
         assert!(!is_idle, "the conversation stands still: {from:?} {to:?}");
     }
     Ok((from, to))
+}
+
+/// Bytes kept in `testdata`, which must be what today's program makes. With `MARRAM_WRITE_GOLDEN` set, a file that is
+/// missing is written; one that is there never is, for it is what released versions read and wrote.
+pub(crate) fn golden(name: &str, made_today: &[u8]) -> Vec<u8> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
+    if !path.exists() && std::env::var_os("MARRAM_WRITE_GOLDEN").is_some() {
+        std::fs::write(&path, made_today).expect("testdata is writable");
+    }
+    let kept = std::fs::read(&path).expect("the file is in the repository");
+    assert!(kept == made_today, "{name}: what is made today differs from what was kept; it needs a new version");
+    kept
 }

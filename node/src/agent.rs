@@ -8,7 +8,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use transport::addressbook::AddressBook;
 use transport::cell::{Cell, CellConfig};
 use transport::swim::{CellId, Swim, SwimConfig};
-use transport::trust::{Identity, JoinServer, JoinServerConfig, LeafLife, LeafSource, PeerVerifier};
+use transport::trust::{Identity, JoinCounters, JoinServer, JoinServerConfig, LeafLife, LeafSource, PeerVerifier};
 use transport::{Clock, Inbound, LinkStream, Links, LinksConfig, NodeId, PeerInfo, StreamKind};
 
 use crate::admin::AdminServer;
@@ -39,6 +39,7 @@ use crate::snapshot::{Here, Published};
 use crate::state::{Life, State};
 use crate::store::{Opened, StoreHandle};
 use crate::supervise::supervised;
+use crate::tally::Tally;
 use crate::telemetry::MetricsHandle;
 use crate::sync::Syncer;
 
@@ -103,7 +104,8 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
         .context("issue a leaf certificate")?;
     let verifier = PeerVerifier::new(identity.roots(), Arc::clone(&clock));
     let (events, events_inbox) = mpsc::channel(EVENTS);
-    let inbound = Arc::new(Inbox { events: events.clone(), proxy: std::sync::OnceLock::new(), dropped: AtomicU64::new(0) });
+    let inbound = Arc::new(Inbox { events: events.clone(), proxy: OnceLock::new(), dropped: AtomicU64::new(0) });
+    let trust = Arc::clone(verifier.counters());
     let links = Links::start(
         LinksConfig { bind: config.mesh.bind, cell: CELL.to_owned(), generation: lives.generation, ..LinksConfig::default() },
         &identity,
@@ -137,7 +139,10 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     let (cell, gossip_in) = cell(&config, &identity, lives.generation, &links, &clock);
     let changes = cell.subscribe();
     let syncer = Arc::new(Syncer::new(opened.store.clone(), links.clone(), Arc::clone(&clock)));
+    let joins = Arc::new(OnceLock::new());
+    let tally = Tally { links: links.clone(), trust, cell: cell.clone(), join: Arc::clone(&joins) };
     let control = Control {
+        tally,
         state: Arc::clone(&state),
         identity: Arc::clone(&identity),
         clock: Arc::clone(&clock),
@@ -176,7 +181,10 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     tasks.push(supervised("join", {
         let door = door(dir, links.local_addr(), &state);
         let (identity, leaf, clock, stop) = (Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock), stop.clone());
-        move || admit(door.clone(), Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock), stop.clone())
+        move || {
+            let (identity, leaf, clock) = (Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock));
+            admit(door.clone(), identity, leaf, clock, Arc::clone(&joins), stop.clone())
+        }
     }));
     for address in resolve(&seeds).await {
         links.dial_seed(address);
@@ -207,7 +215,7 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
 #[derive(Debug)]
 struct Inbox {
     events: mpsc::Sender<Event>,
-    proxy: std::sync::OnceLock<Arc<ProxyContext>>,
+    proxy: OnceLock<Arc<ProxyContext>>,
     dropped: AtomicU64,
 }
 
@@ -460,13 +468,17 @@ async fn admit(
     identity: Arc<Identity>,
     leaf: Arc<LeafSource>,
     clock: Arc<dyn Clock>,
+    counters: Arc<OnceLock<Arc<JoinCounters>>>,
     stop: CancellationToken,
 ) {
     if !identity.can_admit() {
         return;
     }
     match JoinServer::new(config, identity, leaf, clock) {
-        Ok(server) => server.run(stop.cancelled_owned()).await,
+        Ok(server) => {
+            counters.get_or_init(|| server.counters());
+            server.run(stop.cancelled_owned()).await;
+        }
         Err(fault) => warn!(%fault, "newcomers cannot join at this node"),
     }
 }
@@ -522,7 +534,7 @@ async fn stdin_closed() {
         closed.send(()).ok();
     });
     if reader.is_err() || seen.await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

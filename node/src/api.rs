@@ -27,6 +27,9 @@ pub trait NodeApi: Send + Sync + 'static {
     /// What is wrong and what is done about it.
     fn problems(&self) -> Vec<ProblemView>;
     /// Ready to take work: listening, store open, not draining.
+    ///
+    /// # Errors
+    /// Why not, as a sentence.
     fn is_ready(&self) -> Result<(), String>;
     /// Events for `GET /v1/watch`; a slow reader sees `Lagged` and gets a `resync`.
     fn events(&self) -> broadcast::Receiver<WatchEvent>;

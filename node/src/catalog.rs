@@ -53,7 +53,7 @@ pub struct KnownNode {
     /// SWIM incarnation.
     pub incarnation: u32,
     /// Newest (generation, sequence) of each record.
-    stamps: [(u64, u64); 3],
+    stamps: Stamps,
 }
 
 /// Why a record was not taken.
@@ -71,11 +71,18 @@ pub enum Refusal {
 
 /// Which record of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(usize)]
 enum RecordKind {
-    Facts = 0,
-    Offers = 1,
-    Loads = 2,
+    Facts,
+    Offers,
+    Loads,
+}
+
+/// Newest (generation, sequence) of each record of a node.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stamps {
+    facts: (u64, u64),
+    offers: (u64, u64),
+    loads: (u64, u64),
 }
 
 /// How far a node is and how that is known.
@@ -123,8 +130,6 @@ impl Catalog {
         if self.nodes.len() >= NODES_MAX {
             return Err(Refusal::Full);
         }
-        let mut stamps = [(0, 0); 3];
-        stamps[RecordKind::Facts as usize] = stamp;
         let known = KnownNode {
             node,
             role,
@@ -137,7 +142,7 @@ impl Catalog {
             reason: if node == self.me { "this node".to_owned() } else { "known by gossip, never answered a probe".to_owned() },
             since: now,
             incarnation: 0,
-            stamps,
+            stamps: Stamps { facts: stamp, ..Stamps::default() },
         };
         self.nodes.insert(node, known);
         Ok(())
@@ -271,7 +276,11 @@ impl Catalog {
 
 impl KnownNode {
     fn advance(&mut self, kind: RecordKind, stamp: (u64, u64)) -> Result<(), Refusal> {
-        let Some(last) = self.stamps.get_mut(kind as usize) else { return Err(Refusal::Old) };
+        let last = match kind {
+            RecordKind::Facts => &mut self.stamps.facts,
+            RecordKind::Offers => &mut self.stamps.offers,
+            RecordKind::Loads => &mut self.stamps.loads,
+        };
         if stamp <= *last {
             return Err(Refusal::Old);
         }

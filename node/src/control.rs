@@ -30,9 +30,12 @@ use crate::snapshot::Published;
 use crate::state::{Life, State};
 use crate::store::{StoreChange, StoreEvent, StoreHandle};
 use crate::sync::Syncer;
+use crate::tally::Tally;
 
 /// How often loads, shares and the like are looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// How often counters are carried over to the metrics.
+const EXPORT_EVERY: Duration = Duration::from_secs(1);
 /// Own loads go out at most this often.
 const LOADS_EVERY: Duration = Duration::from_secs(1);
 /// Own loads go out at least this often, so that others see how old they are.
@@ -69,6 +72,8 @@ pub struct Control {
     pub syncer: Arc<Syncer>,
     /// Events for `GET /v1/watch`.
     pub watch: broadcast::Sender<WatchEvent>,
+    /// Counters of the links and of gossip, for the metrics.
+    pub tally: Tally,
     /// This life of the node, strictly rising over restarts.
     pub generation: u64,
     /// Keeps what outlives a restart: incarnation and addresses.
@@ -100,6 +105,7 @@ struct Running {
     sequence: u64,
     dirty: bool,
     next_tick: Duration,
+    next_export: Duration,
     loads: (Loads, Duration),
     offers: Option<Offers>,
 }
@@ -121,6 +127,7 @@ impl Control {
             sequence: 1,
             dirty: true,
             next_tick: Duration::ZERO,
+            next_export: Duration::ZERO,
             loads: (Loads::default(), Duration::ZERO),
             offers: None,
             control: self,
@@ -324,6 +331,11 @@ impl Running {
         self.tell_loads(loads, now);
         self.control.syncer.tick(now, &self.roots());
         self.control.keeper.tick(now);
+        if now >= self.next_export {
+            self.next_export = now + EXPORT_EVERY;
+            let swim = *self.control.state().swim.counters();
+            self.control.tally.export(&swim);
+        }
     }
 
     /// Alive peers and the policy root each told last.

@@ -28,5 +28,6 @@ pub mod state;
 pub mod store;
 pub mod supervise;
 pub mod sync;
+pub mod tally;
 pub mod telemetry;
 pub mod view;

@@ -23,6 +23,9 @@ pub struct Pick {
     pub candidates: Arc<[Arc<Endpoint>]>,
 }
 
+/// An endpoint that takes no part in a draw, with the reason.
+pub type LeftOut = (Arc<Endpoint>, String);
+
 /// Why no endpoint could be picked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoPick {
@@ -32,7 +35,7 @@ pub enum NoPick {
     NoneHealthy(Vec<(String, String)>),
 }
 
-/// Picks an endpoint of `service` by P_i, leaving out those in `tried`.
+/// Picks an endpoint of `service` by its probability P, leaving out those in `tried`.
 ///
 /// `u` is uniform in `[0, 1)`; `now` is monotonic. Every weighed candidate's statistics record the probability it had,
 /// unless this is a second try.
@@ -73,7 +76,7 @@ pub fn eligible(
     tried: &[Arc<Endpoint>],
     now: Duration,
     backend: &BackendPolicy,
-) -> (Vec<Arc<Endpoint>>, Vec<(Arc<Endpoint>, String)>) {
+) -> (Vec<Arc<Endpoint>>, Vec<LeftOut>) {
     let untried = view.endpoints.iter().filter(|e| !tried.iter().any(|t| Arc::ptr_eq(&t.stats, &e.stats)));
     let (mut inside, mut out) = (Vec::with_capacity(view.endpoints.len()), Vec::new());
     for endpoint in untried {
@@ -128,7 +131,7 @@ fn candidate(view: &ServiceView, endpoint: &Endpoint) -> Candidate {
     Candidate::with_inflight(capacity(endpoint), inflight(view, endpoint), endpoint.distance_ms)
 }
 
-fn reasons(view: &ServiceView, tried: &[Arc<Endpoint>], out: &[(Arc<Endpoint>, String)]) -> Vec<(String, String)> {
+fn reasons(view: &ServiceView, tried: &[Arc<Endpoint>], out: &[LeftOut]) -> Vec<(String, String)> {
     let label = |instance: &str, node: &str| format!("{instance}@{node}");
     let mut all: Vec<(String, String)> =
         view.excluded.iter().map(|e| (label(&e.instance, &e.node), e.reason.clone())).collect();

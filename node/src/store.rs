@@ -141,7 +141,7 @@ impl StoreHandle {
             .collect();
         let (commands, inbox) = mpsc::channel(QUEUE);
         let mut thread = thread::StoreThread::new(replica, clock, events);
-        let first = StoreEvent::Changed(Box::new(thread.change(Vec::new(), Bytes::new(), None)));
+        let first = StoreEvent::Changed(Box::new(thread.change(&[], Bytes::new(), None)));
         let spawned = std::thread::Builder::new().name("store".to_owned()).spawn(move || thread.run(inbox));
         if let Err(source) = spawned {
             return Err(StoreError::Storage(crdt_store::StorageError::Io { doing: "starting its thread", source }));

@@ -61,7 +61,7 @@ impl Syncer {
         let this = Arc::clone(self);
         tokio::spawn(async move {
             let outcome = this.initiate(peer).await;
-            this.ended(peer, outcome);
+            this.ended(peer, &outcome);
         });
     }
 
@@ -143,8 +143,8 @@ impl Syncer {
         }
     }
 
-    fn ended(&self, peer: NodeId, outcome: Result<(), String>) {
-        self.count(peer, &outcome);
+    fn ended(&self, peer: NodeId, outcome: &Result<(), String>) {
+        self.count(peer, outcome);
         let now = self.clock.now();
         let mut plan = self.plan();
         plan.busy.remove(&peer);

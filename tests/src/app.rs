@@ -1,17 +1,32 @@
 //! Small applications for services to point at, on threads of the test's own process.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// An HTTP/1.1 server that answers every request with `hello from NAME`; `/slow?ms=N` takes that long.
+use crate::{free_port, pause};
+
+/// An HTTP/1.1 server that answers every request with `hello from NAME`.
+///
+/// `/slow?ms=N` takes that long, `/head` answers with the request's own head, `/health` says 200 or 503. Dropping it is
+/// a crash: listener and connections are closed at once.
 #[derive(Debug)]
 pub struct App {
     address: SocketAddr,
-    requests: Arc<AtomicU64>,
-    stopped: Arc<AtomicBool>,
+    shared: Arc<Inside>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    name: String,
+    requests: AtomicU64,
+    is_stopped: AtomicBool,
+    is_unwell: AtomicBool,
+    connections: Mutex<Vec<TcpStream>>,
 }
 
 impl App {
@@ -20,22 +35,31 @@ impl App {
     /// # Panics
     /// When no port is free.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "this is how a test fails")]
     pub fn start(name: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("a bound socket has an address");
-        let app = Self { address, requests: Arc::default(), stopped: Arc::default() };
-        let (name, requests, stopped) = (name.to_owned(), Arc::clone(&app.requests), Arc::clone(&app.stopped));
-        std::thread::spawn(move || {
+        Self::start_at(name, free_port())
+    }
+
+    /// Starts one that listens on `address`.
+    ///
+    /// # Panics
+    /// When the address is taken.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "this is how a test fails")]
+    pub fn start_at(name: &str, address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).expect("a free port");
+        let shared = Arc::new(Inside { name: name.to_owned(), ..Inside::default() });
+        let inside = Arc::clone(&shared);
+        let accepting = std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                if stopped.load(Ordering::Relaxed) {
+                if inside.is_stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                let (name, requests, stopped) = (name.clone(), Arc::clone(&requests), Arc::clone(&stopped));
-                std::thread::spawn(move || serve(stream, &name, &requests, &stopped));
+                inside.connections.lock().unwrap_or_else(PoisonError::into_inner).extend(stream.try_clone());
+                let inside = Arc::clone(&inside);
+                std::thread::spawn(move || serve(stream, &inside));
             }
         });
-        app
+        Self { address, shared, accepting: Some(accepting) }
     }
 
     /// Where it listens.
@@ -44,24 +68,35 @@ impl App {
         self.address
     }
 
-    /// Requests it has answered.
+    /// Requests it has answered, those for `/health` left out.
     #[must_use]
     pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    /// What `/health` says from now on.
+    pub fn set_healthy(&self, is_healthy: bool) {
+        self.shared.is_unwell.store(!is_healthy, Ordering::Relaxed);
     }
 }
 
 impl Drop for App {
     fn drop(&mut self) {
-        self.stopped.store(true, Ordering::Relaxed);
+        self.shared.is_stopped.store(true, Ordering::Relaxed);
         // Wakes the accept loop, which then drops the listener.
         TcpStream::connect(self.address).ok();
+        if let Some(accepting) = self.accepting.take() {
+            accepting.join().ok();
+        }
+        for connection in self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            connection.shutdown(Shutdown::Both).ok();
+        }
     }
 }
 
-fn serve(mut stream: TcpStream, name: &str, requests: &AtomicU64, stopped: &AtomicBool) -> Option<()> {
+fn serve(mut stream: TcpStream, inside: &Inside) -> Option<()> {
     stream.set_nodelay(true).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(120))).ok()?;
     let mut bytes = Vec::new();
     loop {
         let end = head_end(&mut stream, &mut bytes)?;
@@ -75,16 +110,23 @@ fn serve(mut stream: TcpStream, name: &str, requests: &AtomicU64, stopped: &Atom
             read_more(&mut stream, &mut bytes)?;
         }
         bytes.drain(..end + length);
-        if stopped.load(Ordering::Relaxed) {
+        if inside.is_stopped.load(Ordering::Relaxed) {
             return None;
         }
         let path = head.split_whitespace().nth(1).unwrap_or("/").to_owned();
         if let Some(ms) = path.strip_prefix("/slow?ms=").and_then(|ms| ms.parse().ok()) {
-            std::thread::sleep(Duration::from_millis(ms));
+            pause(Duration::from_millis(ms));
         }
-        requests.fetch_add(1, Ordering::Relaxed);
-        let body = if path == "/head" { head } else { format!("hello from {name}") };
-        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let status = match path.as_str() {
+            "/health" if inside.is_unwell.load(Ordering::Relaxed) => "503 Service Unavailable",
+            "/health" => "200 OK",
+            _ => {
+                inside.requests.fetch_add(1, Ordering::Relaxed);
+                "200 OK"
+            }
+        };
+        let body = if path == "/head" { head } else { format!("hello from {}", inside.name) };
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         stream.write_all(answer.as_bytes()).ok()?;
     }
 }

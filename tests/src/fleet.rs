@@ -1,9 +1,10 @@
 //! Folders, ports and processes of several agents.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use node::config::{Config, Protocol, ServiceConfig};
@@ -11,7 +12,8 @@ use node::view::NodeView;
 use policy::explain::Explanation;
 
 use crate::http::{Answer, Request, get, send};
-use crate::{binary, eventually};
+use crate::process::{Process, Said, run};
+use crate::{binary, eventually, free_port};
 
 /// How long a fleet may take to see itself whole.
 const WHOLE: Duration = Duration::from_secs(30);
@@ -24,7 +26,7 @@ pub type Setup<'a> = &'a dyn Fn(usize, &mut Config);
 pub struct Fleet {
     /// The agents in the order in which they joined; the first ran `init`.
     pub nodes: Vec<Node>,
-    _root: tempfile::TempDir,
+    root: tempfile::TempDir,
 }
 
 /// One agent.
@@ -40,7 +42,7 @@ pub struct Node {
     pub admin: SocketAddr,
     /// HTTP proxy.
     pub proxy: SocketAddr,
-    child: Option<Child>,
+    child: Option<Process>,
 }
 
 impl Fleet {
@@ -63,24 +65,50 @@ impl Fleet {
     #[expect(clippy::expect_used, reason = "this is how a test fails")]
     pub fn launch(count: usize, setup: Setup<'_>) -> Self {
         let root = tempfile::Builder::new().prefix("marram-it-").tempdir().expect("a temporary folder");
-        let mut fleet = Self { nodes: Vec::new(), _root: root };
-        for n in 0..count {
-            let mut node = Node::prepare(n, fleet._root.path());
-            match fleet.nodes.first() {
-                None => node.run_ok(&node.options(&["init", "--mesh", "it"])),
-                Some(first) => {
-                    let token = first.token(&[]);
-                    node.run_ok(&node.options(&["join", &token]))
-                }
-            };
-            node.configure(|config| {
-                config.mesh.bind = node.mesh;
-                setup(n, config);
-            });
-            node.start();
-            fleet.nodes.push(node);
+        let mut fleet = Self { nodes: Vec::new(), root };
+        for _ in 0..count {
+            fleet.add(&[], setup);
         }
         fleet
+    }
+
+    /// Makes one more node, by `init` or with a token of the first node for which `token create` gets `words`, starts
+    /// it and returns it.
+    ///
+    /// # Panics
+    /// When a verb of the command line fails.
+    #[expect(clippy::indexing_slicing, reason = "the node was just pushed")]
+    pub fn add(&mut self, words: &[&str], setup: Setup<'_>) -> &mut Node {
+        let n = self.nodes.len();
+        let mut node = self.newcomer();
+        let said = match self.nodes.first() {
+            None => run(&node.options(&["init", "--mesh", "it"])),
+            Some(first) => run(&node.options(&["join", &first.token(words)])),
+        };
+        assert_eq!(said.code, 0, "{}: {}", node.name, said.err);
+        node.configure(|config| {
+            config.mesh.bind = node.mesh;
+            setup(n, config);
+        });
+        node.start();
+        self.nodes.push(node);
+        let last = self.nodes.len() - 1;
+        &mut self.nodes[last]
+    }
+
+    /// A node with a name, a folder and ports, but without an identity: neither `init` nor `join` has run.
+    ///
+    /// # Panics
+    /// When no port is free.
+    #[must_use]
+    pub fn newcomer(&self) -> Node {
+        Node::prepare(self.nodes.len(), self.root.path())
+    }
+
+    /// The folder in which the nodes have theirs; goes with the fleet.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.root.path()
     }
 
     /// Waits until every running agent sees `nodes.len()` members alive.
@@ -143,7 +171,7 @@ impl Node {
     /// Folder and free ports for node `n` below `root`.
     fn prepare(n: usize, root: &Path) -> Self {
         let name = format!("n{n}");
-        Self { dir: root.join(&name), name, mesh: free_mesh_port(), admin: free_port(), proxy: free_port(), child: None }
+        Self { dir: root.join(&name), name, mesh: free_port(), admin: free_port(), proxy: free_port(), child: None }
     }
 
     /// The words of `init` or `join` with this node's names and ports.
@@ -179,85 +207,78 @@ impl Node {
     ///
     /// # Panics
     /// When it runs already or the process cannot be made.
-    #[expect(clippy::expect_used, reason = "this is how a test fails")]
     pub fn start(&mut self) {
+        self.start_by(Command::new(binary()));
+    }
+
+    /// Starts the agent by a program that ends in executing its last words: `command` gets `agent --dir DIR` added.
+    ///
+    /// # Panics
+    /// When it runs already or the process cannot be made.
+    #[expect(clippy::expect_used, reason = "this is how a test fails")]
+    pub fn start_by(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log file");
-        let child = Command::new(binary())
-            .args(["agent", "--dir"])
-            .arg(&self.dir)
-            .env("MARRAM_STOP_WITH_STDIN", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("marram starts");
-        self.child = Some(child);
+        command.args(["agent", "--dir"]).arg(&self.dir).env("MARRAM_STOP_WITH_STDIN", "1");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(Process::start(&mut command));
     }
 
     /// Kills the agent without a word to it.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().ok();
-            child.wait().ok();
-        }
+        self.child = None;
     }
 
     /// Sends SIGTERM and waits for the end; returns the exit code.
+    ///
+    /// # Panics
+    /// When it has not ended after 20 s.
     pub fn terminate(&mut self) -> Option<i32> {
-        let mut child = self.child.take()?;
-        self.signal_child(&child, rustix::process::Signal::TERM);
-        child.wait().ok()?.code()
+        self.signal(rustix::process::Signal::TERM);
+        self.ended(Duration::from_secs(20))
     }
 
-    /// Stops or continues the process (SIGSTOP, SIGCONT).
+    /// Waits until the agent ends by itself; returns the exit code.
+    ///
+    /// # Panics
+    /// When it has not ended after `at_most`.
+    pub fn ended(&mut self, at_most: Duration) -> Option<i32> {
+        self.child.take()?.ended(at_most)
+    }
+
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: rustix::process::Signal) {
         if let Some(child) = &self.child {
-            self.signal_child(child, signal);
-        }
-    }
-
-    fn signal_child(&self, child: &Child, signal: rustix::process::Signal) {
-        let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
-            rustix::process::kill_process(pid, signal).ok();
+            child.signal(signal);
         }
     }
 
     /// The process id of the running agent.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
+        self.child.as_ref().map(Process::pid)
     }
 
-    /// Runs a verb of `marram` and returns its output.
+    /// Runs a verb of `marram` against this node, through its folder.
     ///
     /// # Panics
     /// When the binary does not run.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "this is how a test fails")]
-    pub fn run(&self, words: &[impl AsRef<std::ffi::OsStr>]) -> Output {
-        Command::new(binary()).args(words).stdin(Stdio::null()).output().expect("marram runs")
-    }
-
-    /// Runs a verb that must succeed and returns its standard output.
-    ///
-    /// # Panics
-    /// When it fails; shows what it said.
-    pub fn run_ok(&self, words: &[impl AsRef<std::ffi::OsStr>]) -> String {
-        let output = self.run(words);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "marram {}: {said}", self.name);
-        String::from_utf8_lossy(&output.stdout).into_owned()
+    pub fn run(&self, words: &[&str]) -> Said {
+        let mut all: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+        all.extend([OsStr::new("--dir"), self.dir.as_os_str()]);
+        run(&all)
     }
 
     /// A token of this node, with these further words for `token create`.
+    ///
+    /// # Panics
+    /// When there is none.
     #[must_use]
     pub fn token(&self, words: &[&str]) -> String {
-        let dir = self.dir.display().to_string();
-        let mut all = vec!["token", "create", "--dir", &dir];
-        all.extend(words);
-        self.run_ok(&all).trim().to_owned()
+        let said = self.run(&[&["token", "create"], words].concat());
+        assert_eq!(said.code, 0, "{}: {}", self.name, said.err);
+        said.out.trim().to_owned()
     }
 
     /// Adds an HTTP instance of `service` at `address` to `config`.
@@ -288,12 +309,21 @@ impl Node {
     /// # Panics
     /// When there is no answer.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "this is how a test fails")]
     pub fn write(&self, method: &str, path: &str, body: &str) -> Answer {
+        self.write_with(method, path, body, &[])
+    }
+
+    /// A write of the admin API with this node's token and these headers besides.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "this is how a test fails")]
+    pub fn write_with(&self, method: &str, path: &str, body: &str, more: &[(&str, &str)]) -> Answer {
         let token = fs::read_to_string(self.dir.join("admin.token")).expect("admin.token is there");
         let bearer = format!("Bearer {}", token.trim());
         let kind = if body.trim_start().starts_with('{') { "application/json" } else { "application/yaml" };
-        let headers = [("authorization", bearer.as_str()), ("content-type", kind)];
+        let headers = [&[("authorization", bearer.as_str()), ("content-type", kind)], more].concat();
         send(self.admin, &Request { method, path, headers: &headers, body: Some(body) }).expect("the admin API answers")
     }
 
@@ -350,6 +380,17 @@ impl Node {
         Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
+    /// Waits until the admin API says that the node is ready.
+    ///
+    /// # Panics
+    /// When that does not happen in 30 s; shows the agent's log.
+    pub fn wait_ready(&self) {
+        eventually(&format!("{} is ready", self.name), WHOLE, || match get(self.admin, "/readyz", &[]) {
+            Ok(answer) if answer.status == 200 => Ok(()),
+            other => Err(format!("{other:?}\n{}", self.log_tail(25))),
+        });
+    }
+
     /// The last `lines` lines of the agent's log.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
@@ -361,30 +402,4 @@ impl Node {
     fn log_path(&self) -> PathBuf {
         self.dir.with_extension("log")
     }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// A free loopback port for TCP.
-///
-/// # Panics
-/// When none is free.
-#[expect(clippy::expect_used, reason = "this is how a test fails")]
-pub(crate) fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
-}
-
-#[expect(clippy::panic, reason = "this is how a test fails")]
-fn free_mesh_port() -> SocketAddr {
-    for _ in 0..100 {
-        let address = free_port();
-        if UdpSocket::bind(address).is_ok() {
-            return address;
-        }
-    }
-    panic!("no loopback port is free for both TCP and UDP");
 }

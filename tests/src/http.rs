@@ -1,6 +1,7 @@
 //! A blocking HTTP client that takes every status for an answer.
 
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// An answer with its whole body as text.
@@ -58,10 +59,35 @@ pub fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<
 /// # Errors
 /// Why there was no answer; an answer of any status is none of them.
 pub fn send(address: SocketAddr, request: &Request<'_>) -> Result<Answer, String> {
+    send_within(address, request, Duration::from_secs(20))
+}
+
+/// Sends bytes as they are and reads what comes back until the server closes, at most 20 s.
+///
+/// # Errors
+/// Why there was no answer.
+pub fn raw(address: SocketAddr, bytes: &[u8]) -> Result<String, String> {
+    let exchange = || -> std::io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.write_all(bytes)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(answer)
+    };
+    exchange().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(|fault| fault.to_string())
+}
+
+/// Like [`send`] with another limit.
+///
+/// # Errors
+/// Why there was no answer; an answer of any status is none of them.
+pub fn send_within(address: SocketAddr, request: &Request<'_>, limit: Duration) -> Result<Answer, String> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
-        .timeout_global(Some(Duration::from_secs(20)))
+        .timeout_global(Some(limit))
+        .max_idle_connections(0)
         .build()
         .into();
     let method = if request.method.is_empty() { "GET" } else { request.method };

@@ -1,4 +1,10 @@
 //! Who the peers are and how bytes reach them: identity, links, membership.
+//!
+//! It moves frames between nodes that have proven who they are, and keeps a view of which of them are alive and how far
+//! away. It never sees a policy or a request, reads no clock ([`Clock`] is given to it) and opens no database.
+//!
+//! Start at [`trust`] for how a folder becomes a member of a mesh and how members recognise each other, at [`Links`] for
+//! connections, at [`swim`] for who is alive, and at [`cell`] for what members tell each other about themselves.
 
 pub mod addressbook;
 pub mod cell;

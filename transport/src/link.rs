@@ -190,9 +190,6 @@ pub enum LinkError {
     /// The links are being shut down.
     #[error("links are shutting down")]
     ShuttingDown,
-    /// As many seeds are being dialled as may be.
-    #[error("too many seeds")]
-    TooManySeeds,
 }
 
 /// A QUIC connection to a peer. Its driver runs on the data thread `core`; the handle may be used from any thread.

@@ -19,12 +19,13 @@ mod outbox;
 pub(crate) mod path;
 pub(crate) mod permit;
 mod quic;
+mod seeds;
 pub(crate) mod serve;
 mod socket;
 mod table;
 mod upkeep;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -48,11 +49,10 @@ use outbox::Outbox;
 use path::PathMemory;
 use permit::Places;
 use quic::QuicSettings;
+use seeds::Seeds;
 use stream::{OpenStreams, StreamCount};
 use table::{LinkEvent, Placement, Table, purpose_name};
 
-/// Addresses that may be dialled at a time without knowing who is there.
-const SEEDS_MAX: usize = 64;
 /// Time for the closing packets to leave when the links are shut down.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -78,7 +78,6 @@ pub trait Inbound: Send + Sync + 'static {
 
 /// One connection as status pages show it.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::struct_excessive_bools, reason = "three independent facts of one connection")]
 pub struct LinkStatus {
     /// The peer.
     pub node: NodeId,
@@ -133,7 +132,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) counters: Arc<LinkCounters>,
     table: Mutex<Table>,
-    seeds: Mutex<HashMap<SocketAddr, bool>>,
+    seeds: Mutex<Seeds>,
     pub(crate) paths: Mutex<PathMemory>,
     pub(crate) handshakes: Arc<Places>,
     pub(crate) connections: Arc<Places>,
@@ -169,7 +168,6 @@ impl Links {
     ///
     /// # Errors
     /// [`LinkError::PortInUse`] names the port; [`LinkError::Bind`], [`LinkError::Identity`], [`LinkError::NoCores`].
-    #[expect(clippy::needless_pass_by_value, reason = "the links keep what they are given")]
     pub fn start(
         config: LinksConfig,
         identity: &Identity,
@@ -413,6 +411,8 @@ impl Links {
     }
 }
 
+/// How many more times `duplicate_drain` a superfluous link is served while streams are open on it.
+const DRAINS_WITH_STREAMS: usize = 9;
 /// Round trips that a drain goes on after the last stream has ended.
 const LINGER_RTTS: u32 = 3;
 /// How often a drain looks whether all messages have left.
@@ -530,25 +530,20 @@ impl Inner {
     }
 
     fn dial_seed(self: &Arc<Self>, addr: SocketAddr) {
-        {
-            let mut seeds = lock(&self.seeds);
-            let is_dialling = seeds.get(&addr).copied().unwrap_or(false);
-            if self.stopping.is_cancelled() || is_dialling || (seeds.len() >= SEEDS_MAX && !seeds.contains_key(&addr)) {
-                return;
-            }
-            seeds.insert(addr, true);
+        if self.stopping.is_cancelled() || !lock(&self.seeds).begin(addr) {
+            return;
         }
         self.spawn_first(dialler::find_seed(Arc::clone(self), addr));
     }
 
     /// A seed has answered, or never will: its address may be dialled as a seed again.
     pub(crate) fn seed_done(&self, addr: SocketAddr) {
-        lock(&self.seeds).insert(addr, false);
+        lock(&self.seeds).done(addr);
     }
 
     /// Whether somebody new at this address is welcome.
     pub(crate) fn is_seed(&self, addr: SocketAddr) -> bool {
-        lock(&self.seeds).contains_key(&addr)
+        lock(&self.seeds).contains(addr)
     }
 
     /// Takes a confirmed link into use. `false` when the links are closed already.
@@ -593,9 +588,18 @@ impl Inner {
         let drain = self.config.duplicate_drain;
         let closed = self.closed.clone();
         // The other end has taken the other link into use before this one is closed, and what either side sent on
-        // this one in the meantime still arrives.
+        // this one in the meantime still arrives. Conversations under way get some more time.
         self.spawn_first(async move {
-            closed.run_until_cancelled(tokio::time::sleep(drain)).await;
+            let drained = async {
+                tokio::time::sleep(drain).await;
+                for _ in 0..DRAINS_WITH_STREAMS {
+                    if spare.streams_open() == 0 {
+                        return;
+                    }
+                    tokio::time::sleep(drain).await;
+                }
+            };
+            closed.run_until_cancelled(drained).await;
             spare.close(CloseCode::Duplicate, "another link of this pair stays");
         });
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    backend::{Batch, Storage, StorageStats},
+    backend::{Batch, Pairs, Storage, StorageStats},
     error::StorageError,
 };
 
@@ -83,7 +83,7 @@ impl<S: Storage> Storage for FaultyStorage<S> {
         self.inner.get(key)
     }
 
-    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+    fn scan(&self, prefix: &[u8]) -> Result<Pairs, StorageError> {
         self.inner.scan(prefix)
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    backend::{Batch, Storage, StorageStats},
+    backend::{Batch, Pairs, Storage, StorageStats},
     error::StorageError,
 };
 
@@ -37,7 +37,7 @@ impl Disk {
 
     /// The pairs in it, for tests that damage them.
     #[must_use]
-    pub fn pairs(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub fn pairs(&self) -> Pairs {
         self.lock().map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
@@ -93,10 +93,13 @@ impl Storage for MemoryStorage {
         Ok(self.disk.lock().map.get(key).cloned())
     }
 
-    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+    fn scan(&self, prefix: &[u8]) -> Result<Pairs, StorageError> {
         let content = self.disk.lock();
         let from = content.map.range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded));
-        Ok(from.take_while(|(key, _)| key.starts_with(prefix)).map(|(key, value)| (key.clone(), value.clone())).collect())
+        Ok(from
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect())
     }
 
     fn boot_mark(&self) -> Result<Option<[u8; 16]>, StorageError> {

@@ -33,7 +33,7 @@ pub trait Storage: Send + fmt::Debug {
     ///
     /// # Errors
     /// [`StorageError`] where they cannot be read.
-    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError>;
+    fn scan(&self, prefix: &[u8]) -> Result<Pairs, StorageError>;
 
     /// The mark left beside the database by the last opening, `None` for none. The same mark is kept inside: where
     /// they differ, the database was put back from a copy.
@@ -57,6 +57,9 @@ pub trait Storage: Send + fmt::Debug {
     /// [`StorageError`] where the last sync failed; all acknowledged batches are durable anyway.
     fn close(self: Box<Self>) -> Result<(), StorageError>;
 }
+
+/// Keys and values, by ascending key.
+pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Changes that happen together; a later change of a key replaces an earlier one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

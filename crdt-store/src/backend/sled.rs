@@ -20,7 +20,7 @@ use std::{
 };
 
 use crate::{
-    backend::{Batch, Storage, StorageStats},
+    backend::{Batch, Pairs, Storage, StorageStats},
     error::StorageError,
 };
 
@@ -31,20 +31,22 @@ const CACHE_BYTES: u64 = 1 << 20;
 const FLUSH_EVERY_MS: u64 = 1_000;
 const BOOT_FILE: &str = "boot";
 
-type Pairs = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+/// Values by the caller's keys; `None` where there is none.
+type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// A database in a folder of its own.
 pub struct SledStorage {
     path: PathBuf,
     /// `None` after an error, until the next batch opens it again.
-    open: Option<Open>,
+    open: Option<Handle>,
     /// What undoes the last failed batch, in the caller's keys; empty after a success.
-    undo: Pairs,
+    undo: Changes,
     is_read_only: bool,
     stats: StorageStats,
 }
 
-struct Open {
+/// An open database and an own handle on its log.
+struct Handle {
     folder: PathBuf,
     db: ::sled::Db,
     log: File,
@@ -61,17 +63,17 @@ impl SledStorage {
     /// [`StorageError::Damaged`] for a folder that does not open, [`StorageError::InUse`] for one that is open
     /// elsewhere, [`StorageError::Full`] and [`StorageError::Io`].
     pub fn open(path: &Path) -> Result<Self, StorageError> {
-        let open = Open::open(path)?;
+        let open = Handle::open(path)?;
         Ok(Self {
             path: path.to_owned(),
             open: Some(open),
-            undo: Pairs::new(),
+            undo: Changes::new(),
             is_read_only: false,
             stats: StorageStats::default(),
         })
     }
 
-    fn handle(&self) -> Result<&Open, StorageError> {
+    fn handle(&self) -> Result<&Handle, StorageError> {
         self.open.as_ref().ok_or_else(|| io_error("reading", io::Error::other("closed after an error")))
     }
 }
@@ -89,12 +91,12 @@ impl Storage for SledStorage {
         }
         let mut open = match self.open.take() {
             Some(open) => open,
-            None => Open::open(&self.path)?,
+            None => Handle::open(&self.path)?,
         };
         let mut wanted = self.undo.clone();
         wanted.extend(batch.changes().map(|(key, value)| (key.to_vec(), value.map(<[u8]>::to_vec))));
         // What was there before, as callers know it: the undo of an earlier failure hides what that one left.
-        let mut before = Pairs::new();
+        let mut before = Changes::new();
         for key in wanted.keys() {
             let value = match self.undo.get(key) {
                 Some(value) => value.clone(),
@@ -127,7 +129,7 @@ impl Storage for SledStorage {
         }
     }
 
-    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+    fn scan(&self, prefix: &[u8]) -> Result<Pairs, StorageError> {
         let mut pairs = self.handle()?.scan(prefix)?;
         for (key, value) in self.undo.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix)) {
             match value {
@@ -185,7 +187,7 @@ impl From<StorageError> for Failure {
     }
 }
 
-impl Open {
+impl Handle {
     fn open(path: &Path) -> Result<Self, StorageError> {
         let is_new = !path.join("db").exists();
         let config = ::sled::Config::new()
@@ -218,7 +220,7 @@ impl Open {
         File::open(parent)?.sync_all()
     }
 
-    fn write(&mut self, pairs: &Pairs) -> Result<(), Failure> {
+    fn write(&mut self, pairs: &Changes) -> Result<(), Failure> {
         let mut batch = ::sled::Batch::default();
         for (key, value) in pairs {
             let old_parts = self.part_count(key)?;
@@ -284,9 +286,8 @@ impl Open {
     }
 
     fn scan(&self, prefix: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StorageError> {
-        let heads = guarded("scanning", || {
-            self.db.scan_prefix(head_key(prefix)).collect::<Result<Vec<_>, ::sled::Error>>()
-        })?;
+        let heads =
+            guarded("scanning", || self.db.scan_prefix(head_key(prefix)).collect::<Result<Vec<_>, ::sled::Error>>())?;
         let mut pairs = BTreeMap::new();
         for (key, head) in heads {
             let key = key.get(1..).unwrap_or_default().to_vec();

@@ -1,0 +1,209 @@
+use std::{fs, path::Path, process::Command};
+
+use super::*;
+
+fn batch(changes: &[(&str, Option<&[u8]>)]) -> Batch {
+    let mut batch = Batch::new();
+    for (key, value) in changes {
+        match value {
+            Some(value) => batch.put(key.as_bytes().to_vec(), value.to_vec()),
+            None => batch.delete(key.as_bytes().to_vec()),
+        }
+    }
+    batch
+}
+
+fn pairs(storage: &dyn Storage, prefix: &str) -> Vec<(String, usize)> {
+    let text = |key: Vec<u8>| String::from_utf8(key).expect("test keys are text");
+    storage.scan(prefix.as_bytes()).expect("scans").into_iter().map(|(key, value)| (text(key), value.len())).collect()
+}
+
+/// What every backend must do; `reopen` closes the storage and opens it again.
+fn keeps_the_contract(mut storage: Box<dyn Storage>, reopen: impl Fn(Box<dyn Storage>) -> Box<dyn Storage>) {
+    assert_eq!(pairs(storage.as_ref(), ""), []);
+    storage.apply(&batch(&[("a1", Some(b"x")), ("a2", Some(b"")), ("b", Some(b"yy"))])).expect("applies");
+    assert_eq!(storage.get(b"a1").expect("reads"), Some(b"x".to_vec()));
+    assert_eq!(storage.get(b"a2").expect("reads"), Some(Vec::new()));
+    assert_eq!(storage.get(b"a").expect("reads"), None);
+    assert_eq!(pairs(storage.as_ref(), "a"), [("a1".to_owned(), 1), ("a2".to_owned(), 0)]);
+    storage.apply(&batch(&[("a1", None), ("none", None)])).expect("removes, also what is not there");
+
+    // Around every size at which a value is cut into parts, growing and shrinking.
+    for length in [6_143, 6_144, 6_145, 12_288, 12_289, 300_000, 1 << 20, 7_000, 1, 0] {
+        let value: Vec<u8> = (0..length).map(|n| u8::try_from(n % 251).expect("small")).collect();
+        storage.apply(&batch(&[("large", Some(&value))])).expect("applies");
+        storage = reopen(storage);
+        assert_eq!(storage.get(b"large").expect("reads"), Some(value), "{length} bytes");
+        assert_eq!(
+            pairs(storage.as_ref(), ""),
+            [("a2".to_owned(), 0), ("b".to_owned(), 2), ("large".to_owned(), length)]
+        );
+    }
+    storage.apply(&batch(&[("large", None)])).expect("removes");
+
+    storage.set_boot_mark([7; 16]).expect("marks");
+    storage = reopen(storage);
+    assert_eq!(storage.boot_mark().expect("reads"), Some([7; 16]));
+    assert_eq!(pairs(storage.as_ref(), ""), [("a2".to_owned(), 0), ("b".to_owned(), 2)]);
+    storage.close().expect("closes");
+}
+
+#[test]
+fn memory_keeps_the_contract() {
+    let disk = Disk::new();
+    keeps_the_contract(Box::new(MemoryStorage::on(&disk)), |_| Box::new(MemoryStorage::on(&disk)));
+}
+
+#[test]
+fn sled_keeps_the_contract() {
+    let folder = tempfile::tempdir().expect("temp dir");
+    let path = folder.path().join("db");
+    let open = || Box::new(SledStorage::open(&path).expect("opens"));
+    keeps_the_contract(open(), |storage| {
+        storage.close().expect("closes");
+        open()
+    });
+    assert_eq!(fs::read_dir(path.join("blobs")).expect("reads").count(), 0, "leaves outgrew the log");
+}
+
+#[test]
+fn many_large_values_stay_in_the_log_that_is_synced() {
+    let folder = tempfile::tempdir().expect("temp dir");
+    let path = folder.path().join("db");
+    let mut storage = SledStorage::open(&path).expect("opens");
+    for round in 0..3_u8 {
+        for key in 0..60 {
+            storage.apply(&batch(&[(&format!("{key:03}"), Some(&vec![round; 48 << 10]))])).expect("applies");
+        }
+    }
+    assert_eq!(fs::read_dir(path.join("blobs")).expect("reads").count(), 0, "leaves outgrew the log");
+    assert_eq!(pairs(&storage, "").len(), 60);
+}
+
+#[test]
+fn a_folder_in_use_is_refused_as_such() {
+    let folder = tempfile::tempdir().expect("temp dir");
+    let path = folder.path().join("db");
+    let _first = SledStorage::open(&path).expect("opens");
+    assert!(matches!(SledStorage::open(&path), Err(StorageError::InUse { .. })));
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_an_error_of_the_system() {
+    let folder = tempfile::tempdir().expect("temp dir");
+    let file = folder.path().join("file");
+    fs::write(&file, b"").expect("writes");
+    let refused = SledStorage::open(&file.join("db"));
+    assert!(matches!(refused, Err(StorageError::Io { .. })), "{refused:?}");
+}
+
+/// Every kind of damage to every file: opening gives an error or a database, and never panics.
+#[test]
+fn damaged_folders_do_not_panic() {
+    let folder = tempfile::tempdir().expect("temp dir");
+    let intact = folder.path().join("intact");
+    let mut storage = SledStorage::open(&intact).expect("opens");
+    for key in 0..200 {
+        storage.apply(&batch(&[(&format!("{key}"), Some(&[7; 900]))])).expect("applies");
+    }
+    Box::new(storage).close().expect("closes");
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 7] = [
+        ("emptied", Vec::clear),
+        ("halved", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("short by one", |bytes| bytes.truncate(bytes.len().saturating_sub(1))),
+        ("head zeroed", |bytes| bytes.iter_mut().take(4_096).for_each(|byte| *byte = 0)),
+        ("tail zeroed", |bytes| bytes.iter_mut().rev().take(4_096).for_each(|byte| *byte = 0)),
+        ("garbage inside", |bytes| bytes.iter_mut().skip(3_000).take(4_096).for_each(|byte| *byte = 0xa5)),
+        ("one bit", |bytes| bytes.iter_mut().skip(20_000).take(1).for_each(|byte| *byte ^= 1)),
+    ];
+    for file in ["db", "conf"] {
+        for (what, damage) in damages {
+            let path = folder.path().join(format!("{file} {what}"));
+            copy(&intact, &path);
+            let mut bytes = fs::read(path.join(file)).expect("reads");
+            damage(&mut bytes);
+            fs::write(path.join(file), bytes).expect("writes");
+            match SledStorage::open(&path) {
+                Ok(storage) => drop(storage.scan(b"")),
+                Err(StorageError::Damaged { .. } | StorageError::Io { .. }) => {}
+                Err(other) => panic!("{file} {what}: {other}"),
+            }
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("creates");
+    for entry in fs::read_dir(from).expect("reads") {
+        let entry = entry.expect("entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("type").is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copies");
+        }
+    }
+}
+
+/// A file system of a few MiB that is unmounted at the end; `None` where this process may not mount.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(folder.path()).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(folder));
+        }
+        eprintln!("skipped: a full disk needs the right to mount a tmpfs");
+        None
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _done = Command::new("umount").arg(self.0.path()).output();
+    }
+}
+
+#[test]
+fn a_full_disk_fails_the_batch_whole_and_room_heals_it() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let path = disk.0.path().join("db");
+    let ballast = disk.0.path().join("ballast");
+    let mut storage = SledStorage::open(&path).expect("opens");
+    storage.apply(&batch(&[("kept", Some(b"before"))])).expect("applies");
+
+    // Fill what is left, then write until the log needs a new segment.
+    let _full = fs::write(&ballast, vec![1; 8 << 20]);
+    let mut acknowledged = Vec::new();
+    let mut failures = 0;
+    for n in 0..400 {
+        let key = format!("n{n:03}");
+        match storage.apply(&batch(&[(&key, Some(&[3; 3_000])), ("kept", Some(key.as_bytes()))])) {
+            Ok(()) => acknowledged.push(key),
+            Err(StorageError::Full) => {
+                failures += 1;
+                let last = acknowledged.last().map_or(&b"before"[..], |key| key.as_bytes());
+                assert_eq!(storage.get(b"kept").expect("known"), Some(last.to_vec()), "a failed batch shows");
+                if failures == 3 {
+                    break;
+                }
+            }
+            Err(other) => panic!("batch {n}: {other:?}"),
+        }
+    }
+    assert_eq!(failures, 3, "the disk never filled up");
+
+    fs::remove_file(&ballast).expect("removes");
+    storage.apply(&batch(&[("after", Some(b"room"))])).expect("room heals");
+    let expected = |storage: &SledStorage| {
+        let found: Vec<String> = pairs(storage, "n").into_iter().map(|(key, _)| key).collect();
+        assert_eq!(found, acknowledged, "only what was acknowledged is there");
+        assert_eq!(storage.get(b"after").expect("reads"), Some(b"room".to_vec()));
+    };
+    expected(&storage);
+    Box::new(storage).close().expect("closes");
+    expected(&SledStorage::open(&path).expect("opens"));
+}

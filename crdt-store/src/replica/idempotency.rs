@@ -9,7 +9,7 @@ use crate::{
     codec::{self, Kind},
     error::StoreError,
     id::Dot,
-    replica::keep::{IDEMPOTENCY, unreadable},
+    replica::keep::{IDEMPOTENCY, unencodable, unreadable},
 };
 
 /// How long an outcome is remembered.
@@ -74,8 +74,7 @@ impl Outcomes {
         batch: &mut Batch,
     ) -> Result<Outcome, StoreError> {
         let outcome = Outcome { dot, digest, at_ms: now_ms };
-        let bytes = codec::encode_stored(Kind::Idempotency, &outcome)
-            .map_err(|_| StoreError::Invalid { what: "idempotency key" })?;
+        let bytes = codec::encode_stored(Kind::Idempotency, &outcome).map_err(|error| unencodable(&error))?;
         for stale in self.stale.iter().chain(self.oldest()) {
             batch.delete(disk_key(stale));
         }

@@ -77,11 +77,10 @@ pub(crate) struct StoredRecord {
 /// The batch of one transaction.
 pub(crate) fn batch(store: &Store, meta: &Meta, delta: &Delta, extra: Batch) -> Result<Batch, StoreError> {
     let mut batch = extra;
-    let refuse = |_: CodecError| StoreError::TooLarge { what: "bytes of one record", max: codec::FRAME_BYTES_MAX };
     for dot in &delta.added {
         let Some(held) = store.held(*dot) else { continue };
         let stored = StoredOp { signed: held.signed.clone(), is_clock_suspect: held.is_clock_suspect };
-        batch.put(op_key(*dot), codec::encode_stored(Kind::Op, &stored).map_err(refuse)?);
+        batch.put(op_key(*dot), codec::encode_stored(Kind::Op, &stored).map_err(|error| unencodable(&error))?);
     }
     for dot in &delta.removed {
         batch.delete(op_key(*dot));
@@ -90,9 +89,9 @@ pub(crate) fn batch(store: &Store, meta: &Meta, delta: &Delta, extra: Batch) -> 
         let Some(origin) = store.origin(incarnation) else { continue };
         let stored = StoredOrigin { record: origin.record.clone(), author: origin.author.clone() };
         let key = [ORIGIN, incarnation.as_bytes()].concat();
-        batch.put(key, codec::encode_stored(Kind::Origin, &stored).map_err(refuse)?);
+        batch.put(key, codec::encode_stored(Kind::Origin, &stored).map_err(|error| unencodable(&error))?);
     }
-    batch.put(META.to_vec(), codec::encode_stored(Kind::Meta, meta).map_err(refuse)?);
+    batch.put(META.to_vec(), codec::encode_stored(Kind::Meta, meta).map_err(|error| unencodable(&error))?);
     Ok(batch)
 }
 
@@ -178,6 +177,12 @@ fn load_records(storage: &dyn Storage) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Sto
         records.insert(key, stored.value);
     }
     Ok(records)
+}
+
+/// Why a record does not fit its frame; only a context of very many origins and gaps comes near.
+pub(crate) fn unencodable(error: &CodecError) -> StoreError {
+    tracing::error!(%error, "a record does not encode");
+    StoreError::TooLarge { what: "bytes of one stored record", max: codec::FRAME_BYTES_MAX }
 }
 
 /// Why a record does not read: a newer format is not damage.

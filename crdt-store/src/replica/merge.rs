@@ -42,11 +42,7 @@ impl Replica {
     ///
     /// # Errors
     /// Only what the storage says; then nothing of it was merged.
-    pub fn merge(
-        &mut self,
-        ops: Vec<(Option<OriginRecord>, SignedOp)>,
-        now_ms: u64,
-    ) -> Result<Merged, StoreError> {
+    pub fn merge(&mut self, ops: Vec<(Option<OriginRecord>, SignedOp)>, now_ms: u64) -> Result<Merged, StoreError> {
         self.merge_with(ops, false, now_ms)
     }
 
@@ -124,7 +120,8 @@ impl Replica {
         self.counters.merged += u64::try_from(merged.new_ops.len()).unwrap_or(u64::MAX);
         merged.new_ops.retain(|dot| self.store.held(*dot).is_some());
         let is_suspect = |dot: &&Dot| self.store.held(**dot).is_some_and(|held| held.is_clock_suspect);
-        self.counters.clock_suspects += u64::try_from(merged.new_ops.iter().filter(is_suspect).count()).unwrap_or(u64::MAX);
+        self.counters.clock_suspects +=
+            u64::try_from(merged.new_ops.iter().filter(is_suspect).count()).unwrap_or(u64::MAX);
         Ok(merged)
     }
 

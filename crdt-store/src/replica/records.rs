@@ -6,7 +6,7 @@ use crate::{
     error::StoreError,
     replica::{
         Replica,
-        keep::{RECORD, StoredRecord},
+        keep::{RECORD, StoredRecord, unencodable},
     },
 };
 
@@ -43,7 +43,7 @@ impl<'a> Records<'a> {
             return Err(StoreError::TooLarge { what: "bytes of all records", max });
         }
         let stored = StoredRecord { value: value.to_vec() };
-        let bytes = codec::encode_stored(Kind::Record, &stored).map_err(|_| StoreError::Invalid { what: "record" })?;
+        let bytes = codec::encode_stored(Kind::Record, &stored).map_err(|error| unencodable(&error))?;
         let mut batch = Batch::new();
         batch.put(disk_key.clone(), bytes);
         self.apply(&batch)?;

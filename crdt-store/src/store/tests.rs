@@ -1,0 +1,119 @@
+//! Merge laws over real histories: ops of several replicas that write, delete and talk at random.
+
+use proptest::prelude::*;
+
+use crate::{
+    Edit, OriginRecord, Replica, SignedOp, WriteMeta,
+    testing::{Chance, NOW, body, key, ops_of, replica, sync},
+};
+
+type Ops = Vec<(Option<OriginRecord>, SignedOp)>;
+
+/// Every op of a random history, superseded ones included, and the replicas that made it.
+fn history(seed: u64, steps: usize) -> (Ops, Vec<Replica>) {
+    let mut chance = Chance(seed);
+    let mut replicas: Vec<Replica> = ["a", "b", "c"].map(replica).into();
+    let mut ops = Ops::new();
+    for step in 0..steps {
+        let at = chance.below(3);
+        let name = ["x", "y"][chance.below(2)];
+        if chance.one_in(4) {
+            let mut other = replicas.swap_remove(at);
+            sync(&mut other, &mut replicas[0]).expect("replicas understand each other");
+            replicas.push(other);
+            continue;
+        }
+        let replica = &mut replicas[at];
+        let mut sections = body(&[("s1", "same"), ("s2", "same"), ("s3", "same")]);
+        if let Some(view) = replica.document(&key(name)) {
+            sections = view.sections.iter().map(|(name, value)| (name.clone(), value.to_vec())).collect();
+        }
+        let section = ["s1", "s2", "s3"][chance.below(3)];
+        if chance.one_in(6) {
+            sections.remove(section);
+        } else {
+            sections.insert(section.to_owned(), format!("{seed} {step}").into_bytes());
+        }
+        let edit = if chance.one_in(5) || sections.is_empty() {
+            Edit::delete(key(name))
+        } else {
+            Edit::put(key(name), sections)
+        };
+        let now = NOW + chance.next() % 1_000;
+        let Ok(written) = replica.write(vec![edit], WriteMeta::default(), now) else { continue };
+        if let Some(dot) = written.dot {
+            let record = replica.origin_record(&dot.origin).cloned();
+            ops.push((record, replica.signed_op(dot).expect("a fresh op is live").clone()));
+        }
+    }
+    (ops, replicas)
+}
+
+fn merged(parts: &[&[(Option<OriginRecord>, SignedOp)]]) -> Replica {
+    let mut into = replica("reader");
+    for part in parts {
+        let merged = into.merge(part.to_vec(), NOW).expect("memory does not fail");
+        assert!(merged.refused.is_empty(), "{:?}", merged.refused);
+    }
+    into
+}
+
+fn assert_same(a: &Replica, b: &Replica) {
+    assert_eq!(a.context(), b.context());
+    assert_eq!(a.root(), b.root());
+    assert!(a.documents().eq(b.documents()));
+    let sorted = |replica: &Replica| {
+        let mut dots = replica.live_dots();
+        dots.sort();
+        dots
+    };
+    assert_eq!(sorted(a), sorted(b));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn ops_merge_to_the_same_state_in_any_order_number_and_grouping(seed in any::<u64>(), shuffle in any::<u64>()) {
+        let (ops, _) = history(seed, 30);
+        let mut chance = Chance(shuffle);
+        let mut other = ops.clone();
+        other.extend((0..ops.len() / 2).map(|_| ops[chance.below(ops.len())].clone()));
+        for at in (1..other.len()).rev() {
+            other.swap(at, chance.below(at + 1));
+        }
+        let cut = chance.below(other.len() + 1);
+        let (one, two) = other.split_at(cut);
+        let each: Vec<&[_]> = ops.chunks(1).collect();
+        assert_same(&merged(&each), &merged(&[one, two]));
+    }
+
+    #[test]
+    fn merging_is_commutative_associative_and_idempotent(seed in any::<u64>()) {
+        let (_, replicas) = history(seed, 30);
+        let [a, b, c]: [Ops; 3] = [0, 1, 2].map(|at| ops_of(&replicas[at]));
+        assert_same(&merged(&[&a, &b]), &merged(&[&b, &a]));
+        let bc = ops_of(&merged(&[&b, &c]));
+        let ab = ops_of(&merged(&[&a, &b]));
+        // Live ops alone do not carry the dots of what they superseded; the visible state is what must agree.
+        let (left, right) = (merged(&[&ab, &c]), merged(&[&a, &bc]));
+        prop_assert_eq!(left.root(), right.root());
+        assert!(left.documents().eq(right.documents()));
+        assert_same(&merged(&[&a, &b, &c, &a, &b, &c]), &merged(&[&a, &b, &c]));
+    }
+
+    #[test]
+    fn a_conversation_ends_where_merging_every_op_ends(seed in any::<u64>()) {
+        let (ops, mut replicas) = history(seed, 30);
+        for _ in 0..2 {
+            for (from, to) in [(0, 1), (1, 2), (0, 2)] {
+                let (left, right) = replicas.split_at_mut(to);
+                sync(&mut left[from], &mut right[0]).expect("replicas understand each other");
+            }
+        }
+        let all = merged(&[&ops]);
+        for replica in &replicas {
+            assert_same(replica, &all);
+        }
+    }
+}

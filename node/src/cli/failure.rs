@@ -210,8 +210,3 @@ const fn exit_of_join(error: &JoinError) -> Exit {
         _ => Exit::Failed,
     }
 }
-
-#[cfg(test)]
-pub(super) fn status_exit(status: u16) -> Exit {
-    exit_of_status(status)
-}

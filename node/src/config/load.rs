@@ -44,7 +44,10 @@ impl Config {
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         match read(text) {
             Ok(config) => Ok(config),
-            Err(faults) => Err(ConfigError::Invalid { file: file.to_owned(), faults }),
+            Err(mut faults) => {
+                faults.sort_by_key(|fault| fault.line.unwrap_or(usize::MAX));
+                Err(ConfigError::Invalid { file: file.to_owned(), faults })
+            }
         }
     }
 }
@@ -66,7 +69,7 @@ fn read(text: &str) -> Result<Config, Vec<Fault>> {
                 return if faults.is_empty() { Ok(config) } else { Err(faults) };
             }
             Err(error) => {
-                let path = path_of(&rest, error.span());
+                let path = in_element(&rest, path_of(&rest, error.span()), error.message());
                 let (fault, culprit) = field_fault(text, &error, path);
                 faults.push(fault);
                 indexes_hold &= !culprit.iter().any(|step| matches!(step, Step::Index(_)));
@@ -127,6 +130,24 @@ fn field_fault(text: &str, error: &toml::de::Error, mut path: Vec<Step>) -> (Fau
     };
     let problem = Problem { field: written(&path), message, hint };
     (Fault { line, problem }, whole_element(path))
+}
+
+/// The deserialiser knows only the list where an element of a tagged type holds an unknown field: finds the element.
+fn in_element(table: &Spanned<DeTable<'_>>, mut path: Vec<Step>, message: &str) -> Vec<Step> {
+    let named = backticked(message);
+    let Some(unknown) = named.first().filter(|_| message.starts_with("unknown field")) else { return path };
+    let mut element = None;
+    walk(table.get_ref(), &mut Vec::new(), &mut |at, _| {
+        if let [list @ .., index @ Step::Index(_), Step::Key(key)] = at
+            && list == path
+            && key == unknown
+            && element.is_none()
+        {
+            element = Some(index.clone());
+        }
+    });
+    path.extend(element);
+    path
 }
 
 /// A list element without one of its values would only be reported once more, as incomplete.

@@ -142,12 +142,12 @@ head_bytes_max = "16KiB"
         faults_of(text),
         "node.toml: line 1: unknown field `regoin`
   hint: did you mean `region`?
-error: node.toml: line 4: field `mesh.bind`: invalid socket address syntax
-  hint: write IP:PORT, for instance \"127.0.0.1:7070\"; a name is not taken here
 error: node.toml: line 3: field `mesh.leaf_life`: invalid value: string \"5 parsecs\", expected a duration
   hint: a duration is text with a unit: \"300ms\", \"10s\", \"24h\"
+error: node.toml: line 4: field `mesh.bind`: invalid socket address syntax
+  hint: write IP:PORT, for instance \"127.0.0.1:7070\"; a name is not taken here
 error: node.toml: line 6: field `gossip.preset`: `wan` is not known here
-  hint: known here: lan, metered
+  hint: did you mean `lan`?
 error: node.toml: line 8: field `proxy.head_bytes_max`: invalid type: string \"16KiB\", expected usize"
     );
 }
@@ -173,24 +173,24 @@ checks = [{ type = "ttl", ttl = "10ms" }]
 "#;
     assert_eq!(
         faults_of(text),
-        "node.toml: line 7: field `location.lat`: 91 is outside -90..=90
-  hint: degrees, north is positive
+        "node.toml: line 2: field `mesh.leaf_life`: 5s is under 10s
+  hint: 24h suits nearly everybody; seconds are for tests
 error: node.toml: line 3: field `mesh.advertise`: `gw1` names no port
   hint: write HOST:PORT, for instance 10.0.0.5:7440 or gw1.example.org:7440
-error: node.toml: line 2: field `mesh.leaf_life`: 5s is under 10s
-  hint: 24h suits nearly everybody; seconds are for tests
 error: node.toml: line 5: field `admin.bind`: 0.0.0.0 is not a loopback address
   hint: use 127.0.0.1 or [::1]; from elsewhere, go through ssh or the socket DIR/admin.sock
+error: node.toml: line 7: field `location.lat`: 91 is outside -90..=90
+  hint: degrees, north is positive
 error: node.toml: line 10: field `service[0].name`: `Hello` is not a DNS label
   hint: lower-case letters, digits and inner hyphens, at most 63
+error: node.toml: line 11: field `service[0].port`: 127.0.0.1:7080 is this node's own `proxy.bind`: requests would go in circles
+  hint: name the port of the application itself
 error: node.toml: line 12: field `service[0].capacity`: 0 is not above 0 and at most 1000000
   hint: concurrent requests it serves well; leave it out to have 64 per core
 error: node.toml: line 15: field `service[1].port`: 0 is no port to connect to
   hint: name the port the process listens on
 error: node.toml: line 16: field `service[1].checks[0].ttl`: 10ms is under 1s
-  hint: allow for at least two missed heartbeats
-error: node.toml: line 11: field `service[0].port`: 127.0.0.1:7080 is this node's own `proxy.bind`: requests would go in circles
-  hint: name the port of the application itself"
+  hint: allow for at least two missed heartbeats"
     );
 }
 

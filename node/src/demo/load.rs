@@ -70,13 +70,13 @@ pub(super) struct Load {
 
 impl Load {
     /// Starts workers that together send `rate` requests a second, spread evenly over `proxies`.
-    pub(super) fn start(proxies: Vec<SocketAddr>, rate: u32, tally: Arc<Tally>, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn start(proxies: &[SocketAddr], rate: u32, tally: &Arc<Tally>, clock: &Arc<dyn Clock>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut workers = JoinSet::new();
         let all = u32::try_from(proxies.len()).unwrap_or(1).max(1) * WORKERS_PER_NODE;
         let pause = Duration::from_secs(1) * all / rate.max(1);
         for (index, proxy) in proxies.iter().flat_map(|proxy| [*proxy; WORKERS_PER_NODE as usize]).enumerate() {
-            let (stop, tally, clock) = (Arc::clone(&stop), Arc::clone(&tally), Arc::clone(&clock));
+            let (stop, tally, clock) = (Arc::clone(&stop), Arc::clone(tally), Arc::clone(clock));
             // Workers start spread over one pause, so that requests do not come in volleys.
             let offset = pause * u32::try_from(index).unwrap_or(0) / all;
             workers.spawn(async move {

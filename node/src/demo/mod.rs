@@ -77,7 +77,7 @@ async fn play(options: DemoOptions) -> anyhow::Result<ExitCode> {
     screen.block(&fleet.invitation());
 
     let tally = Arc::new(Tally::default());
-    let load = Load::start(fleet.proxies(), REQUESTS_PER_SECOND, Arc::clone(&tally), Arc::clone(&clock));
+    let load = Load::start(&fleet.proxies(), REQUESTS_PER_SECOND, &tally, &clock);
     let ends = clock.now() + options.duration.unwrap_or(LONGEST);
     let mut interrupted = std::pin::pin!(stop_asked());
     let mut second = tokio::time::interval(Duration::from_secs(1));

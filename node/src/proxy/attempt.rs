@@ -18,6 +18,7 @@ use super::body::RequestBody;
 use super::context::{OutcomeKind, ProxyContext};
 use super::head::{ACCEPTED, Content, ResetCode, ServiceHead};
 use super::headers::{Fault, MARRAM_FAULT_DETAIL, strip_marram};
+use super::lanes::Place;
 use super::links::PeerStream;
 use super::probe::watch;
 use super::upstream::{Lease, NotSent, PoolKey};
@@ -143,17 +144,27 @@ pub(super) async fn remote(
     head: ServiceHead,
     outgoing: Outgoing,
 ) -> Result<Answer, Failure> {
-    let key = PoolKey::Remote {
-        node: endpoint.node,
-        service: endpoint.service.clone(),
-        instance: endpoint.instance.clone(),
-    };
+    let key =
+        PoolKey::Remote { node: endpoint.node, service: endpoint.service.clone(), instance: endpoint.instance.clone() };
     let sending = async {
-        let outgoing = match send_kept(context, core, &key, outgoing).await {
-            Kept::Done(result) => return *result,
-            Kept::None(outgoing) => outgoing,
+        let lane = context.lane(core, endpoint.node);
+        let mut outgoing = outgoing;
+        let place = loop {
+            outgoing = match send_kept(context, core, &key, outgoing).await {
+                Kept::Done(result) => return *result,
+                Kept::None(outgoing) => outgoing,
+            };
+            // A kept stream to another instance there gives way to one that is needed now.
+            let place = lane.try_place().or_else(|| {
+                context.pool(core).close_one(endpoint.node);
+                lane.try_place()
+            });
+            match place {
+                Some(place) => break place,
+                None => lane.changed().await,
+            }
         };
-        match open_stream(context, core, endpoint.node, &head).await {
+        match open_stream(context, core, endpoint.node, &head, place).await {
             Err((kind, detail)) => Err(Failure::before(kind, detail, outgoing)),
             Ok(stream) => send_new(context, core, key.clone(), stream, outgoing).await,
         }
@@ -203,8 +214,9 @@ pub(super) async fn open_stream(
     core: usize,
     node: NodeId,
     head: &ServiceHead,
+    place: Place,
 ) -> Result<PeerStream, (OutcomeKind, String)> {
-    open_within(context, core, node, head, ACCEPT_MIN).await
+    open_within(context, core, node, head, ACCEPT_MIN, Some(place)).await
 }
 
 /// The same for a stream that only asks whether the peer answers, with more patience.
@@ -214,7 +226,7 @@ pub(super) async fn open_probe(
     node: NodeId,
     head: &ServiceHead,
 ) -> Result<PeerStream, (OutcomeKind, String)> {
-    open_within(context, core, node, head, PROBE_MIN).await
+    open_within(context, core, node, head, PROBE_MIN, None).await
 }
 
 async fn open_within(
@@ -223,6 +235,7 @@ async fn open_within(
     node: NodeId,
     head: &ServiceHead,
     accept_min: Duration,
+    place: Option<Place>,
 ) -> Result<PeerStream, (OutcomeKind, String)> {
     let peer_failed = |detail: String| (OutcomeKind::PeerFailed, detail);
     let bytes: Bytes = head.encode().map_err(|error| (OutcomeKind::ConnectFailed, error.to_string()))?;
@@ -240,7 +253,7 @@ async fn open_within(
             return Err(peer_failed(format!("no link to its node within {limit}")));
         }
     };
-    let mut stream = PeerStream::new(stream, token);
+    let mut stream = PeerStream::new(stream, token, place);
     let round_trips = context.links.rtt(node).map_or(Duration::ZERO, |rtt| rtt.saturating_mul(4));
     let limit = accept_min.max(round_trips);
     let mut answer = [0];
@@ -284,6 +297,7 @@ pub(super) fn stream_head(
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "lives from one function to the next")]
 enum Kept {
     /// A kept connection was good, for better or worse.
     Done(Box<Result<Answer, Failure>>),
@@ -331,12 +345,17 @@ where
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "lives from one function to the next")]
 enum Sent {
     Answered(Answer),
     /// Not a byte of the request left this node.
     Unsent(Outgoing),
     /// The connection ended, or what came was no answer.
-    Closed { detail: String, copy: Option<Outgoing>, is_clean: bool },
+    Closed {
+        detail: String,
+        copy: Option<Outgoing>,
+        is_clean: bool,
+    },
     /// The client's body ended before its end.
     ClientBroke,
 }
@@ -345,9 +364,11 @@ async fn send(mut lease: Lease, outgoing: Outgoing) -> Sent {
     let again = outgoing.copy();
     let is_repeatable = outgoing.is_repeatable;
     match lease.send(outgoing.request).await {
-        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            Sent::Closed { detail: "it switched protocols without being asked".to_owned(), copy: again, is_clean: false }
-        }
+        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Sent::Closed {
+            detail: "it switched protocols without being asked".to_owned(),
+            copy: again,
+            is_clean: false,
+        },
         Ok(response) => Sent::Answered(Answer { response, lease, again }),
         Err(NotSent::Unsent(request)) => Sent::Unsent(Outgoing { request: *request, is_repeatable }),
         Err(NotSent::ClientBroke) => Sent::ClientBroke,

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use transport::{Clock, NodeId};
 
+use super::lanes::{Lane, Lanes};
 use super::links::ServiceLinks;
 use super::upstream::Pool;
 use crate::config::ProxyConfig;
@@ -95,6 +96,7 @@ struct CoreState {
     chance: AtomicU64,
     sweeping: AtomicBool,
     probes: Mutex<HashMap<NodeId, Probes>>,
+    lanes: Lanes,
 }
 
 /// Probes of one peer from one data thread.
@@ -130,6 +132,7 @@ impl ProxyContext {
                 chance: AtomicU64::new(mix(parts.seed ^ mix(core as u64 + 1))),
                 sweeping: AtomicBool::new(false),
                 probes: Mutex::default(),
+                lanes: Lanes::default(),
             })
             .collect();
         Arc::new(Self {
@@ -202,21 +205,24 @@ impl ProxyContext {
         lock(&self.peers).entry(node).or_default().clone()
     }
 
-    /// A number uniform in `[0, 1)`: SplitMix64 (Steele, Lea, Flood 2014), one stream per core.
+    /// A number uniform in `[0, 1)`: `SplitMix64` (Steele, Lea, Flood 2014), one stream per core.
     pub(super) fn chance(&self, core: usize) -> f64 {
         const GOLDEN_GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
-        let Some(state) = self.cores.get(core % self.cores.len()) else {
-            return 0.0;
-        };
-        let step = state.chance.fetch_add(GOLDEN_GAMMA, Ordering::Relaxed).wrapping_add(GOLDEN_GAMMA);
+        const STEPS: f64 = 9_007_199_254_740_992.0;
+        let step = self.core(core).chance.fetch_add(GOLDEN_GAMMA, Ordering::Relaxed).wrapping_add(GOLDEN_GAMMA);
         #[expect(clippy::cast_precision_loss, reason = "53 bits fit a double exactly")]
         let numerator = (mix(step) >> 11) as f64;
-        numerator / (1_u64 << 53) as f64
+        numerator / STEPS
     }
 
     /// The connections kept by this core. Never held across an await.
     pub(super) fn pool(&self, core: usize) -> MutexGuard<'_, Pool> {
         lock(&self.core(core).pool)
+    }
+
+    /// The streams of this core to a peer.
+    pub(super) fn lane(&self, core: usize, node: NodeId) -> Arc<Lane> {
+        self.core(core).lanes.lane(node)
     }
 
     /// True for the one caller that is to sweep this core's pool.
@@ -256,7 +262,10 @@ impl ProxyContext {
         Busy { context: Arc::clone(self) }
     }
 
-    #[expect(clippy::indexing_slicing, reason = "there is at least one core and the index is taken modulo their number")]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is at least one core and the index is taken modulo their number"
+    )]
     fn core(&self, core: usize) -> &CoreState {
         &self.cores[core % self.cores.len()]
     }
@@ -317,7 +326,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The output function of SplitMix64.
+/// The output function of `SplitMix64`.
 const fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

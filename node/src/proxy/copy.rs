@@ -145,20 +145,23 @@ mod tests {
     async fn a_half_closed_tunnel_still_carries_the_other_direction() {
         let (mut client, mut a) = duplex(64);
         let (mut b, mut server) = duplex(16);
-        let tunnel = tokio::spawn(async move {
-            copy_both(&mut a, &mut b, b"ahead ".to_vec(), Duration::from_secs(60)).await
-        });
+        let tunnel =
+            tokio::spawn(async move { copy_both(&mut a, &mut b, b"ahead ".to_vec(), Duration::from_secs(60)).await });
         client.write_all(b"request").await.unwrap();
         client.shutdown().await.unwrap();
         let mut asked = String::new();
         server.read_to_string(&mut asked).await.unwrap();
         assert_eq!(asked, "ahead request");
-        server.write_all(&[b'x'; 1000]).await.unwrap_or_default();
-        drop(server);
+        let answering = async {
+            server.write_all(&[b'x'; 1000]).await.unwrap();
+            drop(server);
+        };
         let mut answer = Vec::new();
-        client.read_to_end(&mut answer).await.unwrap();
+        let ((), read) = tokio::join!(answering, client.read_to_end(&mut answer));
+        assert_eq!(read.unwrap(), 1000);
         let copied = tunnel.await.unwrap();
-        assert_eq!((copied.there, copied.back), (13, answer.len() as u64));
+        assert_eq!((copied.there, copied.back), (13, 1000));
+        copied.end.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -55,11 +55,8 @@ impl Job<'_> {
             if endpoint.protocol == Protocol::Tcp {
                 return Err(self.not_http());
             }
-            let decided = if self.explain {
-                decision(self.snapshot, self.service, &pick, record.retries)
-            } else {
-                None
-            };
+            let decided =
+                if self.explain { decision(self.snapshot, self.service, &pick, record.retries) } else { None };
             via = via_value(&self.snapshot.here.name, &endpoint.node_name);
             record.via = Some(format!("{}->{}", self.snapshot.here.name, endpoint.node_name));
             record.probability = Some(pick.probability);

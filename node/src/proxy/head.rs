@@ -11,7 +11,7 @@ use crate::config::Protocol;
 /// Version of the layout; another version is refused.
 pub const HEAD_VERSION: u8 = 1;
 /// The answer to a head that is served.
-pub const ACCEPTED: u8 = 0xA5;
+pub(super) const ACCEPTED: u8 = 0xA5;
 /// A stream may cross this many proxies.
 pub const HOPS_MAX: u8 = 4;
 /// Longest name of a service or an instance in bytes.
@@ -230,8 +230,7 @@ mod tests {
             let sent = ServiceHead { content, ..head() };
             assert_eq!(ServiceHead::decode(&sent.encode().unwrap()), Ok(sent));
         }
-        let probe =
-            ServiceHead { service: String::new(), instance: String::new(), content: Content::Probe, ..head() };
+        let probe = ServiceHead { service: String::new(), instance: String::new(), content: Content::Probe, ..head() };
         assert_eq!(ServiceHead::decode(&probe.encode().unwrap()), Ok(probe));
     }
 

@@ -188,7 +188,9 @@ fn check_request(parts: &Parts) -> Result<(), Refusal> {
     }
     let expectation = parts.headers.get(EXPECT);
     if expectation.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Err(Refusal::new(Reason::UnknownExpectation, "the only expectation met here is `100-continue`").closing());
+        return Err(
+            Refusal::new(Reason::UnknownExpectation, "the only expectation met here is `100-continue`").closing()
+        );
     }
     if parts.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
         return Err(Refusal::new(Reason::BadRequest, "only `http` URIs are forwarded")
@@ -292,9 +294,9 @@ pub(super) async fn outgoing(mut parts: Parts, body: Incoming) -> Result<Outgoin
     let body = if body.is_end_stream() {
         RequestBody::Whole(Bytes::new())
     } else if content_length(&parts.headers).is_some_and(|length| length <= REPLAY_BYTES_MAX) {
-        RequestBody::read_whole(body, REPLAY_BYTES_MAX)
-            .await
-            .map_err(|error| Refusal::new(Reason::BadRequest, format!("the request body broke off: {error}")).closing())?
+        RequestBody::read_whole(body, REPLAY_BYTES_MAX).await.map_err(|error| {
+            Refusal::new(Reason::BadRequest, format!("the request body broke off: {error}")).closing()
+        })?
     } else {
         RequestBody::Stream(body)
     };

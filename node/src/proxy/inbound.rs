@@ -41,13 +41,7 @@ const NOTES_BYTES: usize = 4 * 1024;
 
 impl ProxyContext {
     /// Serves a stream of kind `Service` that a peer opened. Called on the runtime of `core`; spawns what serves it.
-    pub fn inbound_stream(
-        self: &Arc<Self>,
-        core: usize,
-        from: Arc<PeerInfo>,
-        head: Bytes,
-        stream: impl Duplex,
-    ) {
+    pub fn inbound_stream(self: &Arc<Self>, core: usize, from: Arc<PeerInfo>, head: Bytes, stream: impl Duplex) {
         let context = Arc::clone(self);
         tokio::spawn(async move {
             serve(&context, core, &from, &head, stream).await;
@@ -117,7 +111,12 @@ const fn reset_label(code: ResetCode) -> &'static str {
     }
 }
 
-async fn serve_tcp<S: Duplex>(context: &Arc<ProxyContext>, from: &PeerInfo, instance: &Arc<LocalInstance>, mut stream: S) {
+async fn serve_tcp<S: Duplex>(
+    context: &Arc<ProxyContext>,
+    from: &PeerInfo,
+    instance: &Arc<LocalInstance>,
+    mut stream: S,
+) {
     let mut record = Record::new(context, Direction::Inbound, &hyper::Method::CONNECT, String::new(), "");
     record.service = Some(instance.service.clone());
     record.via = Some(via(context, from));

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use transport::{LinkStream, Links, NodeId};
 
+use super::lanes::Place;
+
 /// Bytes both ways between two proxies, with a code for breaking off.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug + 'static {
     /// Breaks off both ways; the peer's next read fails with [`transport::StreamReset`] of this code.
@@ -52,11 +54,12 @@ pub(super) struct PeerStream {
     inner: Box<dyn Duplex>,
     given_up: Pin<Box<WaitForCancellationFutureOwned>>,
     is_given_up: bool,
+    _place: Option<Place>,
 }
 
 impl PeerStream {
-    pub(super) fn new(inner: Box<dyn Duplex>, peer: CancellationToken) -> Self {
-        Self { inner, given_up: Box::pin(peer.cancelled_owned()), is_given_up: false }
+    pub(super) fn new(inner: Box<dyn Duplex>, peer: CancellationToken, place: Option<Place>) -> Self {
+        Self { inner, given_up: Box::pin(peer.cancelled_owned()), is_given_up: false, _place: place }
     }
 }
 

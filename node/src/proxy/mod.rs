@@ -29,6 +29,7 @@ mod head;
 mod headers;
 mod http;
 mod inbound;
+mod lanes;
 mod links;
 mod probe;
 mod record;

@@ -108,6 +108,12 @@ impl Reason {
 /// An answer of the proxy itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
+    // Boxed, as every step of a request may return one and hardly any does.
+    told: Box<Told>,
+}
+
+#[derive(Debug, Clone)]
+struct Told {
     reason: Reason,
     detail: String,
     hint: Option<String>,
@@ -156,7 +162,7 @@ const fn is_zero(count: &usize) -> bool {
 impl Refusal {
     /// A refusal that says in `detail` what happened.
     pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self {
+        let told = Told {
             reason,
             detail: detail.into(),
             hint: None,
@@ -165,7 +171,8 @@ impl Refusal {
             candidates: Vec::new(),
             via: None,
             closes: false,
-        }
+        };
+        Self { told: Box::new(told) }
     }
 
     /// Nobody offers `service`; says who is known and which name is nearest.
@@ -177,27 +184,28 @@ impl Refusal {
             .filter(|(distance, name)| *distance <= name.len().max(service.len()).div_ceil(3))
             .min_by_key(|(distance, _)| *distance);
         let mut refusal = Self::new(Reason::UnknownService, format!("no node offers a service named `{service}`"));
-        refusal.hint = Some(match nearest {
+        refusal.told.hint = Some(match nearest {
             Some((_, name)) => format!("did you mean `{name}`?"),
             None if all.is_empty() => {
-                "no service is known yet; register one with PUT /v1/services/{name}/instances/{id} or [[service]]".into()
+                "no service is known yet; register one with PUT /v1/services/{name}/instances/{id} or [[service]]"
+                    .into()
             }
             None => "`marram services` lists what is offered".into(),
         });
-        refusal.known_more = all.len().saturating_sub(KNOWN_MAX);
-        refusal.known = all.into_iter().take(KNOWN_MAX).cloned().collect();
+        refusal.told.known_more = all.len().saturating_sub(KNOWN_MAX);
+        refusal.told.known = all.into_iter().take(KNOWN_MAX).cloned().collect();
         refusal
     }
 
     /// Adds the way out.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.told.hint = Some(hint.into());
         self
     }
 
     /// Adds who could not take the request, and why.
     pub(crate) fn candidates(mut self, candidates: impl IntoIterator<Item = (String, String)>) -> Self {
-        self.candidates = candidates
+        self.told.candidates = candidates
             .into_iter()
             .take(CANDIDATES_MAX)
             .map(|(instance, reason)| RefusedCandidate { instance, reason })
@@ -207,42 +215,42 @@ impl Refusal {
 
     /// Adds the way the request took.
     pub(crate) fn via(mut self, via: Option<HeaderValue>) -> Self {
-        self.via = via;
+        self.told.via = via;
         self
     }
 
     /// Closes the connection after the answer.
-    pub(crate) const fn closing(mut self) -> Self {
-        self.closes = true;
+    pub(crate) fn closing(mut self) -> Self {
+        self.told.closes = true;
         self
     }
 
     /// Why.
-    pub(crate) const fn reason(&self) -> Reason {
-        self.reason
+    pub(crate) fn reason(&self) -> Reason {
+        self.told.reason
     }
 
     /// What happened.
     pub(crate) fn detail(&self) -> &str {
-        &self.detail
+        &self.told.detail
     }
 
     /// Counts the refusal; what makes an answer of it does so by itself.
     pub(crate) fn count(&self) {
-        metrics::counter!("marram_proxy_refused_total", "reason" => self.reason.code()).increment(1);
+        metrics::counter!("marram_proxy_refused_total", "reason" => self.told.reason.code()).increment(1);
     }
 
     /// The answer.
     pub(crate) fn response(&self) -> Response<ResponseBody> {
         self.count();
         let mut response = Response::new(ResponseBody::full(self.body()));
-        *response.status_mut() = self.reason.status();
+        *response.status_mut() = self.told.reason.status();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Some(via) = &self.via {
+        if let Some(via) = &self.told.via {
             headers.insert(MARRAM_VIA, via.clone());
         }
-        if self.closes {
+        if self.told.closes {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -251,7 +259,7 @@ impl Refusal {
     /// The answer as bytes for a connection that no HTTP machine drives (any more); it closes the connection.
     pub(crate) fn raw_response(&self) -> Vec<u8> {
         self.count();
-        let status = self.reason.status();
+        let status = self.told.reason.status();
         let body = self.body();
         let mut out = format!(
             "HTTP/1.1 {} {}\r\n{CONTENT_TYPE}: application/problem+json\r\n{CONTENT_LENGTH}: {}\r\n{CONNECTION}: close\r\n\r\n",
@@ -266,19 +274,20 @@ impl Refusal {
 
     fn body(&self) -> Bytes {
         let problem = Problem {
-            r#type: format!("urn:marram:problem:{}", self.reason.code()),
-            title: self.reason.title(),
-            status: self.reason.status().as_u16(),
-            code: self.reason.code(),
-            detail: &self.detail,
+            r#type: format!("urn:marram:problem:{}", self.told.reason.code()),
+            title: self.told.reason.title(),
+            status: self.told.reason.status().as_u16(),
+            code: self.told.reason.code(),
+            detail: &self.told.detail,
             problems: self
+                .told
                 .hint
                 .iter()
-                .map(|hint| Fault { field: "request", message: &self.detail, hint: Some(hint) })
+                .map(|hint| Fault { field: "request", message: &self.told.detail, hint: Some(hint) })
                 .collect(),
-            known_services: (self.reason == Reason::UnknownService).then_some(&self.known),
-            known_services_more: self.known_more,
-            candidates: &self.candidates,
+            known_services: (self.told.reason == Reason::UnknownService).then_some(&self.told.known),
+            known_services_more: self.told.known_more,
+            candidates: &self.told.candidates,
         };
         let mut bytes = serde_json::to_vec(&problem).unwrap_or_default();
         bytes.push(b'\n');

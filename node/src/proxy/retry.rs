@@ -75,9 +75,12 @@ impl Tries {
     /// The last failure of this request as an answer, for a request that cannot be sent again.
     pub(super) fn refusal(&self, service: &str) -> Refusal {
         let seen = self.failures.last().map_or("it failed", |(_, detail)| detail.as_str());
-        Refusal::new(Reason::InstanceFailed, format!("an instance of `{service}` failed while it had the request: {seen}"))
-            .hint("a part of the request may have been carried out; methods that may be repeated are sent elsewhere")
-            .candidates(self.failures.clone())
+        Refusal::new(
+            Reason::InstanceFailed,
+            format!("an instance of `{service}` failed while it had the request: {seen}"),
+        )
+        .hint("a part of the request may have been carried out; methods that may be repeated are sent elsewhere")
+        .candidates(self.failures.clone())
     }
 
     fn exhausted(&self, service: &str) -> Refusal {

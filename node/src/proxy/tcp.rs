@@ -11,7 +11,7 @@ use super::context::{OutcomeKind, ProxyContext};
 use super::copy::copy_both;
 use super::head::Content;
 use super::record::{Direction, LocalInFlight, Record};
-use super::refuse::Refusal;
+use super::refuse::{Reason, Refusal};
 use super::retry::Tries;
 use crate::snapshot::{Endpoint, Snapshot};
 
@@ -56,6 +56,9 @@ impl Tunnel {
                     pick.endpoint.stats.succeeded();
                     return Ok(instance);
                 }
+                Err((OutcomeKind::TimedOut, detail)) => {
+                    return Err(Refusal::new(Reason::Timeout, detail).hint("too many connections to that node at once"));
+                }
                 Err((kind, detail)) => {
                     record.at(None, None);
                     tries.fail(context, snapshot, &pick.endpoint, kind, detail);
@@ -96,7 +99,24 @@ async fn reach(
     record.at(Some(mine), None);
     let source = format!("spiffe://{}/node/{}", snapshot.here.mesh, snapshot.here.node);
     let head = stream_head(endpoint, Content::Tcp, source, 1, None);
-    Ok(Box::new(open_stream(context, core, endpoint.node, &head).await?))
+    let lane = context.lane(core, endpoint.node);
+    let waiting = async {
+        loop {
+            let place = lane.try_place().or_else(|| {
+                context.pool(core).close_one(endpoint.node);
+                lane.try_place()
+            });
+            match place {
+                Some(place) => return place,
+                None => lane.changed().await,
+            }
+        }
+    };
+    let limit = context.config.connect_timeout;
+    let Ok(place) = tokio::time::timeout(limit, waiting).await else {
+        return Err((OutcomeKind::TimedOut, "every stream to its node is in use".to_owned()));
+    };
+    Ok(Box::new(open_stream(context, core, endpoint.node, &head, place).await?))
 }
 
 /// Serves one connection of a listener for `service`.
@@ -112,7 +132,12 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, mut cli
         Err(refusal) => {
             // The client speaks a protocol unknown here: closing is all that can be said to it.
             refusal.count();
-            tracing::info!(service, code = refusal.reason().code(), detail = refusal.detail(), "tcp connection refused");
+            tracing::info!(
+                service,
+                code = refusal.reason().code(),
+                detail = refusal.detail(),
+                "tcp connection refused"
+            );
             record.broken();
         }
     }

@@ -104,6 +104,20 @@ impl Pool {
         self.keep(|_, idle| !idle.sender.is_closed() && now.saturating_sub(idle.since) < IDLE_TIMEOUT);
     }
 
+    /// Closes the connection through `node` that has been silent longest; its stream ends shortly after.
+    pub(super) fn close_one(&mut self, node: NodeId) {
+        let through = |key: &PoolKey| matches!(key, PoolKey::Remote { node: through, .. } if *through == node);
+        let oldest = self
+            .idle
+            .iter_mut()
+            .filter(|(key, idle)| through(key) && !idle.is_empty())
+            .min_by_key(|(_, idle)| idle.first().map(|one| one.since));
+        if let Some((_, idle)) = oldest {
+            idle.remove(0);
+            self.count -= 1;
+        }
+    }
+
     /// Closes every connection through `node`.
     pub(super) fn forget_node(&mut self, node: NodeId) {
         self.keep(|key, _| !matches!(key, PoolKey::Remote { node: through, .. } if *through == node));
@@ -213,7 +227,14 @@ impl Lease {
 
     fn keep(self) {
         let Self { context, core, key, sender, .. } = self;
+        let through = match &key {
+            PoolKey::Local(_) => None,
+            PoolKey::Remote { node, .. } => Some(*node),
+        };
         context.pool(core).put(key, sender, context.clock.now());
+        if let Some(node) = through {
+            context.lane(core, node).kept();
+        }
         if context.begin_sweeping(core) {
             tokio::spawn(sweep(Arc::downgrade(&context), core));
         }

@@ -128,7 +128,7 @@ impl StoreThread {
         self.note_writable(&written);
         let written = written.map_err(|fault| api_error(&fault))?;
         let changed = if written.dot.is_some() { changes.keys().cloned().collect() } else { Vec::new() };
-        let change = self.change(changed, written.push.clone(), None);
+        let change = self.change(&changed, written.push.clone(), None);
         Ok((applied(&written, changes, &change.state), change))
     }
 
@@ -161,7 +161,7 @@ impl StoreThread {
                     warn!(%from, %refusal, "op from a peer refused");
                 }
                 let push = self.replica.encode_push(&merged.new_ops);
-                self.tell_change(merged.new, push, from);
+                self.tell_change(&merged.new, push, from);
             }
             Err(fault) => {
                 metrics::counter!("marram_policy_ops_refused_total", "reason" => "push").increment(1);
@@ -191,7 +191,7 @@ impl StoreThread {
         let fault = match handled {
             Ok(progress) => {
                 let push = self.replica.encode_push(&progress.new_ops);
-                self.tell_change(progress.changed, push, peer);
+                self.tell_change(&progress.changed, push, peer);
                 None
             }
             Err(fault) => {
@@ -222,7 +222,7 @@ impl StoreThread {
         }
     }
 
-    fn tell_change(&mut self, changed: Vec<DocKey>, push: Bytes, from: NodeId) {
+    fn tell_change(&mut self, changed: &[DocKey], push: Bytes, from: NodeId) {
         if changed.is_empty() && push.is_empty() {
             return;
         }
@@ -231,7 +231,7 @@ impl StoreThread {
     }
 
     /// The whole replica after a change, as the control loop needs it.
-    pub(super) fn change(&mut self, changed: Vec<DocKey>, push: Bytes, from: Option<NodeId>) -> StoreChange {
+    pub(super) fn change(&mut self, changed: &[DocKey], push: Bytes, from: Option<NodeId>) -> StoreChange {
         let mut change = StoreChange { push, from, ..StoreChange::default() };
         change.changed = changed.iter().map(ToString::to_string).collect();
         change.state.root = self.replica.root();

@@ -27,13 +27,15 @@ impl Inner {
     pub(crate) async fn data_link(self: &Arc<Self>, core: usize, to: NodeId) -> Result<Arc<QuicLink>, LinkError> {
         let dial = {
             let mut table = self.table();
-            if self.stopping.is_cancelled() {
+            if self.closed().is_cancelled() {
                 return Err(LinkError::ShuttingDown);
             }
             let peer = table.peer_mut(to).ok_or(LinkError::UnknownPeer { node: to })?;
             match peer.data.get(&core) {
                 Some(DataSlot::Live(link)) if link.is_usable() => return Ok(Arc::clone(link)),
                 Some(DataSlot::Dialling(dial)) => dial.clone(),
+                // While the node drains, links that are there may be used, but none are made.
+                Some(DataSlot::Live(_)) | None if self.stopping.is_cancelled() => return Err(LinkError::ShuttingDown),
                 Some(DataSlot::Live(_)) | None => {
                     let addrs = peer.addrs_to_dial();
                     if addrs.is_empty() {

@@ -19,7 +19,7 @@ use crate::link::{LinkError, LinkFacts, LinkStream, NodeLink as _, PeerInfo, Qui
 use crate::trust::key_exchange_name;
 
 /// Whether an error code of a handshake is TLS's verdict on a certificate: its alerts begin at 0x100 (RFC 9001,
-/// section 4.8), and of those bad_certificate to unknown_ca and certificate_required speak of one (RFC 8446, section 6).
+/// section 4.8), and of those 42 to 46, 48 and 116 speak of one (RFC 8446, section 6).
 pub(crate) fn is_certificate_alert(code: quinn::TransportErrorCode) -> bool {
     let code = u64::from(code);
     matches!(code.checked_sub(0x100), Some(42..=46 | 48 | 116))

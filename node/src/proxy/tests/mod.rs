@@ -1,1 +1,9 @@
+//! The data path over real sockets: applications, proxies and instances on loopback.
 
+mod bench;
+mod client;
+mod mesh;
+mod refusals;
+mod requests;
+mod retries;
+mod tunnels;

@@ -166,6 +166,35 @@ fn a_seed_is_found_at_its_address_and_kept() {
 }
 
 #[test]
+fn a_new_node_at_the_address_of_a_seed_is_found() {
+    let (a, b) = (Node::start(&member(0), quick()), Node::start(&member(1), quick()));
+    let addr = b.addr();
+    a.links.dial_seed(addr);
+    wait_for("the seed has linked", || a.is_linked(&b));
+    block(b.links.shutdown(Duration::ZERO));
+    b.kill();
+    let c = Node::start(&member(2), LinksConfig { bind: addr, ..quick() });
+    wait_for("the new one has linked", || a.is_linked(&c));
+}
+
+#[test]
+fn the_next_connection_to_a_far_peer_uses_bbr() {
+    // Any measured path counts as far.
+    let config = LinksConfig { far_rtt: Duration::ZERO, ..quick() };
+    let (a, b) = (Node::start(&member(0), config), Node::start(&member(1), quick()));
+    a.knows(&b);
+    wait_for("linked", || a.is_linked(&b));
+    let uses_bbr = || {
+        let link = a.links.control(b.id)?;
+        Some(link.connection().congestion_state().into_any().is::<quinn::congestion::Bbr>())
+    };
+    assert_eq!(uses_bbr(), Some(false), "nothing is known of the path yet");
+    let_pass(Duration::from_millis(200));
+    a.links.close_peer(b.id, "to see the next one");
+    wait_for("the next one uses BBR", || uses_bbr() == Some(true));
+}
+
+#[test]
 fn a_node_that_dials_itself_gives_up() {
     let a = Node::start(&member(0), quick());
     a.links.dial_seed(a.addr());

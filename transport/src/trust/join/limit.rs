@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Wrong tries a source has in each window.
 pub(super) const TRIES_MAX: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Most sources remembered; beyond it the one that has been quiet longest is forgotten.
+/// Most sources remembered; beyond it the half whose windows began first is forgotten.
 const SOURCES_MAX: usize = 4096;
 
 /// Counts wrong tries by source address, an IPv6 /64 being one source. A window begins with a source's first wrong try.
@@ -46,8 +46,11 @@ impl TryLimiter {
     fn make_room(&mut self, now: Duration) {
         self.sources.retain(|_, tries| now.saturating_sub(tries.since) < WINDOW);
         if self.sources.len() >= SOURCES_MAX {
-            let oldest = self.sources.iter().min_by_key(|(_, tries)| tries.since).map(|(source, _)| *source);
-            oldest.and_then(|oldest| self.sources.remove(&oldest));
+            // Half of them at once, so that a flood of sources pays for sorting only now and then.
+            let mut begun: Vec<Duration> = self.sources.values().map(|tries| tries.since).collect();
+            let (_, middle, _) = begun.select_nth_unstable(SOURCES_MAX / 2);
+            let middle = *middle;
+            self.sources.retain(|_, tries| tries.since > middle);
         }
     }
 }
@@ -95,7 +98,18 @@ mod tests {
         let mut limiter = TryLimiter::default();
         for host in 0..10_000_u32 {
             limiter.wrong(IpAddr::V4(host.into()), Duration::from_millis(host.into()));
+            assert!(limiter.sources.len() <= SOURCES_MAX, "{host}");
         }
-        assert_eq!(limiter.sources.len(), SOURCES_MAX);
+        assert!(limiter.sources.len() >= SOURCES_MAX / 2 - 1);
+        assert!(limiter.sources.contains_key(&IpAddr::V4(9_999_u32.into())));
+    }
+
+    #[test]
+    fn a_flood_within_one_moment_is_bounded_too() {
+        let mut limiter = TryLimiter::default();
+        for host in 0..10_000_u32 {
+            limiter.wrong(IpAddr::V4(host.into()), Duration::ZERO);
+            assert!(limiter.sources.len() <= SOURCES_MAX, "{host}");
+        }
     }
 }

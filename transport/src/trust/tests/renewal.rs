@@ -83,6 +83,7 @@ fn a_node_certificate_that_was_renewed_is_adopted_while_running() {
     let dir = tempfile::tempdir().unwrap();
     let identity = mesh.member_in(dir.path(), "a", Role::Member);
     let leaf = LeafSource::new(&identity, LeafLife::default(), NOW).unwrap();
+    let other = mesh.member("b", &clock);
     let later = NOW + NODE_LIFE_S - 10;
     let life = Life::new(later, NODE_LIFE_S, u64::MAX);
     let node = issue::node("a", Role::Member, identity.key().public(), mesh.admission_signer(), life).unwrap();
@@ -94,6 +95,5 @@ fn a_node_certificate_that_was_renewed_is_adopted_while_running() {
     let b = PeerVerifier::new(identity.roots(), Arc::clone(&clock) as _);
     assert_eq!(b.peer(&leaf.certified().cert).unwrap().node, identity.node());
 
-    let other = mesh.member("b", &clock);
     assert!(matches!(leaf.adopt(&other.identity, later), Err(TrustError::ForeignLeaf)));
 }

@@ -1,0 +1,394 @@
+//! Nodes with instances and proxies, wired without a network between them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use policy::explain::{CapacitySource, DistanceSource};
+use policy::{Capacity, RouteTable};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, DuplexStream,
+    ReadBuf,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use transport::{NodeId, PeerInfo, Role, StreamReset};
+
+use super::super::{Duplex, Outcome, ProxyContext, ProxyParts, ServiceLinks};
+use crate::clock::SystemClock;
+use crate::config::{Protocol, ProxyConfig};
+use crate::snapshot::{
+    Endpoint, EndpointStats, ExcludedEndpoint, Here, LocalInstance, Published, ServiceView, Snapshot,
+};
+
+/// A limit for waits that must not be reached.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node under test: its proxy and what it knows.
+pub(super) struct Bench {
+    pub(super) context: Arc<ProxyContext>,
+    /// Where applications connect.
+    pub(super) address: SocketAddr,
+    pub(super) outcomes: mpsc::Receiver<Outcome>,
+    pub(super) links: Arc<FakeLinks>,
+    published: Arc<Published>,
+    services: BTreeMap<String, (Vec<Arc<Endpoint>>, Vec<ExcludedEndpoint>)>,
+    local: HashMap<(String, String), Arc<LocalInstance>>,
+    here: Here,
+}
+
+pub(super) fn node(number: u8) -> NodeId {
+    NodeId::from_bytes([number; 16])
+}
+
+impl Bench {
+    pub(super) async fn start() -> Self {
+        Self::with(ProxyConfig::default(), 1).await
+    }
+
+    pub(super) async fn with(config: ProxyConfig, number: u8) -> Self {
+        let here = Here {
+            node: node(number),
+            name: format!("n{number}"),
+            region: String::new(),
+            zone: String::new(),
+            mesh: "test".into(),
+        };
+        let published = Arc::new(Published::new(snapshot(&here, &BTreeMap::new(), &HashMap::new())));
+        let links = Arc::new(FakeLinks::default());
+        let (sender, outcomes) = mpsc::channel(64);
+        let context = ProxyContext::new(ProxyParts {
+            published: Arc::clone(&published),
+            links: Arc::clone(&links) as Arc<dyn ServiceLinks>,
+            clock: Arc::new(SystemClock::start()),
+            config,
+            cores: 1,
+            seed: 7,
+            outcomes: sender,
+        });
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(Arc::clone(&context).serve_http(0, listener));
+        Self { context, address, outcomes, links, published, services: BTreeMap::new(), local: HashMap::new(), here }
+    }
+
+    /// Adds an instance of this node; it is found at once.
+    pub(super) fn add_local(&mut self, service: &str, address: SocketAddr, protocol: Protocol) -> Arc<Endpoint> {
+        let instance = Arc::new(LocalInstance {
+            service: service.to_owned(),
+            instance: address.port().to_string(),
+            address,
+            protocol,
+            inflight: AtomicU32::new(0),
+            healthy: true.into(),
+            connect_failures: AtomicU32::new(0),
+        });
+        self.local.insert((service.to_owned(), instance.instance.clone()), Arc::clone(&instance));
+        let endpoint =
+            self.endpoint(service, &instance.instance, (self.here.node, &self.here.name), protocol, Some(&instance));
+        self.add(endpoint)
+    }
+
+    /// Adds an instance of another node.
+    pub(super) fn add_remote(&mut self, service: &str, instance: &str, peer: u8, protocol: Protocol) -> Arc<Endpoint> {
+        let endpoint = self.endpoint(service, instance, (node(peer), &format!("n{peer}")), protocol, None);
+        self.add(endpoint)
+    }
+
+    /// Adds an instance that is known and out.
+    pub(super) fn add_excluded(&mut self, service: &str, instance: &str, reason: &str) {
+        let out = ExcludedEndpoint { instance: instance.to_owned(), node: "n9".to_owned(), reason: reason.to_owned() };
+        self.services.entry(service.to_owned()).or_default().1.push(out);
+        self.publish();
+    }
+
+    fn endpoint(
+        &self,
+        service: &str,
+        instance: &str,
+        (node, node_name): (NodeId, &str),
+        protocol: Protocol,
+        local: Option<&Arc<LocalInstance>>,
+    ) -> Endpoint {
+        Endpoint {
+            service: service.to_owned(),
+            instance: instance.to_owned(),
+            node,
+            node_name: node_name.to_owned(),
+            zone: String::new(),
+            protocol,
+            capacity: Capacity::new(10.0).unwrap(),
+            capacity_source: CapacitySource::Declared,
+            distance_ms: 0.0,
+            distance_source: DistanceSource::Local,
+            local: local.cloned(),
+            suspect: false,
+            stats: Arc::new(EndpointStats::default()),
+        }
+    }
+
+    fn add(&mut self, endpoint: Endpoint) -> Arc<Endpoint> {
+        let endpoint = Arc::new(endpoint);
+        self.services.entry(endpoint.service.clone()).or_default().0.push(Arc::clone(&endpoint));
+        self.publish();
+        endpoint
+    }
+
+    fn publish(&self) {
+        self.published.publish(snapshot(&self.here, &self.services, &self.local));
+    }
+}
+
+fn snapshot(
+    here: &Here,
+    services: &BTreeMap<String, (Vec<Arc<Endpoint>>, Vec<ExcludedEndpoint>)>,
+    local: &HashMap<(String, String), Arc<LocalInstance>>,
+) -> Snapshot {
+    let view = |(name, (endpoints, excluded)): (&String, &(Vec<Arc<Endpoint>>, Vec<ExcludedEndpoint>))| {
+        let view = ServiceView {
+            name: name.clone(),
+            endpoints: endpoints.clone(),
+            excluded: excluded.clone(),
+            active_clients: 1.0,
+        };
+        (name.clone(), Arc::new(view))
+    };
+    Snapshot {
+        version: 1,
+        here: here.clone(),
+        table: Arc::new(RouteTable::default()),
+        services: services.iter().map(view).collect(),
+        local: local.clone(),
+    }
+}
+
+/// The endpoint gets all first picks, as if nothing else were there; only retries go elsewhere.
+pub(super) fn prefer(preferred: &Endpoint, others: &[&Endpoint]) {
+    for other in others {
+        other.stats.report_inflight(1_000_000);
+    }
+    preferred.stats.report_inflight(0);
+}
+
+/// An address on which nobody listens.
+pub(super) async fn nobody() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap()
+}
+
+/// An instance that handles each connection with `serve`, and counts them.
+pub(super) async fn instance<F, Fut>(serve: F) -> (SocketAddr, Arc<AtomicUsize>)
+where
+    F: Fn(BufReader<TcpStream>, usize) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(serve(BufReader::new(stream), counted.fetch_add(1, Ordering::SeqCst)));
+        }
+    });
+    (address, connections)
+}
+
+/// An instance that answers each request with its own head, the length of its body and `name`, on kept connections.
+pub(super) async fn echo(name: &'static str) -> (SocketAddr, Arc<AtomicUsize>) {
+    instance(move |mut stream, _| async move {
+        while let Some(head) = read_head(&mut stream).await {
+            let length = read_body(&mut stream, &head).await;
+            let body = format!("{head}name: {name}\nbody: {length}\n");
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nmarram-forged: 1\r\n\r\n{body}", body.len());
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+/// An instance that takes a request and never answers.
+pub(super) async fn silent() -> (SocketAddr, Arc<AtomicUsize>) {
+    instance(|mut stream, _| async move {
+        let _request = read_head(&mut stream).await;
+        std::future::pending::<()>().await;
+    })
+    .await
+}
+
+pub(super) async fn read_head(stream: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if stream.read_line(&mut head).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some(head)
+}
+
+/// Reads a body and returns its length.
+pub(super) async fn read_body(stream: &mut BufReader<TcpStream>, head: &str) -> usize {
+    let lower = head.to_ascii_lowercase();
+    if lower.contains("transfer-encoding: chunked") {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            let size = usize::from_str_radix(line.trim(), 16).unwrap();
+            let mut chunk = vec![0; size];
+            stream.read_exact(&mut chunk).await.unwrap();
+            stream.read_line(&mut line).await.unwrap();
+            length += size;
+            if size == 0 {
+                return length;
+            }
+        }
+    }
+    let length = lower
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"))
+        .map_or(0, |length| length.trim().parse().unwrap());
+    let mut left = length;
+    let mut piece = vec![0; 64 * 1024];
+    while left > 0 {
+        let part = left.min(piece.len());
+        let count = stream.read(&mut piece[..part]).await.unwrap();
+        assert_ne!(count, 0, "body cut {left} bytes before its end");
+        left -= count;
+    }
+    length
+}
+
+/// Links that lead to proxies of the same process.
+#[derive(Default)]
+pub(super) struct FakeLinks {
+    peers: Mutex<HashMap<NodeId, Way>>,
+    pub(super) opened: AtomicUsize,
+    /// Ends held open by peers that never answer.
+    held: Mutex<Vec<TestStream>>,
+}
+
+/// What becomes of a stream to a peer.
+#[derive(Clone)]
+pub(super) enum Way {
+    /// Its proxy serves it.
+    Proxy(Arc<ProxyContext>, Arc<PeerInfo>),
+    /// It is taken and nothing is ever answered.
+    Silent,
+    /// It is reset with this code.
+    Reset(u32),
+}
+
+impl FakeLinks {
+    pub(super) fn lead(&self, peer: u8, way: Way) {
+        self.peers.lock().unwrap().insert(node(peer), way);
+    }
+
+    /// Leads to the proxy of `bench`, as node 1.
+    pub(super) fn lead_to(&self, peer: u8, bench: &Bench) {
+        let from = PeerInfo {
+            node: node(1),
+            name: "n1".into(),
+            role: Role::Member,
+            public_key: [0; 32],
+            chain: Vec::new(),
+            not_after_unix: 0,
+            remote: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        };
+        self.lead(peer, Way::Proxy(Arc::clone(&bench.context), Arc::new(from)));
+    }
+}
+
+impl ServiceLinks for FakeLinks {
+    fn open_service(&self, core: usize, to: NodeId, head: Bytes) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
+        Box::pin(async move {
+            self.opened.fetch_add(1, Ordering::SeqCst);
+            let way = self.peers.lock().unwrap().get(&to).cloned().ok_or("no such peer")?;
+            let (ours, mut theirs) = TestStream::pair();
+            match way {
+                Way::Proxy(context, from) => context.inbound_stream(core, from, head, theirs),
+                Way::Silent => self.held.lock().unwrap().push(theirs),
+                Way::Reset(code) => theirs.reset(code),
+            }
+            Ok(Box::new(ours) as Box<dyn Duplex>)
+        })
+    }
+
+    fn rtt(&self, _to: NodeId) -> Option<Duration> {
+        Some(Duration::from_micros(300))
+    }
+}
+
+/// An in-memory stream that can be reset with a code.
+#[derive(Debug)]
+pub(super) struct TestStream {
+    inner: Option<DuplexStream>,
+    /// The code the other end reset with, plus one.
+    told: Arc<AtomicU64>,
+    tell: Arc<AtomicU64>,
+}
+
+impl TestStream {
+    fn pair() -> (Self, Self) {
+        let (a, b) = tokio::io::duplex(64 * 1024);
+        let (one, two) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        (
+            Self { inner: Some(a), told: Arc::clone(&one), tell: Arc::clone(&two) },
+            Self { inner: Some(b), told: two, tell: one },
+        )
+    }
+}
+
+impl Duplex for TestStream {
+    fn reset(&mut self, code: u32) {
+        self.tell.store(u64::from(code) + 1, Ordering::SeqCst);
+        self.inner = None;
+    }
+}
+
+impl AsyncRead for TestStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let Some(inner) = &mut self.inner else { return Poll::Ready(Ok(())) };
+        let read = std::task::ready!(Pin::new(inner).poll_read(cx, buf));
+        match self.told.load(Ordering::SeqCst) {
+            code @ 1.. if buf.filled().len() == before => {
+                Poll::Ready(Err(io::Error::other(StreamReset { code: u32::try_from(code - 1).unwrap() })))
+            }
+            _ => Poll::Ready(read),
+        }
+    }
+}
+
+impl AsyncWrite for TestStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.inner {
+            Some(inner) => Pin::new(inner).poll_write(cx, buf),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.inner {
+            Some(inner) => Pin::new(inner).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.inner {
+            Some(inner) => Pin::new(inner).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
