@@ -140,6 +140,10 @@ impl Replica {
             return Err(StoreError::Invalid { what: "name of mesh or store" });
         }
         let loaded = keep::load(storage.as_ref(), id, limits)?;
+        let mark_beside = storage.boot_mark()?;
+        if loaded.meta.is_none() && mark_beside.is_some() {
+            return Err(StoreError::Damaged("the database is empty and was not empty before".to_owned()));
+        }
         let mut replica = Self {
             storage,
             authority,
@@ -152,7 +156,6 @@ impl Replica {
             counters: Counters::default(),
         };
         let own_key = replica.authority.public_key();
-        let mark_beside = replica.storage.boot_mark()?;
         let kept = loaded.meta.filter(|meta| {
             let is_own = replica.store.origin(&meta.incarnation).is_none_or(|o| o.record.public_key == own_key);
             is_own && mark_beside == Some(meta.boot_mark)

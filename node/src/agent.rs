@@ -49,6 +49,8 @@ pub const STOP_WITH_STDIN: &str = "MARRAM_STOP_WITH_STDIN";
 
 /// Events waiting for the control loop; one more is dropped and counted.
 const EVENTS: usize = 4096;
+/// Seconds before the end of the node's admission from which on the log reminds of it: a quarter of its 90 days.
+const REMIND_WITHIN: u64 = 22 * 24 * 3600;
 /// The one gossip cell of this version.
 const CELL: &str = "0";
 /// Table of the instances that were registered by the admin API.
@@ -139,6 +141,7 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     let (cell, gossip_in) = cell(&config, &identity, lives.generation, &links, &clock);
     let changes = cell.subscribe();
     let syncer = Arc::new(Syncer::new(opened.store.clone(), links.clone(), Arc::clone(&clock)));
+    let keeper = Arc::new(Keeper::new(dir, lives.generation, book, opened.store.clone()));
     let joins = Arc::new(OnceLock::new());
     let tally = Tally { links: links.clone(), trust, cell: cell.clone(), join: Arc::clone(&joins) };
     let control = Control {
@@ -155,7 +158,7 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
         syncer,
         watch: watch.clone(),
         generation: lives.generation,
-        keeper: Arc::new(Keeper::new(dir, lives.generation, book, opened.store.clone())),
+        keeper: Arc::clone(&keeper),
     };
     register(&control, &config, &opened);
     store_events.send(opened.first).await.ok();
@@ -176,10 +179,11 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     }));
     tasks.push(supervised("leaf", {
         let (leaf, clock) = (Arc::clone(&leaf), Arc::clone(&clock));
-        move || renew_leaves(Arc::clone(&leaf), Arc::clone(&clock))
+        let node_not_after = identity.not_after_unix();
+        move || renew_leaves(Arc::clone(&leaf), node_not_after, Arc::clone(&clock))
     }));
     tasks.push(supervised("join", {
-        let door = door(dir, links.local_addr(), &state);
+        let door = door(dir, links.local_addr(), &state, &keeper);
         let (identity, leaf, clock, stop) = (Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock), stop.clone());
         move || {
             let (identity, leaf, clock) = (Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock));
@@ -442,10 +446,16 @@ fn sockets(address: SocketAddr, count: usize, what: &str, option: &str) -> anyho
     Ok(sockets)
 }
 
-/// Renews the leaf whenever half of its life is over, for ever.
-async fn renew_leaves(leaf: Arc<LeafSource>, clock: Arc<dyn Clock>) {
+/// Renews the leaf whenever half of its life is over, for ever; says once a day when the admission itself runs out.
+async fn renew_leaves(leaf: Arc<LeafSource>, node_not_after: u64, clock: Arc<dyn Clock>) {
+    let mut next_reminder = 0;
     loop {
         let now = clock.unix().as_secs();
+        let left = node_not_after.saturating_sub(now);
+        if left < REMIND_WITHIN && now >= next_reminder {
+            next_reminder = now + 24 * 3600;
+            warn!(days_left = left / (24 * 3600), "this node's admission ends soon: join again into the same folder to renew it");
+        }
         // A clock that jumps is looked at again within a minute.
         let wait = leaf.renew_at_unix().saturating_sub(now).min(60);
         if !leaf.is_due(now) {
@@ -484,11 +494,11 @@ async fn admit(
 }
 
 /// What the door for newcomers asks the state: whose a name is, and whom to dial.
-fn door(dir: &Path, listen: SocketAddr, state: &Arc<Mutex<State>>) -> JoinServerConfig {
-    let (for_names, for_peers) = (Arc::clone(state), Arc::clone(state));
+fn door(dir: &Path, listen: SocketAddr, state: &Arc<Mutex<State>>, keeper: &Arc<Keeper>) -> JoinServerConfig {
+    let (for_names, for_peers, keeper) = (Arc::clone(state), Arc::clone(state), Arc::clone(keeper));
     let names = move |name: &str| {
         let state = for_names.lock().unwrap_or_else(PoisonError::into_inner);
-        state.catalog.by_name(name).map(|known| known.node)
+        state.catalog.by_name(name).map(|known| known.node).or_else(|| keeper.named(name))
     };
     let peers = move || {
         let state = for_peers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -21,7 +21,7 @@ mod tests;
 pub const FILE_NAME: &str = "node.toml";
 
 /// The whole of `node.toml`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Large place, for instance `eu-west`; scopes `region:R` refer to it. Default: empty.
@@ -118,7 +118,7 @@ pub struct ProxyConfig {
     /// Time to connect to a local instance; then the next candidate. Default: `1s`.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// Time from the whole request to the response head when no HTTPRoute sets one; then 504. Default: `60s`.
+    /// Time from the whole request to the response head when no `HTTPRoute` sets one; then 504. Default: `60s`.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
     /// A kept-alive connection or a TCP tunnel without a byte is closed after this. Default: `300s`.
@@ -244,23 +244,6 @@ pub struct ListenerConfig {
     pub service: String,
     /// Local address and port.
     pub address: SocketAddr,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            region: String::new(),
-            zone: String::new(),
-            location: None,
-            labels: BTreeMap::new(),
-            mesh: MeshConfig::default(),
-            gossip: GossipConfig::default(),
-            admin: AdminConfig::default(),
-            proxy: ProxyConfig::default(),
-            services: Vec::new(),
-            listeners: Vec::new(),
-        }
-    }
 }
 
 impl Default for MeshConfig {

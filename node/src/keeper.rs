@@ -90,6 +90,12 @@ impl Keeper {
         }
     }
 
+    /// The node that carries this label, also when it was last heard in an earlier life of this one.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<NodeId> {
+        self.book().named(name)
+    }
+
     /// Writes the address book when it changed and the last writing is long enough ago.
     pub fn tick(&self, now: Duration) {
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);

@@ -139,3 +139,6 @@ fn reasons(view: &ServiceView, tried: &[Arc<Endpoint>], out: &[LeftOut]) -> Vec<
     all.extend(tried.iter().map(|e| (label(&e.instance, &e.node_name), "tried for this request and failed".to_owned())));
     all
 }
+
+#[cfg(test)]
+mod tests;

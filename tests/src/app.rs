@@ -175,7 +175,7 @@ impl TcpEcho {
                     let mut from = stream.try_clone().ok()?;
                     stream.write_all(format!("{name}:").as_bytes()).ok()?;
                     std::io::copy(&mut from, &mut stream).ok()?;
-                    stream.shutdown(std::net::Shutdown::Write).ok()
+                    stream.shutdown(Shutdown::Write).ok()
                 });
             }
         });

@@ -24,15 +24,17 @@ pub use load::{Load, Sent};
 pub use ports::free_port;
 pub use process::{Process, Said, run, run_command};
 
-/// The path of the `marram` binary, built when first asked for.
+/// The path of the `marram` binary: as [`use_binary`] said, else built when first asked for.
 ///
 /// # Panics
 /// When it does not build; cargo's own words are on stderr.
 #[must_use]
 #[expect(clippy::panic, reason = "a test run without the binary has nothing to say")]
 pub fn binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(given) = std::env::var_os("MARRAM_TEST_BINARY") {
+            return given.into();
+        }
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
         let output = Command::new(env!("CARGO"))
             .args(["build", "--quiet", "--package", "node", "--bin", "marram", "--message-format", "json"])
@@ -71,6 +73,13 @@ impl Stopwatch {
         self.0.elapsed()
     }
 }
+
+/// Takes a binary that is there already: benchmarks measure the static release. Without effect after [`binary`].
+pub fn use_binary(path: &Path) {
+    BINARY.get_or_init(|| path.to_owned());
+}
+
+static BINARY: OnceLock<PathBuf> = OnceLock::new();
 
 /// Polls `condition` every 20 ms until it gives something; returns it with the time it took.
 ///

@@ -30,6 +30,13 @@ fn seen(replica: &Replica) -> (Vec<DocumentView>, [u8; 16], Context, Incarnation
 }
 
 #[test]
+fn a_replica_and_a_conversation_can_live_on_a_thread_of_their_own() {
+    fn is_send<T: Send>() {}
+    is_send::<Replica>();
+    is_send::<crate::SyncSession>();
+}
+
+#[test]
 fn a_document_is_written_read_and_deleted() {
     let mut a = replica("a");
     let written = put(&mut a, "r", &[("metadata", "m"), ("spec", "1")]);
@@ -610,6 +617,56 @@ fn every_damaged_record_is_reported() {
     }
     let opened = try_replica_on("a", on(&disk), 1);
     assert!(opened.is_ok() || matches!(opened, Err(StoreError::Damaged(_))));
+}
+
+/// Damage to sled's own files: what opens is a state that was once written, and everything else is reported.
+#[test]
+fn a_damaged_folder_is_reported_or_holds_a_state_that_was_written() {
+    let folder = tempfile::tempdir().expect("temp dir");
+    let path = folder.path().join("db");
+    let mut roots = BTreeSet::new();
+    let mut a = replica_on("a", Box::new(SledStorage::open(&path).expect("opens")), 0);
+    roots.insert(a.root());
+    for n in 0..80 {
+        put(&mut a, &format!("n{}", n % 30), &[("x", &format!("{n}{}", "z".repeat(n * 20)))]);
+        roots.insert(a.root());
+    }
+    a.close().expect("closes");
+    let intact = std::fs::read(path.join("db")).expect("reads");
+    let length = intact.len();
+    let mut reported = 0;
+    for case in 0..60 {
+        let mut bytes = intact.clone();
+        let at = case * 7_919 * 31 % length;
+        match case % 5 {
+            0 => bytes.truncate(at),
+            1 => bytes[at] ^= 4,
+            2 => bytes[at..length.min(at + 4_096)].fill(0),
+            3 => bytes[at..length.min(at + 4_096)].fill(0xa5),
+            _ => bytes[at..].fill(0),
+        }
+        std::fs::write(path.join("db"), bytes).expect("writes");
+        let opened = match SledStorage::open(&path) {
+            Ok(storage) => try_replica_on("a", Box::new(storage), 1),
+            Err(error) => Err(error.into()),
+        };
+        match opened {
+            Ok(opened) => assert!(roots.contains(&opened.root()), "case {case} shows what was never written"),
+            Err(StoreError::Damaged(_) | StoreError::Storage(_)) => reported += 1,
+            Err(other) => panic!("case {case}: {other:?}"),
+        }
+    }
+    assert!(reported > 10, "{reported} of 60 damages reported");
+}
+
+#[test]
+fn a_database_that_lost_everything_is_reported_and_not_begun_anew() {
+    let disk = Disk::new();
+    let mut a = replica_on("a", on(&disk), 0);
+    put(&mut a, "r", &[("x", "1")]);
+    drop(a);
+    disk.pairs().iter().for_each(|(key, _)| disk.damage(key, None));
+    assert!(matches!(try_replica_on("a", on(&disk), 1), Err(StoreError::Damaged(_))));
 }
 
 #[test]

@@ -21,8 +21,11 @@ pub(super) async fn read(body: Body) -> Result<Bytes, Refusal> {
     let whole = axum::body::to_bytes(body, BODY_BYTES_MAX);
     match tokio::time::timeout(READ_TIMEOUT, whole).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if error.source().is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>()) => {
-            let detail = format!("a body holds at most {} KiB; send the documents in several requests", BODY_BYTES_MAX / 1024);
+        Ok(Err(error))
+            if error.source().is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>) =>
+        {
+            let detail =
+                format!("a body holds at most {} KiB; send the documents in several requests", BODY_BYTES_MAX / 1024);
             Err(Refusal::new(Code::BodyTooLarge, detail))
         }
         Ok(Err(error)) => Err(Refusal::new(Code::Malformed, format!("the body broke off: {error}"))),
@@ -37,7 +40,8 @@ pub(super) async fn documents(headers: &HeaderMap, body: Body) -> Result<Vec<Doc
     let bytes = read(body).await?;
     let text = std::str::from_utf8(&bytes)
         .map_err(|error| Refusal::new(Code::Malformed, format!("the body is no UTF-8: {error}")))?;
-    policy::accept_documents(text, &Limits::default()).map_err(|problems| Refusal::faults(Code::PolicyInvalid, problems))
+    policy::accept_documents(text, &Limits::default())
+        .map_err(|problems| Refusal::faults(Code::PolicyInvalid, problems))
 }
 
 /// A JSON body of a known shape; a wrong shape is a fault of its field.

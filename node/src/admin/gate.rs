@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::FutureExt as _;
@@ -93,7 +93,7 @@ fn admit_host(headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
 
 fn admit_write(token: &AdminToken, headers: &HeaderMap) -> Result<(), Refusal> {
     let hint = "send `Authorization: Bearer $(cat DIR/admin.token)`, or use DIR/admin.sock, which needs none";
-    let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let Some((scheme, shown)) = shown.and_then(|value| value.split_at_checked("Bearer ".len())) else {
         return Err(Refusal::new(Code::TokenRequired, hint));
     };
@@ -144,14 +144,29 @@ mod tests {
     #[test]
     fn only_names_of_this_machine_are_loopback() {
         for host in [
-            "localhost", "localhost:7070", "LOCALHOST", "localhost.", "gw.localhost:1", "127.0.0.1", "127.0.0.11:7070", "[::1]",
+            "localhost",
+            "localhost:7070",
+            "LOCALHOST",
+            "localhost.",
+            "gw.localhost:1",
+            "127.0.0.1",
+            "127.0.0.11:7070",
+            "[::1]",
             "[::1]:7070",
         ] {
             assert!(is_loopback(host), "{host}");
         }
         for host in [
-            "", "example.org", "localhost.example.org", "notlocalhost", "10.0.0.5:7070", "0.0.0.0", "[::]", "[::1]evil",
-            "127.0.0.1.example.org", "[fe80::1]:7070",
+            "",
+            "example.org",
+            "localhost.example.org",
+            "notlocalhost",
+            "10.0.0.5:7070",
+            "0.0.0.0",
+            "[::]",
+            "[::1]evil",
+            "127.0.0.1.example.org",
+            "[fe80::1]:7070",
         ] {
             assert!(!is_loopback(host), "{host}");
         }

@@ -133,7 +133,11 @@ pub(super) async fn remove(
         (status = 422, description = "`policy_invalid`: every fault of every document; nothing was stored", body = ProblemBody, content_type = "application/problem+json"),
         (status = 507, description = "`storage_full`: nothing was stored, routing goes on", body = ProblemBody, content_type = "application/problem+json"),
     ))]
-pub(super) async fn apply(State(admin): State<Admin>, headers: HeaderMap, body: Body) -> Result<Json<Applied>, Refusal> {
+pub(super) async fn apply(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Applied>, Refusal> {
     let documents = body::documents(&headers, body).await?;
     Ok(Json(admin.api.apply(documents, Condition::Any).await?))
 }
@@ -189,7 +193,8 @@ async fn condition(admin: &Admin, headers: &HeaderMap, at: &Address) -> Result<C
         (Some("*"), None) => {
             // "The document exists": said with the ETag it has now, so that a race cannot slip between.
             let Address { scope, kind, name } = at.clone();
-            let missing = |_error| Refusal::new(Code::StaleContext, "If-Match: * asks for a document that does not exist");
+            let missing =
+                |_error| Refusal::new(Code::StaleContext, "If-Match: * asks for a document that does not exist");
             Ok(Condition::Match(admin.api.policy(scope, kind, name).await.map_err(missing)?.etag))
         }
         (Some(etag), None) => match etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"')) {

@@ -143,14 +143,18 @@ impl Code {
             Self::Denied => ("denied", StatusCode::FORBIDDEN, "this node may not do that"),
             Self::NotFound => ("not_found", StatusCode::NOT_FOUND, "nothing of that name"),
             Self::MethodNotAllowed => ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, "no such method here"),
-            Self::RequestTimeout => ("request_timeout", StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time"),
+            Self::RequestTimeout => {
+                ("request_timeout", StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time")
+            }
             Self::Limit => ("limit", StatusCode::CONFLICT, "a limit is reached"),
             Self::StaleContext => ("stale_context", StatusCode::PRECONDITION_FAILED, "the document changed meanwhile"),
             Self::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
             Self::UnsupportedMediaType => {
                 ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body's type is not read here")
             }
-            Self::HostRefused => ("host_refused", StatusCode::MISDIRECTED_REQUEST, "the Host header is not this machine"),
+            Self::HostRefused => {
+                ("host_refused", StatusCode::MISDIRECTED_REQUEST, "the Host header is not this machine")
+            }
             Self::RegistrationInvalid => {
                 ("registration_invalid", StatusCode::UNPROCESSABLE_ENTITY, "the registration has faults")
             }

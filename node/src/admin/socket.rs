@@ -42,7 +42,8 @@ fn runtime_folder() -> Result<PathBuf, SocketPathError> {
     let uid = rustix::process::getuid().as_raw();
     let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let standing = [given, Some(PathBuf::from(format!("/run/user/{uid}")))];
-    if let Some(folder) = standing.into_iter().flatten().find(|folder| folder.as_os_str().len() < 64 && folder.is_dir()) {
+    if let Some(folder) = standing.into_iter().flatten().find(|folder| folder.as_os_str().len() < 64 && folder.is_dir())
+    {
         return Ok(folder);
     }
     own_folder(PathBuf::from(format!("/tmp/marram-{uid}")), uid)

@@ -101,13 +101,13 @@ impl Client {
         CliError::Unexpected { target: self.target.to_string(), reason }
     }
 
-    fn unreachable(&self, reason: impl ToString) -> CliError {
-        CliError::Unreachable { target: self.target.to_string(), reason: reason.to_string() }
+    fn unreachable(&self, reason: String) -> CliError {
+        CliError::Unreachable { target: self.target.to_string(), reason }
     }
 
     async fn exchange(&self, call: Call) -> Result<Answer, CliError> {
         let request = self.request(call)?;
-        let exchanged = match &self.target {
+        match &self.target {
             Target::Tcp { host, port } => {
                 let stream = self.within(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), *port))).await?;
                 self.within(ANSWER_TIMEOUT, over(stream, request)).await
@@ -116,8 +116,7 @@ impl Client {
                 let stream = self.within(CONNECT_TIMEOUT, UnixStream::connect(path)).await?;
                 self.within(ANSWER_TIMEOUT, over(stream, request)).await
             }
-        };
-        exchanged
+        }
     }
 
     async fn within<T, E: ToString>(
@@ -166,7 +165,8 @@ where
     let driver = tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
+    let body =
+        Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
     driver.abort();
     Ok(Answer { status, body: body.to_bytes() })
 }
@@ -183,4 +183,3 @@ pub(super) fn segment(text: &str) -> String {
     }
     escaped
 }
-

@@ -156,10 +156,14 @@ impl CliError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Usage { hint, .. } => hint,
-            Self::Unreachable { .. } => "is the agent running? `marram agent --dir DIR`; readers take --admin URL or --dir DIR",
+            Self::Unreachable { .. } => {
+                "is the agent running? `marram agent --dir DIR`; readers take --admin URL or --dir DIR"
+            }
             Self::Occupied(_) => "run it with `marram agent --dir DIR`, or choose another --dir",
             Self::Refused(body) => match body.code.as_str() {
-                "token_required" | "token_wrong" => "name the node's folder with --dir, or put the token into MARRAM_TOKEN",
+                "token_required" | "token_wrong" => {
+                    "name the node's folder with --dir, or put the token into MARRAM_TOKEN"
+                }
                 "stale_context" => return Some(stale_hint(body)),
                 _ => return None,
             },
@@ -172,7 +176,10 @@ impl CliError {
 fn stale_hint(body: &ProblemBody) -> String {
     match &body.current {
         Some(current) if !current.etag.is_empty() => {
-            format!("it is at etag {} now; look with `marram policy get`, then write again with --if-match", current.etag)
+            format!(
+                "it is at etag {} now; look with `marram policy get`, then write again with --if-match",
+                current.etag
+            )
         }
         _ => "look with `marram policy get`, then write again".to_owned(),
     }

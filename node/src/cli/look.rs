@@ -239,7 +239,8 @@ fn nodes_wide(nodes: &[NodeView]) -> String {
 
 pub(super) fn services_text(services: &[ServiceSummary], width: Option<u16>) -> String {
     if services.is_empty() {
-        return "no services; register one with [[service]] in node.toml or PUT /v1/services/NAME/instances/ID\n".to_owned();
+        return "no services; register one with [[service]] in node.toml or PUT /v1/services/NAME/instances/ID\n"
+            .to_owned();
     }
     let columns = [
         ("SERVICE", Align::Left),

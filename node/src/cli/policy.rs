@@ -37,7 +37,9 @@ impl PolicyVerb {
 
 /// Writes documents, all or none; on disk when it returns.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  marram policy apply --dir a -f split.yaml\n  marram policy apply --dir a -f - < split.yaml")]
+#[command(
+    after_help = "Examples:\n  marram policy apply --dir a -f split.yaml\n  marram policy apply --dir a -f - < split.yaml"
+)]
 pub(super) struct Apply {
     /// File with one or several documents, YAML or JSON; `-` reads stdin
     #[arg(short, long = "file", value_name = "FILE", required = true)]
@@ -67,7 +69,10 @@ impl Apply {
         }
         let [document] = documents else {
             let hint = "apply it alone, or leave the condition out";
-            return Err(CliError::Usage { message: format!("{} documents under one condition", documents.len()), hint });
+            return Err(CliError::Usage {
+                message: format!("{} documents under one condition", documents.len()),
+                hint,
+            });
         };
         let address = Address {
             scope: document.metadata.scope.clone(),
@@ -274,7 +279,10 @@ pub(super) fn conflicts_text(conflicts: &[ConflictView]) -> String {
     }
     let mut text = String::new();
     for conflict in conflicts {
-        text.push_str(&format!("{}/{}/{}  section {}\n", conflict.scope, conflict.kind, conflict.name, conflict.section));
+        text.push_str(&format!(
+            "{}/{}/{}  section {}\n",
+            conflict.scope, conflict.kind, conflict.name, conflict.section
+        ));
         for side in &conflict.sides {
             let mark = if side.in_force { "in force" } else { "        " };
             let at = moment(side.written_ms);

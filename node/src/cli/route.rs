@@ -1,6 +1,6 @@
 //! `route explain`: the formula with the numbers of now.
 
-use ::policy::explain::{Explanation, ExplainedCandidate};
+use ::policy::explain::{ExplainedCandidate, Explanation};
 
 use super::client::segment;
 use super::look::percent;
@@ -67,7 +67,11 @@ fn headline(explanation: &Explanation) -> String {
         _ => format!("{:?}", explanation.algorithm),
     };
     let lambda = explanation.lambda_per_ms;
-    let half = if lambda > 0.0 { format!("half-distance {}", short(std::f64::consts::LN_2 / lambda)) } else { "distance does not count".to_owned() };
+    let half = if lambda > 0.0 {
+        format!("half-distance {}", short(std::f64::consts::LN_2 / lambda))
+    } else {
+        "distance does not count".to_owned()
+    };
     format!(
         "SERVICE {}  from {}  algorithm {algorithm}  λ={lambda:.4}/ms ({half})  ε={}  policy: {}\n",
         explanation.service,

@@ -242,8 +242,13 @@ pub(super) struct Agent {
     /// Folder of the node
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// How log lines look; MARRAM_LOG filters them
-    #[arg(long, value_enum, default_value = "text", env = "MARRAM_LOG_FORMAT")]
+    #[arg(
+        long,
+        help = "How log lines look; MARRAM_LOG filters them",
+        value_enum,
+        default_value = "text",
+        env = "MARRAM_LOG_FORMAT"
+    )]
     log_format: LogFormat,
 }
 
@@ -287,7 +292,8 @@ fn seed(config: &Config) -> String {
         return advertise.clone();
     }
     let bind = config.mesh.bind;
-    let ip = if bind.ip().is_unspecified() { route_address().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) } else { bind.ip() };
+    let ip =
+        if bind.ip().is_unspecified() { route_address().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) } else { bind.ip() };
     SocketAddr::new(ip, bind.port()).to_string()
 }
 

@@ -146,9 +146,15 @@ mod tests {
 
     #[test]
     fn ages_read_well() {
-        for (seconds, expected) in
-            [(0.0, "0ms"), (0.85, "850ms"), (12.2, "12s"), (240.0, "4m"), (10_800.0, "3h"), (777_600.0, "9d"), (-1.0, "0ms")]
-        {
+        for (seconds, expected) in [
+            (0.0, "0ms"),
+            (0.85, "850ms"),
+            (12.2, "12s"),
+            (240.0, "4m"),
+            (10_800.0, "3h"),
+            (777_600.0, "9d"),
+            (-1.0, "0ms"),
+        ] {
             assert_eq!(age(seconds), expected, "{seconds}");
         }
     }

@@ -13,6 +13,8 @@ const TOKEN_VARIABLE: &str = "MARRAM_TOKEN";
 /// Asked when nothing else is said: the default of `admin.bind`.
 const ADMIN_DEFAULT: &str = "http://127.0.0.1:7070";
 
+const ADMIN_HELP: &str = "Admin API of the node: http://127.0.0.1:7070, or the path of its socket [env: MARRAM_ADMIN]";
+
 /// How a result is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(super) enum Output {
@@ -28,8 +30,7 @@ pub(super) enum Output {
 /// Options of every verb that talks to a node.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Reach {
-    /// Admin API of the node: http://127.0.0.1:7070, or the path of its socket [env: MARRAM_ADMIN]
-    #[arg(long, value_name = "URL|SOCKET")]
+    #[arg(long, value_name = "URL|SOCKET", help = ADMIN_HELP)]
     pub(super) admin: Option<String>,
     /// The node's folder: talk through its socket
     #[arg(long, value_name = "DIR")]

@@ -50,10 +50,18 @@ impl Config {
         }
         if let Some(location) = self.location {
             if !(-90.0..=90.0).contains(&location.lat) {
-                found.add("location.lat", format!("{} is outside -90..=90", location.lat), Some("degrees, north is positive"));
+                found.add(
+                    "location.lat",
+                    format!("{} is outside -90..=90", location.lat),
+                    Some("degrees, north is positive"),
+                );
             }
             if !(-180.0..=180.0).contains(&location.lon) {
-                found.add("location.lon", format!("{} is outside -180..=180", location.lon), Some("degrees, east is positive"));
+                found.add(
+                    "location.lon",
+                    format!("{} is outside -180..=180", location.lon),
+                    Some("degrees, east is positive"),
+                );
             }
         }
         check_labels("labels", &self.labels, found);
@@ -98,7 +106,11 @@ impl Config {
         own.extend(self.listeners.iter().enumerate().map(|(i, l)| (format!("listener[{i}].address"), l.address)));
         for (index, (field, address)) in own.iter().enumerate() {
             if let Some((other, _)) = own.iter().take(index).find(|(_, earlier)| overlap(*earlier, *address)) {
-                found.add(field, format!("{address} is already taken by `{other}`"), Some("give one of them another port"));
+                found.add(
+                    field,
+                    format!("{address} is already taken by `{other}`"),
+                    Some("give one of them another port"),
+                );
             }
         }
         for (index, service) in self.services.iter().enumerate() {
@@ -158,7 +170,11 @@ impl Found {
 
     fn positive(&mut self, field: &str, value: Duration) {
         if value.is_zero() {
-            self.add(field, "must be longer than 0s".to_owned(), Some("a duration is text with a unit: 300ms, 10s, 24h"));
+            self.add(
+                field,
+                "must be longer than 0s".to_owned(),
+                Some("a duration is text with a unit: 300ms, 10s, 24h"),
+            );
         }
     }
 
@@ -179,10 +195,18 @@ fn check_mesh(mesh: &MeshConfig, found: &mut Found) {
     }
     let life = humantime::format_duration(mesh.leaf_life);
     if mesh.leaf_life < LEAF_LIFE_MIN {
-        found.add("mesh.leaf_life", format!("{life} is under 10s"), Some("24h suits nearly everybody; seconds are for tests"));
+        found.add(
+            "mesh.leaf_life",
+            format!("{life} is under 10s"),
+            Some("24h suits nearly everybody; seconds are for tests"),
+        );
     }
     if mesh.leaf_life > LEAF_LIFE_MAX {
-        found.add("mesh.leaf_life", format!("{life} is over 90 days, the life of a node's admission"), Some("24h suits nearly everybody"));
+        found.add(
+            "mesh.leaf_life",
+            format!("{life} is over 90 days, the life of a node's admission"),
+            Some("24h suits nearly everybody"),
+        );
     }
     found.within("mesh.data_threads", mesh.data_threads, 0, DATA_THREADS_MAX);
 }
@@ -218,7 +242,11 @@ fn check_instance(field: &str, instance: &ServiceConfig, found: &mut Found) {
         found.add(&format!("{field}.id"), format!("`{id}` is not an instance id"), Some(hint));
     }
     if instance.port == 0 {
-        found.add(&format!("{field}.port"), "0 is no port to connect to".to_owned(), Some("name the port the process listens on"));
+        found.add(
+            &format!("{field}.port"),
+            "0 is no port to connect to".to_owned(),
+            Some("name the port the process listens on"),
+        );
     }
     if instance.address.is_unspecified() || instance.address.is_multicast() {
         let message = format!("{} is no address to connect to", instance.address);
@@ -273,7 +301,8 @@ fn check_labels(field: &str, labels: &BTreeMap<String, String>, found: &mut Foun
     let is_plain = |text: &str| text.len() <= LABEL_BYTES_MAX && text.bytes().all(|byte| (b' '..0x7f).contains(&byte));
     for (key, value) in labels {
         if key.is_empty() || !is_plain(key) || !is_plain(value) {
-            let message = format!("label `{}` is empty, longer than 63 bytes or not printable ASCII", key.escape_debug());
+            let message =
+                format!("label `{}` is empty, longer than 63 bytes or not printable ASCII", key.escape_debug());
             found.add(field, message, None);
         }
     }

@@ -31,8 +31,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] when the file cannot be read or anything in it is wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
         Self::parse(&name, &text)
     }
@@ -112,7 +111,11 @@ fn field_fault(text: &str, error: &toml::de::Error, mut path: Vec<Step>) -> (Fau
                 path.push(Step::Key(unknown.clone()));
             }
             let field = written(&path);
-            let fault = Problem { field: String::new(), message: format!("unknown field `{field}`"), hint: Some(nearest(unknown, known)) };
+            let fault = Problem {
+                field: String::new(),
+                message: format!("unknown field `{field}`"),
+                hint: Some(nearest(unknown, known)),
+            };
             return (Fault { line, problem: fault }, path);
         }
         Some((unknown, known)) if message.starts_with("unknown variant") => {
@@ -159,17 +162,18 @@ fn whole_element(path: Vec<Step>) -> Vec<Step> {
 }
 
 fn kind_hint(message: &str) -> Option<String> {
-    let hint = if message.contains("a duration") || message.contains("time unit") || message.contains("expected number at") {
-        "a duration is text with a unit: \"300ms\", \"10s\", \"24h\""
-    } else if message.contains("socket address") {
-        "write IP:PORT, for instance \"127.0.0.1:7070\"; a name is not taken here"
-    } else if message.contains("IP address") {
-        "write an IP address, for instance \"127.0.0.1\""
-    } else if message.contains("expected a string") || message.contains("expected string") {
-        "put it in \"quotes\""
-    } else {
-        return None;
-    };
+    let hint =
+        if message.contains("a duration") || message.contains("time unit") || message.contains("expected number at") {
+            "a duration is text with a unit: \"300ms\", \"10s\", \"24h\""
+        } else if message.contains("socket address") {
+            "write IP:PORT, for instance \"127.0.0.1:7070\"; a name is not taken here"
+        } else if message.contains("IP address") {
+            "write an IP address, for instance \"127.0.0.1\""
+        } else if message.contains("expected a string") || message.contains("expected string") {
+            "put it in \"quotes\""
+        } else {
+            return None;
+        };
     Some(hint.to_owned())
 }
 
@@ -195,7 +199,8 @@ fn located(text: &str, table: &Spanned<DeTable<'_>>, problem: Problem) -> Fault 
     let mut longest = 0;
     walk(table.get_ref(), &mut Vec::new(), &mut |path, span| {
         let name = written(path);
-        let is_prefix = problem.field.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        let is_prefix =
+            problem.field.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
         if is_prefix && name.len() > longest {
             longest = name.len();
             line = Some(line_at(text, span.start));
@@ -256,7 +261,7 @@ fn remove_within(value: &mut DeValue<'_>, path: &[Step]) -> bool {
         (DeValue::Table(table), path) => remove(table, path),
         (DeValue::Array(array), [Step::Index(index)]) => {
             let found = *index < array.len();
-            let before = std::mem::replace(array, DeArray::default());
+            let before = std::mem::replace(array, DeArray::new());
             *array = before.into_iter().enumerate().filter(|(at, _)| at != index).map(|(_, element)| element).collect();
             found
         }

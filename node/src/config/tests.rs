@@ -71,7 +71,8 @@ fn every_field_is_documented() {
     let full = Config::parse("node.toml", FULL).unwrap();
     let value = Value::try_from(full).unwrap();
     for name in names(&value) {
-        let is_free = name.contains("labels.") || ["mesh", "gossip", "admin", "proxy", "service", "listener"].contains(&name.as_str());
+        let is_free = name.contains("labels.")
+            || ["mesh", "gossip", "admin", "proxy", "service", "listener"].contains(&name.as_str());
         assert!(is_free || text.contains(&format!("`{name}`")), "docs/config.md does not mention `{name}`");
     }
 }

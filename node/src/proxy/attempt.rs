@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use transport::{NodeId, StreamReset};
 
-use super::body::RequestBody;
+use super::body::{RequestBody, Upload};
 use super::context::{OutcomeKind, ProxyContext};
 use super::head::{ACCEPTED, Content, ResetCode, ServiceHead};
 use super::headers::{Fault, MARRAM_FAULT_DETAIL, strip_marram};
@@ -89,6 +89,14 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
+    /// The end of the body, where the body streams.
+    pub(super) fn upload(&self) -> Option<Upload> {
+        match self.request.body() {
+            RequestBody::Whole(_) => None,
+            RequestBody::Stream(_, upload) => Some(upload.clone()),
+        }
+    }
+
     /// The same request again, where its body is at hand.
     fn copy(&self) -> Option<Self> {
         let mut copy = Request::new(self.request.body().replay()?);

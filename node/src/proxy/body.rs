@@ -2,10 +2,12 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::watch;
 
 use super::record::Record;
 use super::upstream::Lease;
@@ -19,7 +21,32 @@ pub(crate) enum RequestBody {
     /// Known bytes, which can be sent again.
     Whole(Bytes),
     /// Whatever the client sends, once.
-    Stream(Incoming),
+    Stream(Incoming, Upload),
+}
+
+/// When a streamed request body ended; the time for a response head counts from there.
+///
+/// The body ends it when it is dropped at the latest. Clones look at the same body.
+#[derive(Debug, Clone)]
+pub(crate) struct Upload {
+    ended: watch::Sender<bool>,
+}
+
+impl Upload {
+    /// A body that has just begun.
+    pub(crate) fn begin() -> Self {
+        Self { ended: watch::Sender::new(false) }
+    }
+
+    /// Waits for the body's end.
+    pub(crate) async fn end(&self) {
+        // Fails only without a sender, and this is one.
+        self.ended.subscribe().wait_for(|ended| *ended).await.ok();
+    }
+
+    fn ended(&self) {
+        self.ended.send_if_modified(|ended| !std::mem::replace(ended, true));
+    }
 }
 
 impl RequestBody {
@@ -27,7 +54,7 @@ impl RequestBody {
     pub(crate) fn replay(&self) -> Option<Self> {
         match self {
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
-            Self::Stream(_) => None,
+            Self::Stream(..) => None,
         }
     }
 
@@ -57,22 +84,54 @@ impl Body for RequestBody {
         match &mut *self {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
+            Self::Stream(incoming, upload) => {
+                let frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                if !matches!(frame, Some(Ok(_))) || incoming.is_end_stream() {
+                    upload.ended();
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_empty(),
-            Self::Stream(incoming) => incoming.is_end_stream(),
+            Self::Stream(incoming, _) => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Stream(incoming) => incoming.size_hint(),
+            Self::Stream(incoming, _) => incoming.size_hint(),
         }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Self::Stream(_, upload) = self {
+            upload.ended();
+        }
+    }
+}
+
+/// Runs `sending` for at most `limit`, counted from the end of the streamed request body if there is one.
+///
+/// `None` when the time is over. A client that stops in the middle of its body is not waited for: its connection ends
+/// after `proxy.idle_timeout`, and the body with it.
+pub(crate) async fn within<T>(limit: Duration, upload: Option<&Upload>, sending: impl Future<Output = T>) -> Option<T> {
+    let over = async {
+        if let Some(upload) = upload {
+            upload.end().await;
+        }
+        tokio::time::sleep(limit).await;
+    };
+    tokio::select! {
+        biased;
+        sent = sending => Some(sent),
+        () = over => None,
     }
 }
 

@@ -249,7 +249,12 @@ impl ProxyContext {
 
     /// Tells the control thread, which may be late: a full queue drops and counts.
     pub(super) fn tell(&self, outcome: Outcome) {
-        metrics::counter!("marram_ejections_total", "verdict" => outcome.kind.as_str()).increment(1);
+        match outcome.kind {
+            OutcomeKind::TimedOut => metrics::counter!("marram_request_timeouts_total").increment(1),
+            OutcomeKind::ConnectFailed | OutcomeKind::Closed | OutcomeKind::PeerFailed => {
+                metrics::counter!("marram_ejections_total", "reason" => outcome.kind.as_str()).increment(1);
+            }
+        }
         if self.outcomes.try_send(outcome).is_err() {
             metrics::counter!("marram_outcomes_dropped_total").increment(1);
         }
@@ -257,8 +262,7 @@ impl ProxyContext {
 
     /// Counts one request or tunnel in flight.
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
-        metrics::gauge!("marram_inflight").increment(1.0);
+        show_in_flight(self.in_flight.fetch_add(1, Ordering::AcqRel) + 1);
         Busy { context: Arc::clone(self) }
     }
 
@@ -314,11 +318,18 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        metrics::gauge!("marram_inflight").decrement(1.0);
-        if self.context.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let left = self.context.in_flight.fetch_sub(1, Ordering::AcqRel).saturating_sub(1);
+        show_in_flight(left);
+        if left == 0 {
             self.context.idle.notify_waiters();
         }
     }
+}
+
+/// Set and not counted up and down: a gauge that was forgotten in a quiet hour would start again from zero.
+fn show_in_flight(count: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "bounded by the connections of one machine")]
+    metrics::gauge!("marram_inflight").set(count as f64);
 }
 
 /// The lock of data that no panic leaves half changed.

@@ -7,7 +7,7 @@ use hyper::header::HeaderValue;
 use hyper::{Response, Version};
 
 use super::attempt::{self, Answer, Blame, Failure, Outgoing, stream_head};
-use super::body::ResponseBody;
+use super::body::{ResponseBody, within};
 use super::context::ProxyContext;
 use super::explain::decision;
 use super::head::Content;
@@ -27,7 +27,7 @@ pub(super) struct Job<'a> {
     pub(super) core: usize,
     pub(super) snapshot: &'a Snapshot,
     pub(super) service: &'a str,
-    /// From the request to the response head.
+    /// From the whole request to the response head.
     pub(super) timeout: Duration,
     /// Proxies crossed, this one included.
     pub(super) hops: u8,
@@ -61,10 +61,11 @@ impl Job<'_> {
             record.via = Some(format!("{}->{}", self.snapshot.here.name, endpoint.node_name));
             record.probability = Some(pick.probability);
             let left = self.left(record);
-            let failure = match tokio::time::timeout(left, self.attempt(endpoint, outgoing, left, record)).await {
-                Ok(Ok(answer)) => return Ok(self.response(endpoint, answer, via, decided)),
-                Ok(Err(failure)) => failure,
-                Err(_elapsed) => return Err(self.timed_out(endpoint).via(via)),
+            let upload = outgoing.upload();
+            let failure = match within(left, upload.as_ref(), self.attempt(endpoint, outgoing, left, record)).await {
+                Some(Ok(answer)) => return Ok(self.response(endpoint, answer, via, decided)),
+                Some(Err(failure)) => failure,
+                None => return Err(self.timed_out(endpoint).via(via)),
             };
             record.at(None, None);
             let kind = match failure.blame {

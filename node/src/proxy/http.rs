@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::attempt::Outgoing;
-use super::body::{RequestBody, ResponseBody};
+use super::body::{RequestBody, ResponseBody, Upload};
 use super::context::ProxyContext;
 use super::forward::Job;
 use super::gate::{Gate, GateLimits};
@@ -298,7 +298,7 @@ pub(super) async fn outgoing(mut parts: Parts, body: Incoming) -> Result<Outgoin
             Refusal::new(Reason::BadRequest, format!("the request body broke off: {error}")).closing()
         })?
     } else {
-        RequestBody::Stream(body)
+        RequestBody::Stream(body, Upload::begin())
     };
     let is_repeatable = is_idempotent(&parts.method) && matches!(body, RequestBody::Whole(_));
     Ok(Outgoing { request: Request::from_parts(parts, body), is_repeatable })

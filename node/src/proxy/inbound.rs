@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt as _;
 use transport::PeerInfo;
 
 use super::attempt::{self, Blame, Failure, connect};
-use super::body::ResponseBody;
+use super::body::{ResponseBody, within};
 use super::context::{OutcomeKind, ProxyContext};
 use super::copy::copy_both;
 use super::head::{ACCEPTED, Content, HOPS_MAX, ResetCode, ServiceHead};
@@ -211,22 +211,23 @@ async fn respond(
     strip_request(&mut parts.headers);
     parts.uri = origin_form(&parts.uri);
     let limit = note.deadline.unwrap_or(context.config.request_timeout);
-    let sending = async {
-        match outgoing(parts, body).await {
-            Ok(outgoing) => attempt::local(context, core, &instance, outgoing).await,
-            Err(refusal) => Err(Failure::of_client(refusal.detail())),
-        }
+    let outgoing = match tokio::time::timeout(limit, outgoing(parts, body)).await {
+        Ok(Ok(outgoing)) => outgoing,
+        Ok(Err(refusal)) => return finish(context, fault(Fault::Client, refusal.detail()), in_flight, record),
+        Err(_elapsed) => return finish(context, fault(Fault::TimedOut, "the body came too late"), in_flight, record),
     };
-    let response = match tokio::time::timeout(limit, sending).await {
-        Ok(Ok(answer)) => {
+    let upload = outgoing.upload();
+    let sending = attempt::local(context, core, &instance, outgoing);
+    let response = match within(limit, upload.as_ref(), sending).await {
+        Some(Ok(answer)) => {
             let (mut parts, incoming) = answer.response.into_parts();
             strip_hop_by_hop(&mut parts.headers);
             strip_marram(&mut parts.headers);
             parts.version = Version::HTTP_11;
             Response::from_parts(parts, ResponseBody::instance(incoming, answer.lease))
         }
-        Ok(Err(failure)) => fault(fault_of(&failure), &failure.detail),
-        Err(_elapsed) => fault(Fault::TimedOut, "the instance gave no response head in time"),
+        Some(Err(failure)) => fault(fault_of(&failure), &failure.detail),
+        None => fault(Fault::TimedOut, "the instance gave no response head in time"),
     };
     finish(context, response, in_flight, record)
 }

@@ -1,8 +1,9 @@
 //! Metrics: every series of the node is described here, and nothing is recorded that is not.
 //!
 //! Names are `marram_<area>_<what>_<unit>`; counters end in `_total`. Labels come from closed sets. Record with the
-//! macros of the `metrics` crate at the place where something happens, and look the series up each time: gauges and
-//! histograms that nobody touched for ten minutes are forgotten, so a handle kept for ever would write into nothing.
+//! macros of the `metrics` crate at the place where something happens, and look the series up each time: histograms that
+//! nobody touched for ten minutes are forgotten, so a handle kept for ever would write into nothing. Gauges are kept: one
+//! that is counted up and down would come back wrong.
 //! `docs/metrics.md` lists the same table; tests hold the two and the code together.
 
 use std::fmt::Write as _;
@@ -21,13 +22,12 @@ mod tests;
 
 pub use table::{Kind, METRICS, Metric};
 
-/// Gauges and histograms that nothing touched for this long are forgotten.
+/// Histograms that nothing touched for this long are forgotten; they cost the most, and their labels name services.
 pub const IDLE: Duration = Duration::from_secs(600);
 
 /// Upper bounds of latency histograms in seconds: OpenTelemetry's, and four finer ones, for a mesh adds less than a millisecond.
-const SECONDS: [f64; 18] = [
-    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-];
+const SECONDS: [f64; 18] =
+    [0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 /// Upper bounds of size histograms.
 const BYTES: [f64; 7] = [256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0];
 
@@ -74,10 +74,10 @@ impl MetricsHandle {
 }
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
-    Ok(PrometheusBuilder::new()
-        .idle_timeout(MetricKindMask::GAUGE | MetricKindMask::HISTOGRAM, Some(IDLE))
+    PrometheusBuilder::new()
+        .idle_timeout(MetricKindMask::HISTOGRAM, Some(IDLE))
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
-        .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES)?)
+        .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES)
 }
 
 fn describe() {

@@ -93,7 +93,7 @@ impl SwimConfig {
             confirmations: 2,
             retransmit: 4,
             reprobes: 3,
-            burst: 128,
+            burst: 256,
             members_max: 1024,
             dead_keep: Duration::from_secs(24 * 3600),
             left_keep: Duration::from_secs(600),

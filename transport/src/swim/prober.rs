@@ -1,11 +1,12 @@
 //! The machine: who is probed when, and what follows when nobody answers.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, RngExt};
 
 use super::config::SwimConfig;
 use super::health::LocalHealth;
@@ -113,6 +114,8 @@ pub struct Swim {
     /// Members of this turn that were not probed yet, last first.
     turn: Vec<NodeId>,
     absent_turn: Vec<NodeId>,
+    /// The member whose state was last repeated.
+    repaired: NodeId,
     sequence: u32,
     next_round: Option<Duration>,
     next_absent: Option<Duration>,
@@ -173,6 +176,7 @@ impl Swim {
             told: Vec::new(),
             turn: Vec::new(),
             absent_turn: Vec::new(),
+            repaired: me,
             sequence: 0,
             next_round: None,
             next_absent: None,
@@ -387,6 +391,14 @@ impl Swim {
         None
     }
 
+    /// A few of those who hear of a new suspect probe it in their next round, so that it does not depend on luck how
+    /// soon others agree. A few and not all, or every false alarm would bring a wave of probes.
+    pub(super) fn check_soon(&mut self, suspect: NodeId, rng: &mut impl Rng) {
+        if rng.random_range(0..self.population()) < CHECKERS {
+            self.turn.push(suspect);
+        }
+    }
+
     fn probe_absent(&mut self, now: Duration, rng: &mut impl Rng) {
         self.next_absent = Some(now + self.config.period);
         if self.absent_turn.is_empty() {
@@ -454,19 +466,35 @@ impl Swim {
     }
 
     /// News for a packet. Whoever is suspected or dead hears that first, so that it can object at once (Lifeguard's
-    /// buddy system), and a node that left says so in every packet.
+    /// buddy system), and a node that left says so in every packet. Room that is left repairs what rumours missed.
     fn updates_for(&mut self, to: &NodeId) -> Vec<Update> {
         let mut updates = Vec::with_capacity(UPDATES_MAX);
         updates.extend(self.members.get(to).and_then(|member| self.accusation(member)));
         updates.extend(self.has_left.then(|| self.about_me()));
         let limit = transmissions(self.config.retransmit, self.population());
         updates.extend(self.updates.take(UPDATES_MAX - updates.len(), limit, &self.told));
+        self.repair(to, &mut updates);
         updates
     }
 
+    /// Adds up to two members that are not alive, in turn. A rumour passed on a few times misses somebody now and then,
+    /// in small fleets especially; this way everybody hears of a death within a few packets, and while all are alive it
+    /// costs nothing.
+    fn repair(&mut self, to: &NodeId, updates: &mut Vec<Update>) {
+        let room = REPAIRS.min(UPDATES_MAX.saturating_sub(updates.len()));
+        let after = (Bound::Excluded(self.repaired), Bound::Unbounded);
+        let in_turn = self.members.range(after).chain(&self.members).map(|(_, member)| member);
+        let wanted = in_turn.filter(|member| member.node != *to && !updates.iter().any(|u| u.node == member.node));
+        let mut chosen: Vec<Update> = wanted.filter_map(|member| self.accusation(member)).take(room).collect();
+        chosen.dedup();
+        self.repaired = chosen.last().map_or(self.repaired, |update| update.node);
+        updates.extend(chosen);
+    }
+
+    /// What is held against a member. Of several accusers each is named in turn, so that all become known.
     fn accusation(&self, member: &Member) -> Option<Update> {
         let by = match (member.liveness, &member.suspicion) {
-            (Liveness::Suspect, Some(suspicion)) => suspicion.accusers().first().copied().unwrap_or(self.me),
+            (Liveness::Suspect, Some(suspicion)) => suspicion.accuser(self.sequence).unwrap_or(self.me),
             (Liveness::Left, _) => member.node,
             (Liveness::Dead | Liveness::Suspect, _) => self.me,
             (Liveness::Joining | Liveness::Alive, _) => return None,
@@ -524,6 +552,10 @@ fn saturated(count: usize) -> u32 {
 
 /// Probes whose answer is awaited; past that the oldest is given up.
 const PENDING_MAX: usize = 2048;
+/// States repeated in one packet.
+const REPAIRS: usize = 2;
+/// Members, on average, that probe a new suspect out of turn.
+const CHECKERS: usize = 5;
 /// Members that hear a goodbye directly; they pass it on.
 const GOODBYES: usize = 32;
 /// Probes made for others at one time; more are refused and counted.

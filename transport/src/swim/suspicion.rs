@@ -45,6 +45,11 @@ impl Suspicion {
         &self.accusers
     }
 
+    /// One of the accusers, another one with every `turn`.
+    pub(super) fn accuser(&self, turn: u32) -> Option<NodeId> {
+        self.accusers.iter().cycle().nth(turn as usize % self.accusers.len().max(1)).copied()
+    }
+
     pub(super) fn deadline(&self) -> Duration {
         self.started + self.patience() + self.forgiven
     }

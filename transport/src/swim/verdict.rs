@@ -174,6 +174,8 @@ impl Swim {
         }
         if by == self.me {
             self.spread(&[node], rng);
+        } else if is_first {
+            self.check_soon(node, rng);
         }
     }
 

@@ -284,7 +284,28 @@ impl World {
                 for from in 0..to {
                     let (left, right) = self.nodes.split_at_mut(to);
                     let talked = sync(&mut left[from].replica, &mut right[0].replica);
+                    let is_repair = talked.as_ref().is_ok_and(|(session, _)| session.outcome().is_repair);
                     assert!(talked.is_ok() || self.loses_disks, "{:?}", talked.err());
+                    assert!(!is_repair || self.loses_disks, "equal contexts and different roots");
+                }
+            }
+        }
+    }
+
+    /// Invariant I1: what a replica claims to have seen is live in it, or something live in it has superseded it.
+    fn check_backed(&self) {
+        for node in &self.nodes {
+            for (dot, x) in self.recorded.iter().filter(|(dot, _)| node.replica.context().contains(**dot)) {
+                for change in &x.op.changes {
+                    let clock = change.clock(*dot);
+                    for section in sections(&change.mask) {
+                        let live = node.replica.section_ops(&change.key, section);
+                        let covers = |held: &Dot| {
+                            let op = node.replica.op(*held).expect("live ops are held");
+                            op.change(&change.key).is_some_and(|part| part.clock(*held) >= clock)
+                        };
+                        assert!(live.iter().any(covers), "{}: {dot:?} in `{section}` is claimed and gone", node.name);
+                    }
                 }
             }
         }
@@ -312,10 +333,7 @@ impl World {
         for (dot, x) in &self.recorded {
             assert!(replica.context().contains(*dot), "{dot:?} was acknowledged and is unknown");
             for change in &x.op.changes {
-                let is_tombstone = change.mask.is_empty();
-                let sections: BTreeSet<&str> =
-                    if is_tombstone { [""].into() } else { change.mask.iter().map(String::as_str).collect() };
-                for section in sections {
+                for section in sections(&change.mask) {
                     let is_live = replica.section_ops(&change.key, section).contains(dot);
                     let over = |y: &&Recorded| {
                         let put = y.op.change(&change.key).filter(|c| c.mask.is_empty() || c.mask.contains(section));
@@ -335,10 +353,18 @@ impl World {
     }
 }
 
+/// The sections a mask speaks about; the empty name stands for those never named.
+fn sections(mask: &BTreeSet<String>) -> BTreeSet<&str> {
+    if mask.is_empty() { [""].into() } else { mask.iter().map(String::as_str).collect() }
+}
+
 fn run(seed: u64, loses_disks: bool) -> ([u8; 16], u64) {
     let mut world = World::new(seed, loses_disks);
-    for _ in 0..160 {
+    for step in 0..160 {
         world.step();
+        if step % 8 == 0 {
+            world.check_backed();
+        }
     }
     world.heal();
     world.check();

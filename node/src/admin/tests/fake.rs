@@ -19,8 +19,8 @@ use crate::admin::{AdminServer, TOKEN_FILE_NAME};
 use crate::api::{ApiError, ApiFuture, Condition, NodeApi, WatchEvent};
 use crate::telemetry::MetricsHandle;
 use crate::view::{
-    Applied, AppliedDocument, ConflictView, MemberCounts, NodeView, PolicyStatus, PolicyView, ProblemView, Registration,
-    ServiceSummary, Status,
+    Applied, AppliedDocument, ConflictView, MemberCounts, NodeView, PolicyStatus, PolicyView, ProblemView,
+    Registration, ServiceSummary, Status,
 };
 
 /// Answers like a node; a few names make it fail on purpose.
@@ -130,7 +130,9 @@ impl NodeApi for FakeNode {
     }
 
     fn policies(&self) -> ApiFuture<'_, Vec<PolicyView>> {
-        Box::pin(async move { Ok(vec![self.policy("global".to_owned(), "HTTPRoute".to_owned(), "shop".to_owned()).await?]) })
+        Box::pin(
+            async move { Ok(vec![self.policy("global".to_owned(), "HTTPRoute".to_owned(), "shop".to_owned()).await?]) },
+        )
     }
 
     fn policy(&self, scope: String, kind: String, name: String) -> ApiFuture<'_, PolicyView> {

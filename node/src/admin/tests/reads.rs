@@ -6,8 +6,15 @@ use super::fake::{ETAG, Running};
 async fn reads_are_free_over_tcp_and_socket() {
     let server = Running::start().await;
     for path in [
-        "/v1/status", "/v1/nodes", "/v1/services", "/v1/services/hello", "/v1/explain/hello", "/v1/policies", "/v1/conflicts",
-        "/v1/problems", "/openapi.json",
+        "/v1/status",
+        "/v1/nodes",
+        "/v1/services",
+        "/v1/services/hello",
+        "/v1/explain/hello",
+        "/v1/policies",
+        "/v1/conflicts",
+        "/v1/problems",
+        "/openapi.json",
     ] {
         let line = format!("GET {path}");
         let over_tcp = server.tcp(&line, &["Host: 127.0.0.1"], "").await;
@@ -47,7 +54,9 @@ async fn a_document_comes_with_its_etag() {
 #[tokio::test]
 async fn documents_are_listed_by_kind_and_scope() {
     let server = Running::start().await;
-    for (query, count) in [("", 1), ("?kind=HTTPRoute", 1), ("?kind=Other", 0), ("?scope=global", 1), ("?scope=node:x", 0)] {
+    for (query, count) in
+        [("", 1), ("?kind=HTTPRoute", 1), ("?kind=Other", 0), ("?scope=global", 1), ("?scope=node:x", 0)]
+    {
         let answer = server.socket(&format!("GET /v1/policies{query}"), &[], "").await;
         assert_eq!(answer.json().as_array().map(Vec::len), Some(count), "{query}");
     }

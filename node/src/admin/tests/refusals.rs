@@ -5,7 +5,9 @@ use crate::telemetry::MetricsHandle;
 #[tokio::test]
 async fn a_host_that_is_not_this_machine_is_refused() {
     let server = Running::start().await;
-    for head in [&["Host: mesh.example.org"][..], &["Host: localhost", "Host: example.org"], &["Host: 10.0.0.5:7070"], &[]] {
+    for head in
+        [&["Host: mesh.example.org"][..], &["Host: localhost", "Host: example.org"], &["Host: 10.0.0.5:7070"], &[]]
+    {
         let answer = server.tcp("GET /v1/status", head, "").await;
         answer.assert_refused(421, "host_refused");
     }
@@ -83,7 +85,8 @@ async fn a_body_over_the_limit_is_refused() {
 async fn a_body_of_another_type_is_refused_with_the_right_one() {
     let server = Running::start().await;
     let head = ["Content-Type: application/x-www-form-urlencoded"];
-    let body = server.socket("POST /v1/apply", &head, "kind: HTTPRoute").await.assert_refused(415, "unsupported_media_type");
+    let body =
+        server.socket("POST /v1/apply", &head, "kind: HTTPRoute").await.assert_refused(415, "unsupported_media_type");
     assert!(body["detail"].as_str().unwrap().contains("content-type: application/yaml"), "{body}");
     let put = server.socket("PUT /v1/services/a/instances/1", &["Content-Type: text/plain"], "{}").await;
     put.assert_refused(415, "unsupported_media_type");

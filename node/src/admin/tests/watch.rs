@@ -18,7 +18,7 @@ impl Stream {
         let mut stream = UnixStream::connect(&server.socket).await.unwrap();
         stream.write_all(b"GET /v1/watch HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         let mut opened = Self(BufReader::new(stream));
-        let head = opened.until(|line| line.is_empty()).await;
+        let head = opened.until(str::is_empty).await;
         assert!(head.contains("200 OK") && head.contains("text/event-stream"), "{head}");
         opened
     }

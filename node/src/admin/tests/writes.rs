@@ -115,7 +115,8 @@ async fn every_fault_of_every_document_is_named_and_nothing_is_stored() {
     let server = Running::start().await;
     let bad = document("two").replace("epsilon: 2", "epsilon: -2, lamda: 1");
     let body = format!("{}---\n{bad}", document("one"));
-    let problems = server.socket("POST /v1/apply", &YAML, &body).await.assert_refused(422, "policy_invalid")["problems"].clone();
+    let problems =
+        server.socket("POST /v1/apply", &YAML, &body).await.assert_refused(422, "policy_invalid")["problems"].clone();
     let fields: Vec<&str> = problems.as_array().unwrap().iter().map(|p| p["field"].as_str().unwrap()).collect();
     assert!(fields.contains(&"documents[1].spec.loadBalancer.epsilon"), "{fields:?}");
     assert!(fields.contains(&"documents[1].spec.loadBalancer.lamda"), "{fields:?}");

@@ -20,7 +20,8 @@ use tokio::io::{
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use transport::{NodeId, PeerInfo, Role, StreamReset};
+use transport::trust::Role;
+use transport::{NodeId, PeerInfo, StreamReset};
 
 use super::super::{Duplex, Outcome, ProxyContext, ProxyParts, ServiceLinks};
 use crate::clock::SystemClock;

@@ -129,6 +129,13 @@ impl Client {
         bytes
     }
 
+    /// Everything up to the end of the connection.
+    pub(super) async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest).await.unwrap();
+        rest
+    }
+
     /// Whether the proxy closed the connection, with nothing left to read.
     pub(super) async fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();

@@ -1,12 +1,13 @@
 //! Requests that are served, by an instance of the same node.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 
 use super::bench::{Bench, echo, instance, read_body, read_head};
 use super::client::Client;
-use crate::config::Protocol;
+use crate::config::{Protocol, ProxyConfig};
 
 async fn hello() -> (Bench, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
     let mut bench = Bench::start().await;
@@ -230,4 +231,37 @@ async fn requests_in_flight_finish_while_the_proxy_drains() {
     assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
     assert!(client.is_closed().await);
     assert_eq!(drained.await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_cut_answer_is_not_taken_for_a_whole_one() {
+    let mut bench = Bench::start().await;
+    let (address, _) = instance(|mut stream, _| async move {
+        let _request = read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await.unwrap();
+    })
+    .await;
+    bench.add_local("hello", address, Protocol::Http);
+    let mut client = Client::connect(bench.address).await;
+    client.send("GET / HTTP/1.1\r\nHost: hello.mesh\r\n\r\n").await;
+    assert_eq!(client.head().await.status, 200);
+    let rest = String::from_utf8(client.rest().await).unwrap();
+    assert!(!rest.ends_with("0\r\n\r\n"), "{rest:?}");
+}
+
+#[tokio::test]
+async fn the_time_for_an_answer_counts_from_the_end_of_the_body() {
+    let config = ProxyConfig { request_timeout: Duration::from_millis(300), ..ProxyConfig::default() };
+    let mut bench = Bench::with(config, 1).await;
+    let (address, _) = echo("a").await;
+    bench.add_local("hello", address, Protocol::Http);
+    let mut client = Client::connect(bench.address).await;
+    client.send("POST / HTTP/1.1\r\nHost: hello.mesh\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    for _ in 0..4 {
+        client.send("1\r\nx\r\n").await;
+        let early = tokio::time::timeout(Duration::from_millis(100), client.head()).await;
+        assert!(early.is_err(), "answered in the middle of the body: {early:?}");
+    }
+    let reply = client.ask("0\r\n\r\n").await;
+    assert!(reply.status == 200 && reply.text().contains("body: 4\n"), "{reply:?}");
 }

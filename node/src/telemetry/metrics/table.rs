@@ -46,7 +46,7 @@ const fn unstable(name: &'static str, kind: Kind, labels: &'static [&'static str
     Metric { name, kind, labels, stable: false, help }
 }
 
-use Kind::{Counter, Gauge};
+use Kind::{Counter, Gauge, Histogram};
 
 /// Every metric, in the order of `docs/metrics.md`.
 pub const METRICS: &[Metric] = &[
@@ -60,16 +60,140 @@ pub const METRICS: &[Metric] = &[
     // Membership, links, trust.
     stable("marram_members", Gauge, &["state"], "Known nodes by state, this one among the alive"),
     stable("marram_links", Gauge, &["purpose"], "Live links to other nodes by purpose"),
-    stable("marram_certificate_not_after_timestamp_seconds", Gauge, &["certificate"], "When the certificate ends, in Unix seconds"),
+    stable(
+        "marram_certificate_not_after_timestamp_seconds",
+        Gauge,
+        &["certificate"],
+        "When the certificate ends, in Unix seconds",
+    ),
+    stable("marram_membership_verdicts_total", Counter, &["state"], "Changes of a member's state, by the new state"),
+    stable("marram_handshakes_total", Counter, &["direction"], "Finished handshakes with nodes"),
+    stable("marram_handshakes_refused_total", Counter, &["reason"], "Handshakes that were refused or failed"),
+    stable("marram_certificates_refused_total", Counter, &["reason"], "Certificates of peers that were refused"),
+    stable(
+        "marram_frames_refused_total",
+        Counter,
+        &["reason"],
+        "Oversized, truncated or unknown frames; each closed its connection",
+    ),
+    stable("marram_joins_total", Counter, &["result"], "Newcomers admitted, refused by reason, or broken off"),
+    unstable("marram_dials_failed_total", Counter, &["reason"], "Attempts to reach a node that failed"),
+    unstable(
+        "marram_redials_total",
+        Counter,
+        &[],
+        "Connections replaced before a certificate ended or after one was lost",
+    ),
+    unstable("marram_datagrams_dropped_total", Counter, &["reason"], "Datagrams to and from nodes that were dropped"),
+    unstable("marram_messages_dropped_total", Counter, &["reason"], "Messages to nodes that were dropped"),
+    unstable(
+        "marram_probe_packets_total",
+        Counter,
+        &["result"],
+        "Packets of the membership prober: sent, received, or refused by reason",
+    ),
+    unstable("marram_probes_failed_total", Counter, &[], "Probes that nobody answered, directly or indirectly"),
+    unstable("marram_refutations_total", Counter, &[], "Times this node answered a suspicion of itself"),
+    // Gossip.
+    stable("marram_gossip_alive", Gauge, &[], "1 while the gossip loop turns, else 0"),
+    stable("marram_gossip_restarts_total", Counter, &[], "Times the gossip loop was started again after it ended"),
+    stable("marram_gossip_messages_total", Counter, &["direction"], "Gossip messages sent and received"),
+    stable(
+        "marram_gossip_messages_refused_total",
+        Counter,
+        &["reason"],
+        "Gossip messages refused before they were decoded",
+    ),
+    stable(
+        "marram_gossip_refused_total",
+        Counter,
+        &["reason"],
+        "Gossiped records refused: forged, malformed or of unknown nodes",
+    ),
+    unstable(
+        "marram_gossip_dropped_total",
+        Counter,
+        &["reason"],
+        "Gossip messages dropped because the loop was behind",
+    ),
+    unstable("marram_gossip_digest_bytes", Gauge, &[], "Bytes of the digest that stands in every gossip message"),
+    // Requests.
+    stable(
+        "marram_requests_total",
+        Counter,
+        &["service", "direction", "code_class"],
+        "Finished requests and tunnels; inbound came from another node",
+    ),
+    stable(
+        "marram_request_duration_seconds",
+        Histogram,
+        &["service", "direction"],
+        "Time from the whole request head to the end of the answer",
+    ),
+    stable("marram_inflight", Gauge, &[], "Requests and tunnels in flight through this node"),
+    stable("marram_request_timeouts_total", Counter, &[], "Requests whose answer did not begin within their time"),
+    stable("marram_retries_total", Counter, &["service"], "Requests tried again on another candidate"),
+    stable("marram_ejections_total", Counter, &["reason"], "Endpoints ejected by this node after a failure, by reason"),
+    stable("marram_proxy_connections_total", Counter, &["kind"], "Connections accepted from local applications"),
+    stable(
+        "marram_proxy_refused_total",
+        Counter,
+        &["reason"],
+        "Requests, tunnels and connections that this node refused itself",
+    ),
+    unstable(
+        "marram_peers_given_up_total",
+        Counter,
+        &[],
+        "Times a peer no longer answered while requests waited for it",
+    ),
+    unstable(
+        "marram_outcomes_dropped_total",
+        Counter,
+        &[],
+        "Verdicts about endpoints that the control thread was too late to take",
+    ),
     // Policy.
     stable("marram_policy_documents", Gauge, &[], "Live policy documents"),
     stable("marram_policy_conflicts", Gauge, &[], "Documents with concurrent edits that a person should look at"),
     stable("marram_policy_writable", Gauge, &[], "1 while the disk takes policy writes, else 0"),
     stable("marram_problems", Gauge, &[], "Entries of GET /v1/problems"),
+    stable("marram_policy_ops_refused_total", Counter, &["reason"], "Policy writes from peers that were refused"),
+    stable("marram_sync_conversations_total", Counter, &["result"], "Anti-entropy conversations with peers that ended"),
+    unstable("marram_sync_failures_total", Counter, &["reason"], "Anti-entropy conversations that a fault ended"),
+    unstable(
+        "marram_store_commands_dropped_total",
+        Counter,
+        &[],
+        "Messages from peers that the busy store dropped; a later sync brings them",
+    ),
+    // Tasks.
+    stable(
+        "marram_task_restarts_total",
+        Counter,
+        &["task"],
+        "Times a supervised task was started again after it ended",
+    ),
+    unstable("marram_control_events_dropped_total", Counter, &[], "Events that the control loop was too late to take"),
     // Admin API and logs.
-    stable("marram_admin_requests_total", Counter, &["listener", "class"], "Finished requests to the admin API by listener and status class"),
-    stable("marram_admin_refused_total", Counter, &["reason"], "Requests to the admin API refused before any handler, by reason"),
+    stable(
+        "marram_admin_requests_total",
+        Counter,
+        &["listener", "class"],
+        "Finished requests to the admin API by listener and status class",
+    ),
+    stable(
+        "marram_admin_refused_total",
+        Counter,
+        &["reason"],
+        "Requests to the admin API refused before any handler, by reason",
+    ),
     stable("marram_admin_panics_total", Counter, &[], "Panics in handlers of the admin API; each one is a bug"),
     unstable("marram_admin_watchers", Gauge, &[], "Open event streams of GET /v1/watch"),
-    stable("marram_log_dropped_lines_total", Counter, &[], "Log lines dropped because stderr did not take them in time"),
+    stable(
+        "marram_log_dropped_lines_total",
+        Counter,
+        &[],
+        "Log lines dropped because stderr did not take them in time",
+    ),
 ];

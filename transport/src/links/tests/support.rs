@@ -314,7 +314,7 @@ impl Node {
 pub(super) fn linked(first: usize, second: usize) -> (Node, Node) {
     let (a, b) = (Node::start(&member(first), quick()), Node::start(&member(second), quick()));
     a.knows(&b);
-    wait_for("both have a control link", || a.is_linked(&b) && b.is_linked(&a));
+    wait_for("both have been told of a control link", || a.ups() == 1 && b.ups() == 1);
     (a, b)
 }
 

@@ -75,30 +75,38 @@ fn a_death_among_fifty_is_known_to_all_within_twelve_seconds() {
     assert!(slowest > 4 * SECOND, "a suspect must have its four seconds");
 }
 
+/// Rumours passed on a few times once missed a node in ten runs of a hundred, which then waited 17 s.
 #[test]
-fn five_percent_loss_for_five_minutes_kills_nobody() {
-    for seed in 0..2 {
-        let mut sim = Sim::settled(seed, 50, &SwimConfig::lan());
-        sim.loss = 0.05;
-        sim.run_for(300 * SECOND);
-        assert!(sim.deaths().is_empty(), "seed {seed}: {:?}", sim.deaths());
+fn a_death_among_ten_is_known_to_all_within_ten_seconds() {
+    for seed in 0..60 {
+        let mut sim = Sim::settled(seed, 10, &SwimConfig::lan());
+        sim.run_for(Duration::from_millis(seed * 143));
+        let killed_at = sim.now;
+        sim.kill(1);
+        let all = sim.run_until(killed_at + 10 * SECOND, |sim| sim.count_view(1, Liveness::Dead) == 9);
+        assert!(all, "seed {seed}: {} of 9 know", sim.count_view(1, Liveness::Dead));
     }
 }
 
 #[test]
+fn five_percent_loss_for_five_minutes_kills_nobody() {
+    let mut sim = Sim::settled(0, 50, &SwimConfig::lan());
+    sim.loss = 0.05;
+    sim.run_for(300 * SECOND);
+    assert!(sim.deaths().is_empty(), "{:?}", sim.deaths());
+}
+
+#[test]
 fn deaf_accusers_kill_no_healthy_node() {
-    {
-        let seed = 0;
-        let mut sim = Sim::settled(seed, 100, &SwimConfig::lan());
-        for sick in 0..4 {
-            sim.nodes[sick].deaf = Some((4 * SECOND, SECOND / 2));
-        }
-        sim.run_for(300 * SECOND);
-        let among_healthy = |verdict: &&&super::sim::Verdict| verdict.node >= 4 && verdict.observer >= 4;
-        let deaths = sim.deaths();
-        let false_deaths: Vec<_> = deaths.iter().filter(among_healthy).collect();
-        assert!(false_deaths.is_empty(), "seed {seed}: {false_deaths:?}");
+    let mut sim = Sim::settled(0, 100, &SwimConfig::lan());
+    for sick in 0..4 {
+        sim.nodes[sick].deaf = Some((4 * SECOND, SECOND / 2));
     }
+    sim.run_for(300 * SECOND);
+    let deaths = sim.deaths();
+    let among_healthy = deaths.iter().filter(|verdict| verdict.node >= 4 && verdict.observer >= 4);
+    let false_deaths: Vec<_> = among_healthy.collect();
+    assert!(false_deaths.is_empty(), "{false_deaths:?}");
 }
 
 #[test]

@@ -78,7 +78,7 @@ impl Door {
         Self::new(mesh, Role::Admit)
     }
 
-    /// A token made in this folder; its text carries a placeholder that becomes the door's address once it is open.
+    /// A token made in this folder; its text is given the door's address once that is open.
     async fn token(&mut self, ttl: Duration, uses: u32, role: Role) -> String {
         let made = self.token_for("127.0.0.1:1", ttl, uses, role);
         let address = *self.open.wait_for(Option::is_some).await.unwrap();

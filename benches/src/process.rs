@@ -1,0 +1,29 @@
+//! What a process has used so far, from `/proc`.
+
+use std::fs;
+
+use anyhow::Context;
+
+/// Clock ticks per second in `/proc/PID/stat`.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Processor seconds (user and system, all threads) of a process.
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).context("read /proc/PID/stat")?;
+    let (_, fields) = text.rsplit_once(')').context("/proc/PID/stat has a command in parentheses")?;
+    let ticks: Vec<f64> = fields.split_whitespace().skip(11).take(2).filter_map(|word| word.parse().ok()).collect();
+    anyhow::ensure!(ticks.len() == 2, "unexpected /proc/PID/stat: {text}");
+    Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
+}
+
+/// A figure of `/proc/PID/status` in KiB, such as `VmRSS` or `RssAnon`.
+pub(crate) fn status_kib(pid: u32, key: &str) -> anyhow::Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("read /proc/PID/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).with_context(|| key.to_owned())?;
+    Ok(line.split_whitespace().next().context("a number")?.parse()?)
+}
+
+/// The machine's load average over a minute, as text.
+pub(crate) fn load_average() -> String {
+    fs::read_to_string("/proc/loadavg").unwrap_or_default().split_whitespace().next().unwrap_or("?").to_owned()
+}

@@ -1,0 +1,32 @@
+//! Marram as its users run it: several real processes, one module for each feature.
+
+#[cfg(test)]
+mod admin;
+#[cfg(test)]
+mod by_hand;
+#[cfg(test)]
+mod config;
+#[cfg(test)]
+mod death;
+#[cfg(test)]
+mod demo;
+#[cfg(test)]
+mod drain;
+#[cfg(test)]
+mod full_disk;
+#[cfg(test)]
+mod health;
+#[cfg(test)]
+mod joining;
+#[cfg(test)]
+mod leaves;
+#[cfg(test)]
+mod policy;
+#[cfg(test)]
+mod proxy;
+#[cfg(test)]
+mod shares;
+#[cfg(test)]
+mod strangers;
+#[cfg(test)]
+mod tcp;
