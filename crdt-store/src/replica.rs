@@ -304,12 +304,19 @@ impl Replica {
         Ok(self.storage.close()?)
     }
 
-    /// The life after this one, drawn from the seed of this process.
+    /// The life after this one, drawn from the seed of this process; never one that was heard of before, also where a
+    /// caller breaks the rule and hands in the same seed twice.
     fn next_life(&mut self) -> Life {
-        let mints = self.life.mints.saturating_add(1);
-        let hash = sha256(&[b"marram-incarnation", &self.seed, &mints.to_be_bytes()]);
+        let mut life = self.life;
+        let is_used =
+            |life: Life| life.incarnation == self.life.incarnation || self.store.context.highest(&life.incarnation) > 0;
+        while is_used(life) {
+            let mints = life.mints.saturating_add(1);
+            let hash = sha256(&[b"marram-incarnation", &self.seed, &mints.to_be_bytes()]);
+            life = Life { incarnation: Incarnation::from_bytes(head(&hash)), counter: 0, mints };
+        }
         self.counters.incarnations += 1;
-        Life { incarnation: Incarnation::from_bytes(head(&hash)), counter: 0, mints }
+        life
     }
 
     /// The life to go on with once someone has shown ops under our name that we do not know: our disk went back in

@@ -36,7 +36,7 @@ use crate::local::LocalInstances;
 use crate::machine;
 use crate::proxy::{ProxyContext, ProxyParts};
 use crate::snapshot::{Here, Published};
-use crate::state::{Life, State};
+use crate::state::State;
 use crate::store::{Opened, StoreHandle};
 use crate::supervise::supervised;
 use crate::tally::Tally;
@@ -98,7 +98,7 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
         Arc::clone(&identity),
         Arc::clone(&clock),
         &[INSTANCES_TABLE, keeper::BOOK_TABLE],
-        store_events.clone(),
+        store_events,
     )
     .context("open the policy store")?;
 
@@ -116,10 +116,16 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
         threads.handles.clone(),
         Arc::clone(&inbound) as Arc<dyn Inbound>,
         Arc::clone(&clock),
-    )?;
+    )
+    .context("open the mesh port, `mesh.bind` in node.toml")?;
 
     let (state, health_inbox) = state(&config, &identity, here.clone(), lives.incarnation, &links, &clock).await;
-    let first = state.lock().unwrap_or_else(PoisonError::into_inner).snapshot(clock.now());
+    let first = {
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Policy on disk is in force before the first request, not a moment after.
+        state.take_policy(&opened.first.documents, opened.first.broken.clone(), opened.first.state.clone());
+        state.snapshot(clock.now())
+    };
     let published = Arc::new(Published::new(first));
     let (outcomes, outcomes_inbox) = mpsc::channel(1024);
     let proxy = ProxyContext::new(ProxyParts {
@@ -144,7 +150,9 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     let keeper = Arc::new(Keeper::new(dir, lives.generation, book, opened.store.clone()));
     let joins = Arc::new(OnceLock::new());
     let tally = Tally { links: links.clone(), trust, cell: cell.clone(), join: Arc::clone(&joins) };
+    let own_listeners = config.listeners.iter().map(|listener| listener.address).chain([config.proxy.bind]).collect();
     let control = Control {
+        own_listeners,
         tally,
         state: Arc::clone(&state),
         identity: Arc::clone(&identity),
@@ -161,7 +169,6 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
         keeper: Arc::clone(&keeper),
     };
     register(&control, &config, &opened);
-    store_events.send(opened.first).await.ok();
 
     let api = Arc::new(crate::node_api::AgentApi::new(control.clone(), events.clone(), Arc::clone(&leaf)));
     let admin = AdminServer::bind(dir, config.admin.bind, api, metrics).await?;
@@ -193,11 +200,7 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     for address in resolve(&seeds).await {
         links.dial_seed(address);
     }
-    state.lock().unwrap_or_else(PoisonError::into_inner).life = Life::Ready;
-    info!(
-        node = here.name, id = %here.node, mesh = here.mesh, mesh_port = %links.local_addr(), proxy = %config.proxy.bind,
-        admin = %config.admin.bind, "ready"
-    );
+    info!(mesh_port = %links.local_addr(), proxy = %config.proxy.bind, admin = %config.admin.bind, "listening");
 
     stop_asked().await;
     events.send(Event::Drain).await.ok();

@@ -74,6 +74,8 @@ pub struct Control {
     pub watch: broadcast::Sender<WatchEvent>,
     /// Counters of the links and of gossip, for the metrics.
     pub tally: Tally,
+    /// Addresses on which this node itself listens for applications; an instance there would be a loop.
+    pub own_listeners: Arc<[SocketAddr]>,
     /// This life of the node, strictly rising over restarts.
     pub generation: u64,
     /// Keeps what outlives a restart: incarnation and addresses.
@@ -134,11 +136,22 @@ impl Control {
         };
         running.tell_facts();
         running.take_everything_gossiped();
+        running.advance();
+        running.ready();
         running.work(&mut inputs).await;
     }
 }
 
 impl Running {
+    /// The first snapshot with this node's own instances is in force: take work.
+    fn ready(&self) {
+        let mut state = self.control.state();
+        if state.life == Life::Starting {
+            state.life = Life::Ready;
+            info!(node = state.here.name, id = %state.here.node, mesh = state.here.mesh, "ready");
+        }
+    }
+
     async fn work(&mut self, inputs: &mut Inputs) {
         loop {
             let now = self.control.clock.now();
@@ -304,9 +317,10 @@ impl Running {
         metrics::counter!("marram_membership_verdicts_total", "state" => state.clone()).increment(1);
         self.control.watch.send(WatchEvent::Node { node: name, state, reason: reason.to_owned() }).ok();
         match liveness {
-            Liveness::Dead | Liveness::Left => self.control.proxy.peer_dead(node),
+            Liveness::Dead => self.control.proxy.peer_dead(node),
             Liveness::Alive => self.control.syncer.start(node),
-            Liveness::Joining | Liveness::Suspect => {}
+            // Who says goodbye still answers what it has; new requests go elsewhere, and its links tell when it is gone.
+            Liveness::Left | Liveness::Joining | Liveness::Suspect => {}
         }
     }
 

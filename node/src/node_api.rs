@@ -63,6 +63,11 @@ impl AgentApi {
             labels: registration.labels,
             checks: registration.checks,
         };
+        if self.control.own_listeners.contains(&config.socket_addr()) {
+            let message = format!("{} is a listener of this node: requests would go round in a loop", config.socket_addr());
+            let hint = Some("give the port of the application itself".to_owned());
+            return Err(ApiError::Invalid { problems: vec![policy::Problem::new("port", message, hint)] });
+        }
         let value = serde_json::to_vec(&config).map_err(|fault| ApiError::Limit(fault.to_string()))?;
         let key = instance_key(&config.name, &config.instance_id());
         self.control.store.put_record(INSTANCES_TABLE, key, value).await?;

@@ -21,6 +21,9 @@ pub struct Pick {
     pub weighed: Arc<[Weighed]>,
     /// The endpoints that were weighed.
     pub candidates: Arc<[Arc<Endpoint>]>,
+    /// The capacity, load and distance that gave each its weight, in the order of `candidates`; loads move with every
+    /// request, these are the ones of this decision.
+    pub inputs: Arc<[Candidate]>,
 }
 
 /// An endpoint that takes no part in a draw, with the reason.
@@ -46,7 +49,7 @@ pub fn pick(snapshot: &Snapshot, service: &str, tried: &[Arc<Endpoint>], u: f64,
     let view = snapshot.services.get(service).ok_or(NoPick::UnknownService)?;
     let backend = snapshot.table.backend(service);
     let (candidates, out) = eligible(view, tried, now, backend);
-    let weighed = weigh(view, &candidates, backend);
+    let (inputs, weighed) = weigh(view, &candidates, backend);
     let Some(index) = policy::draw(&weighed, u) else {
         return Err(NoPick::NoneHealthy(reasons(view, tried, &out)));
     };
@@ -63,6 +66,7 @@ pub fn pick(snapshot: &Snapshot, service: &str, tried: &[Arc<Endpoint>], u: f64,
         probability: weighed.get(index).map_or(0.0, |share| share.probability),
         weighed: weighed.into(),
         candidates: candidates.into(),
+        inputs: inputs.into(),
     })
 }
 
@@ -101,13 +105,12 @@ pub fn eligible(
     (inside, out)
 }
 
-/// Weighs `candidates` by the policy in force, with the load as estimated here and now.
-#[must_use]
-pub fn weigh(view: &ServiceView, candidates: &[Arc<Endpoint>], backend: &BackendPolicy) -> Vec<Weighed> {
+/// Weighs `candidates` by the policy in force, with the load as estimated here and now; the inputs come back too.
+fn weigh(view: &ServiceView, candidates: &[Arc<Endpoint>], backend: &BackendPolicy) -> (Vec<Candidate>, Vec<Weighed>) {
     let mut weighed = Vec::with_capacity(candidates.len());
     let inputs: Vec<Candidate> = candidates.iter().map(|endpoint| candidate(view, endpoint)).collect();
     policy::weigh(backend, &inputs, &mut weighed);
-    weighed
+    (inputs, weighed)
 }
 
 /// The endpoint's estimated requests in flight: half told by the owner, half seen from here.

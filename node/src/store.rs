@@ -108,8 +108,8 @@ pub type Records = Vec<(Vec<u8>, Vec<u8>)>;
 pub struct Opened {
     /// The way to the thread.
     pub store: StoreHandle,
-    /// The state at the start, as the first event.
-    pub first: StoreEvent,
+    /// The state at the start.
+    pub first: StoreChange,
     /// Records of each table asked for.
     pub records: BTreeMap<&'static str, Records>,
 }
@@ -141,7 +141,7 @@ impl StoreHandle {
             .collect();
         let (commands, inbox) = mpsc::channel(QUEUE);
         let mut thread = thread::StoreThread::new(replica, clock, events);
-        let first = StoreEvent::Changed(Box::new(thread.change(&[], Bytes::new(), None)));
+        let first = thread.change(&[], Bytes::new(), None);
         let spawned = std::thread::Builder::new().name("store".to_owned()).spawn(move || thread.run(inbox));
         if let Err(source) = spawned {
             return Err(StoreError::Storage(crdt_store::StorageError::Io { doing: "starting its thread", source }));

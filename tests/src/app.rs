@@ -103,7 +103,9 @@ fn serve(mut stream: TcpStream, inside: &Inside) -> Option<()> {
         let head = String::from_utf8_lossy(bytes.get(..end)?).into_owned();
         let length = head
             .lines()
-            .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().parse::<usize>()))
+            .find_map(|line| {
+                line.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().parse::<usize>())
+            })
             .and_then(Result::ok)
             .unwrap_or(0);
         while bytes.len() < end + length {

@@ -81,11 +81,14 @@ impl Fleet {
     pub fn add(&mut self, words: &[&str], setup: Setup<'_>) -> &mut Node {
         let n = self.nodes.len();
         let mut node = self.newcomer();
-        let said = match self.nodes.first() {
-            None => run(&node.options(&["init", "--mesh", "it"])),
-            Some(first) => run(&node.options(&["join", &first.token(words)])),
-        };
-        assert_eq!(said.code, 0, "{}: {}", node.name, said.err);
+        match self.nodes.first() {
+            None => {
+                let said = run(&node.options(&["init", "--mesh", "it"]));
+                assert_eq!(said.code, 0, "{}: {}", node.name, said.err);
+            }
+            // The first node may still be starting.
+            Some(first) => join(&node, &first.token(words)),
+        }
         node.configure(|config| {
             config.mesh.bind = node.mesh;
             setup(n, config);
@@ -165,6 +168,15 @@ impl Fleet {
     pub fn logs(&self) -> String {
         self.nodes.iter().map(|node| format!("--- {}\n{}", node.name, node.log_tail(25))).collect()
     }
+}
+
+/// Joins, again and again as long as nobody listens at the token's address.
+fn join(node: &Node, token: &str) {
+    eventually(&format!("{} joins", node.name), WHOLE, || {
+        let said = run(&node.options(&["join", token]));
+        assert!(said.code == 0 || said.code == 5, "{}: {}", node.name, said.err);
+        if said.code == 0 { Ok(()) } else { Err(said.err) }
+    });
 }
 
 impl Node {
@@ -301,7 +313,11 @@ impl Node {
     /// Why there was no answer, or the answer when it is no success.
     pub fn ask(&self, path: &str) -> Result<serde_json::Value, String> {
         let answer = get(self.admin, path, &[])?;
-        if answer.status == 200 { Ok(answer.json()) } else { Err(format!("{path}: {}: {}", answer.status, answer.body)) }
+        if answer.status == 200 {
+            Ok(answer.json())
+        } else {
+            Err(format!("{path}: {}: {}", answer.status, answer.body))
+        }
     }
 
     /// A write of the admin API with this node's token.
@@ -365,7 +381,11 @@ impl Node {
     /// Why there was no answer.
     pub fn root(&self) -> Result<String, String> {
         let status = self.ask("/v1/status")?;
-        status.pointer("/policy/root").and_then(|root| root.as_str()).map(str::to_owned).ok_or_else(|| status.to_string())
+        status
+            .pointer("/policy/root")
+            .and_then(|root| root.as_str())
+            .map(str::to_owned)
+            .ok_or_else(|| status.to_string())
     }
 
     /// One counter or gauge of `/metrics`, summed over its labels; 0 when it is not there.

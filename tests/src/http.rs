@@ -100,7 +100,8 @@ pub fn send_within(address: SocketAddr, request: &Request<'_>, limit: Duration) 
     let answer = agent.run(ready).map_err(|fault| fault.to_string())?;
     let status = answer.status().as_u16();
     let headers = answer.headers().iter();
-    let headers = headers.map(|(k, v)| (k.as_str().to_owned(), String::from_utf8_lossy(v.as_bytes()).into_owned())).collect();
+    let headers =
+        headers.map(|(k, v)| (k.as_str().to_owned(), String::from_utf8_lossy(v.as_bytes()).into_owned())).collect();
     let body = answer.into_body().read_to_string().map_err(|fault| fault.to_string())?;
     Ok(Answer { status, headers, body })
 }

@@ -728,6 +728,23 @@ fn a_replica_set_back_in_time_takes_a_new_life_when_peers_know_better() {
     assert_eq!(b.counters().equivocations, 0);
 }
 
+/// The same seed, handed in twice, once gave the life that was just given up: counters began again under a used name.
+#[test]
+fn a_new_life_is_never_one_that_was_used() {
+    let disk = Disk::new();
+    let mut a = replica_on("a", on(&disk), 0);
+    put(&mut a, "r", &[("x", "1")]);
+    drop(a);
+    let mut a = replica_on("a", on(&disk), 0);
+    let first = a.incarnation();
+    let mut theirs = a.context().clone();
+    theirs.insert(Dot::new(first, 2));
+    a.heed(&theirs).expect("stores");
+    assert_ne!(a.incarnation(), first);
+    drop(a);
+    assert_ne!(replica_on("a", on(&disk), 1).incarnation(), first);
+}
+
 #[test]
 fn a_pushed_op_under_our_own_name_that_we_do_not_know_ends_our_life() {
     let disk = Disk::new();

@@ -31,31 +31,32 @@ pub struct Cli {
     command: Command,
 }
 
-const HELP: &str = "{about}\n\n{usage-heading} {usage}\n{after-help}\n\nOptions:\n{options}\n";
+const HELP: &str = "{about}\n\n{usage-heading} {usage}{after-help}\n\nOptions:\n{options}\n";
 
 /// The verbs by what they are for. A test holds this list to the verbs there are.
 const GROUPS: &str = "\
 Start
-  demo           three nodes, services and load on this machine   marram demo --for 30s
-  init           a new mesh with its first node                   marram init --dir a --mesh shop --name a
-  token create   let one more node in                             marram token create --dir a
-  join           a new node from a token                          marram join TOKEN --dir b --name b
-  agent          run the node of a folder                         marram agent --dir a
+  demo           nodes, services and load, all here       marram demo --for 30s
+  init           a new mesh with its first node           marram init --dir a --mesh shop --name a
+  token create   let one more node in                     marram token create --dir a
+  join           a new node from a token                  marram join TOKEN --dir b --name b
+  agent          run the node of a folder                 marram agent --dir a
 
 Look
-  status         this node, its members, links and policy         marram status --dir a
-  nodes          every node, its state and why                    marram nodes --dir a -o wide
-  services       every service and its instances                  marram services --dir a
-  route explain  why requests go where they go                    marram route explain hello --dir a
+  status         this node, its members, links, policy    marram status --dir a
+  nodes          every node, its state and why            marram nodes --dir a -o wide
+  services       every service and its instances          marram services --dir a
+  route explain  why requests go where they go            marram route explain hello --dir a
 
 Policy
-  policy         apply, list, get, delete, conflicts              marram policy apply --dir a -f split.yaml
+  policy         apply, list, get, delete, conflicts      marram policy apply --dir a -f split.yaml
 
 Settings
-  config         check or print a node.toml                       marram config check --dir a
+  config         check or print a node.toml               marram config check --dir a
 
 Readers reach a node by --admin, MARRAM_ADMIN or --dir; else http://127.0.0.1:7070 is asked.
-Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded, 4 stale context, 5 not reachable, 6 denied, 7 invalid.";
+Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded, 4 stale context, 5 not reachable, 6 denied,
+7 invalid.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

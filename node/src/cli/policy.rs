@@ -251,9 +251,11 @@ pub(super) fn policies_text(policies: &[PolicyView], width: Option<u16>) -> Stri
         ("STATE", Align::Left),
         ("WRITTEN BY", Align::Left),
         ("AT", Align::Left),
+        // Long and rarely read: `policy get` shows it too.
         ("ETAG", Align::Left),
     ];
-    let mut sheet = Sheet::new(&columns, width);
+    let shown = if width.is_some() { columns.len() - 1 } else { columns.len() };
+    let mut sheet = Sheet::new(columns.get(..shown).unwrap_or(&columns), width);
     for policy in policies {
         let state = match (policy.conflicts.is_empty(), policy.deleted_concurrently) {
             (true, false) => "ok".to_owned(),

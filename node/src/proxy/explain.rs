@@ -3,7 +3,7 @@
 use hyper::header::HeaderValue;
 use serde::Serialize;
 
-use crate::pick::{Pick, capacity, inflight};
+use crate::pick::Pick;
 use crate::snapshot::Snapshot;
 
 /// Candidates in one header; the most probable ones are named.
@@ -44,27 +44,23 @@ const fn is_false(value: &bool) -> bool {
     !*value
 }
 
-/// The decision as one line of JSON. Called right after the draw, as loads move with every request.
+/// The decision as one line of JSON, with the very numbers that were weighed.
 pub(super) fn decision(snapshot: &Snapshot, service: &str, pick: &Pick, retries: u32) -> Option<HeaderValue> {
-    let view = snapshot.services.get(service)?;
     let policy = snapshot.table.backend(service);
     let mut candidates: Vec<Candidate<'_>> = pick
         .candidates
         .iter()
-        .zip(pick.weighed.iter())
-        .map(|(endpoint, weighed)| {
-            let (in_flight, capacity) = (inflight(view, endpoint), capacity(endpoint).requests());
-            Candidate {
-                instance: &endpoint.instance,
-                node: &endpoint.node_name,
-                capacity: short(capacity),
-                inflight: short(in_flight),
-                load: short(in_flight / capacity),
-                distance_ms: short(endpoint.distance_ms),
-                weight: short(weighed.weight),
-                probability: short(weighed.probability),
-                chosen: std::sync::Arc::ptr_eq(endpoint, &pick.endpoint),
-            }
+        .zip(pick.inputs.iter().zip(pick.weighed.iter()))
+        .map(|(endpoint, (input, weighed))| Candidate {
+            instance: &endpoint.instance,
+            node: &endpoint.node_name,
+            capacity: short(input.capacity.requests()),
+            inflight: short(input.load_used() * input.capacity.requests()),
+            load: short(input.load_used()),
+            distance_ms: short(input.distance_used_ms()),
+            weight: short(weighed.weight),
+            probability: short(weighed.probability),
+            chosen: std::sync::Arc::ptr_eq(endpoint, &pick.endpoint),
         })
         .collect();
     candidates.sort_by(|a, b| b.chosen.cmp(&a.chosen).then(b.probability.total_cmp(&a.probability)));

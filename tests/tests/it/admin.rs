@@ -60,7 +60,11 @@ fn writes_over_tcp_need_the_token_of_the_folder() {
     assert!(nothing.header("www-authenticate").is_some_and(|told| told.starts_with("Bearer")), "{nothing:?}");
     assert!(nothing.json()["detail"].as_str().unwrap().contains("admin.token"), "it says where the token is");
     assert_problem(&put(&[("authorization", "Basic YTpi")]), 401, "token_required");
-    assert_problem(&put(&[("authorization", "Bearer AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")]), 401, "token_wrong");
+    assert_problem(
+        &put(&[("authorization", "Bearer AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")]),
+        401,
+        "token_wrong",
+    );
     for (method, path) in [
         ("DELETE", "/v1/policies/global/BackendTrafficPolicy/x"),
         ("PUT", "/v1/services/x/instances/y"),
@@ -88,7 +92,8 @@ fn the_host_header_must_name_this_machine() {
     }
     let none = raw(node.admin, b"GET /v1/status HTTP/1.0\r\n\r\n").unwrap();
     assert!(none.contains(" 421 "), "{none}");
-    let two = raw(node.admin, b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    let two =
+        raw(node.admin, b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     assert!(!two.unwrap().contains(" 200 "), "two Host headers are none");
 }
 
@@ -162,7 +167,10 @@ fn metrics_are_text_that_prometheus_reads() {
     assert_eq!(node.get("hello", "/").unwrap().status, 200);
     node.get("nobody", "/").unwrap();
     let answer = get(node.admin, "/metrics", &[]).unwrap();
-    assert!(answer.header("content-type").is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4")), "{answer:?}");
+    assert!(
+        answer.header("content-type").is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4")),
+        "{answer:?}"
+    );
     let (mut types, mut seen) = (HashSet::new(), HashSet::new());
     for line in answer.body.lines().filter(|line| !line.is_empty()) {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
@@ -183,9 +191,14 @@ fn metrics_are_text_that_prometheus_reads() {
         assert!(seen.insert(series.to_owned()), "twice: {line}");
     }
     for name in [
-        "marram_build_info", "marram_members", "marram_links", "marram_policy_documents",
-        "marram_process_resident_memory_bytes", "marram_certificate_not_after_timestamp_seconds",
-        "marram_proxy_refused_total", "marram_admin_requests_total",
+        "marram_build_info",
+        "marram_members",
+        "marram_links",
+        "marram_policy_documents",
+        "marram_process_resident_memory_bytes",
+        "marram_certificate_not_after_timestamp_seconds",
+        "marram_proxy_refused_total",
+        "marram_admin_requests_total",
     ] {
         assert!(types.contains(name), "{name} is missing");
     }
@@ -206,9 +219,13 @@ fn probes_say_that_the_node_lives_and_takes_work() {
 fn the_folder_and_its_secrets_are_for_their_owner_alone() {
     let one = ONE.get(one);
     let dir = &one.node().dir;
-    for (path, mode) in
-        [("", 0o700), ("admin.token", 0o600), ("admin.sock", 0o600), ("identity/node.key", 0o600), ("identity/admission.key", 0o600)]
-    {
+    for (path, mode) in [
+        ("", 0o700),
+        ("admin.token", 0o600),
+        ("admin.sock", 0o600),
+        ("identity/node.key", 0o600),
+        ("identity/admission.key", 0o600),
+    ] {
         let found = fs::metadata(dir.join(path)).unwrap().permissions().mode() & 0o777;
         assert_eq!(found, mode, "{path}: {found:o}");
     }
@@ -223,7 +240,8 @@ fn a_watcher_hears_of_a_policy_write() {
     stream.write_all(b"GET /v1/watch HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines();
     let mut wait_for = |word: &str| loop {
-        let line = lines.next().expect("the stream goes on").unwrap_or_else(|fault| panic!("waiting for {word}: {fault}"));
+        let line =
+            lines.next().expect("the stream goes on").unwrap_or_else(|fault| panic!("waiting for {word}: {fault}"));
         if line.contains(word) {
             return line;
         }

@@ -1,10 +1,11 @@
 //! The walk of somebody who read the README: init, token, join, three agents, a service, and the verbs that look.
 
+use std::process::Command;
 use std::time::Duration;
 
 use node::view::{NodeView, ServiceSummary, Status};
 use policy::explain::Explanation;
-use tests::{App, Fleet, Node, Said, Shared, eventually, free_port, run};
+use tests::{App, Fleet, Node, Said, Shared, eventually, free_port, has_program, run, run_command, skip};
 
 static WALK: Shared<Walk> = Shared::new();
 
@@ -52,6 +53,30 @@ fn a_request_at_the_third_node_reaches_both_that_serve() {
 }
 
 #[test]
+fn curl_reaches_a_service_in_every_way_that_the_readme_shows() {
+    if !has_program("curl") {
+        skip("curl_reaches_a_service_in_every_way_that_the_readme_shows", "curl is not installed");
+        return;
+    }
+    let walk = WALK.get(walk);
+    let proxy = walk.fleet.nodes[2].proxy;
+    let (url, port) = (format!("http://{proxy}/"), proxy.port());
+    let named = format!("http://hello.mesh.localhost:{port}/");
+    let resolve = format!("hello.mesh.localhost:{port}:127.0.0.1");
+    for words in [
+        vec!["-H", "Host: hello.mesh", &url],
+        vec!["--resolve", &resolve, &named],
+        vec!["--proxy", &url, "http://hello.mesh/"],
+        vec!["--proxytunnel", "--proxy", &url, "http://hello.mesh/"],
+        vec!["-H", "Host: hello.mesh", "--data-binary", "@/proc/self/status", &url],
+    ] {
+        let said =
+            run_command(Command::new("curl").args(["--silent", "--show-error", "--max-time", "10"]).args(&words));
+        assert!(said.code == 0 && said.out.starts_with("hello from "), "{words:?}: {said:?}");
+    }
+}
+
+#[test]
 fn nodes_lists_every_member_alive_as_table_and_as_json() {
     let walk = WALK.get(walk);
     for node in &walk.fleet.nodes {
@@ -67,7 +92,8 @@ fn nodes_lists_every_member_alive_as_table_and_as_json() {
             let nodes: Vec<NodeView> = serde_json::from_str(&said.out).unwrap();
             assert_eq!(nodes.len(), 3, "{nodes:?}");
             assert!(nodes.iter().all(|known| known.state == "alive"), "{nodes:?}");
-            let mine: Vec<&str> = nodes.iter().filter(|known| known.this_node).map(|known| known.name.as_str()).collect();
+            let mine: Vec<&str> =
+                nodes.iter().filter(|known| known.this_node).map(|known| known.name.as_str()).collect();
             assert_eq!(mine, [node.name.as_str()]);
         }
         let wide = node.run(&["nodes", "-o", "wide"]);
@@ -126,7 +152,9 @@ fn explain_shows_every_number_of_the_formula() {
     assert_eq!(third.get("hello", "/").unwrap().status, 200);
     for said in both_ways(third, &["route", "explain", "hello"]) {
         assert_eq!(said.code, 0, "{said:?}");
-        for word in ["SERVICE hello", "from n2", "EdgeDecay", "half-distance 25ms", "policy: default", "@n0", "@n1", "OBSERVED"] {
+        for word in
+            ["SERVICE hello", "from n2", "EdgeDecay", "half-distance 25ms", "policy: default", "@n0", "@n1", "OBSERVED"]
+        {
             assert!(said.out.contains(word), "{word}: {}", said.out);
         }
     }

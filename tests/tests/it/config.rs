@@ -36,8 +36,12 @@ fn an_unknown_field_is_refused_with_its_path_and_the_nearest_name() {
     for said in [agent(&node), node.run(&["config", "check"])] {
         assert_eq!(said.code, 7, "{said:?}");
         for words in [
-            "node.toml: line 2: unknown field `proxy.request_timout`", "did you mean `request_timeout`?",
-            "gossip.preset", "did you mean `lan`?", "service[0].capcity", "did you mean `capacity`?",
+            "node.toml: line 2: unknown field `proxy.request_timout`",
+            "did you mean `request_timeout`?",
+            "gossip.preset",
+            "did you mean `lan`?",
+            "service[0].capcity",
+            "did you mean `capacity`?",
         ] {
             assert!(said.err.contains(words), "{words}: {}", said.err);
         }
@@ -89,7 +93,9 @@ fn a_taken_port_is_named_together_with_its_option() {
 #[test]
 fn keys_that_others_can_read_are_refused() {
     let (_fleet, node) = made();
-    for (path, wrong, right) in [("identity/node.key", 0o644, 0o600), ("identity/admission.key", 0o640, 0o600), ("", 0o755, 0o700)] {
+    for (path, wrong, right) in
+        [("identity/node.key", 0o644, 0o600), ("identity/admission.key", 0o640, 0o600), ("", 0o755, 0o700)]
+    {
         let path = node.dir.join(path);
         set_mode(&path, wrong);
         let said = agent(&node);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tests::{App, Fleet, Load, Node, Sent, eventually};
 
 /// Threads that send POSTs; so many can be in flight when the node dies.
@@ -67,6 +68,47 @@ fn killing_a_serving_node_fails_no_idempotent_request_and_it_is_back_soon_after_
         writes.len(),
         failed.len()
     );
+}
+
+#[test]
+fn a_node_that_freezes_fails_no_idempotent_request_and_is_back_when_it_thaws() {
+    let apps = [App::start("a"), App::start("b")];
+    let fleet = Fleet::start(3, &|n, config| {
+        if let Some(app) = apps.get(n) {
+            Node::serve(config, "hello", app.address(), Some(100.0));
+        }
+    });
+    fleet.wait_service("hello", 2);
+    let reads = Load::start(fleet.nodes[2].proxy, "hello", "GET", 4, Duration::from_millis(5));
+    wait_for(&reads, 200);
+    // Its sockets stay open and nothing answers: nobody is told, everything has to be noticed.
+    fleet.nodes[1].signal(Signal::STOP);
+    let (_, noticed) = eventually("the others list it as dead", Duration::from_secs(10), || {
+        for node in [&fleet.nodes[0], &fleet.nodes[2]] {
+            let dead = node.members("dead")?;
+            if dead != ["n1"] {
+                return Err(format!("{}: {:?}", node.name, node.nodes()?));
+            }
+        }
+        Ok(())
+    });
+    wait_for(&reads, reads.count() + 200);
+    let served_before = apps[1].requests();
+    fleet.nodes[1].signal(Signal::CONT);
+    let (_, back) = eventually("it is alive everywhere and serves again", Duration::from_secs(10), || {
+        for node in &fleet.nodes {
+            let alive = node.members("alive")?;
+            if alive.len() != 3 {
+                return Err(format!("{} sees {alive:?}\n{}", node.name, node.log_tail(15)));
+            }
+        }
+        if apps[1].requests() > served_before { Ok(()) } else { Err("no request arrived there".to_owned()) }
+    });
+    let reads = reads.stop();
+    let failed: Vec<&Sent> = reads.iter().filter(|sent| !sent.is_good()).collect();
+    assert!(failed.is_empty(), "{} of {} GETs: {failed:#?}\n{}", failed.len(), reads.len(), fleet.logs());
+    let slowest = reads.iter().map(|sent| sent.took).max().unwrap_or_default();
+    println!("{} GETs, slowest {slowest:?}; dead after {noticed:?}, back after {back:?}", reads.len());
 }
 
 fn wait_for(load: &Load, count: usize) {

@@ -22,9 +22,8 @@ fn a_node_told_to_stop_finishes_what_it_has_and_says_goodbye() {
     let load = Load::start(fleet.nodes[2].proxy, "hello", "GET", 2, Duration::from_millis(5));
     // From another node, and from an application beside it.
     let (remote, local) = (fleet.nodes[2].proxy, fleet.nodes[0].proxy);
-    let slow = [remote, local].map(|proxy| {
-        thread::spawn(move || get(proxy, "/slow?ms=2000", &[("host", "slow.mesh")]))
-    });
+    let slow =
+        [remote, local].map(|proxy| thread::spawn(move || get(proxy, "/slow?ms=2000", &[("host", "slow.mesh")])));
     eventually("both slow requests are in flight", Duration::from_secs(5), || {
         let known = fleet.nodes[0].ask("/v1/services/slow")?;
         if known["instances"][0]["inflight"] == 2 { Ok(()) } else { Err(known.to_string()) }

@@ -26,9 +26,8 @@ fn document(number: usize) -> String {
 
 fn names(node: &Node) -> Vec<String> {
     let all = node.ask("/v1/policies?kind=Ballast").unwrap();
-    let mut names: Vec<String> = (all.as_array().unwrap().iter())
-        .filter_map(|policy| policy["name"].as_str().map(str::to_owned))
-        .collect();
+    let mut names: Vec<String> =
+        (all.as_array().unwrap().iter()).filter_map(|policy| policy["name"].as_str().map(str::to_owned)).collect();
     names.sort();
     names
 }

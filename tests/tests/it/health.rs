@@ -50,7 +50,7 @@ fn an_instance_whose_check_fails_is_out_until_it_passes_again() {
         assert_eq!(client.get("hello", "/").unwrap().body, "hello from b");
     }
     assert_eq!(apps[0].requests(), before);
-    let listed = fleet.nodes[0].run(&["services"]);
+    let listed = fleet.nodes[0].run(&["services", "-o", "wide"]);
     assert!(listed.out.contains("http check fails"), "{listed:?}");
 
     apps[0].set_healthy(true);
@@ -67,7 +67,8 @@ fn a_ttl_instance_is_up_as_long_as_it_is_heard_and_gone_when_removed() {
     let fleet = Fleet::start(2, &|_, _| {});
     let [owner, client] = fleet.nodes.as_slice() else { unreachable!() };
     let at = "/v1/services/worker/instances/w-1";
-    let registration = json!({ "port": app.address().port(), "capacity": 7, "checks": [{ "type": "ttl", "ttl": "1500ms" }] });
+    let registration =
+        json!({ "port": app.address().port(), "capacity": 7, "checks": [{ "type": "ttl", "ttl": "1500ms" }] });
     let put = owner.write("PUT", at, &registration.to_string());
     assert_eq!(put.status, 204, "{put:?}");
     let reasons = wait_drawn(client, "worker", &[]);
@@ -145,7 +146,7 @@ fn a_crashed_application_fails_no_request_and_is_drawn_again_when_it_is_back() {
     let reasons = wait_drawn(client, "hello", &["n0"]);
     assert!(reasons.iter().any(|reason| reason.starts_with("n1: ")), "{reasons:?}");
     eventually("its own node says why", SOON, || {
-        let listed = fleet.nodes[1].run(&["services"]).out;
+        let listed = fleet.nodes[1].run(&["services", "-o", "wide"]).out;
         if listed.contains("connect") { Ok(()) } else { Err(listed) }
     });
     let during = load.count();

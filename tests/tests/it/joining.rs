@@ -135,7 +135,9 @@ fn only_a_node_that_admits_makes_tokens() {
     assert!(said.err.contains("may not admit"), "{said:?}");
     fleet.add(&["--role", "admit"], &|_, _| {});
     fleet.wait_whole();
-    let said = join(&newcomer(&fleet, "by-the-third"), &fleet.nodes[2].token(&[]));
+    let token = fleet.nodes[2].token(&[]);
+    wait_for_door(&fleet.nodes[2]);
+    let said = join(&newcomer(&fleet, "by-the-third"), &token);
     assert_eq!(said.code, 0, "a node of the role admit lets others in: {said:?}");
 }
 

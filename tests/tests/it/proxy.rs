@@ -85,7 +85,8 @@ fn a_host_outside_the_mesh_is_not_proxied() {
 fn a_service_is_reached_by_host_by_absolute_form_and_by_connect() {
     let two = TWO.get(two);
     for node in &two.fleet.nodes {
-        for host in ["hello.mesh", "HELLO.mesh", "hello.mesh:7080", "hello.mesh.localhost", "hello.mesh.localhost:7080"] {
+        for host in ["hello.mesh", "HELLO.mesh", "hello.mesh:7080", "hello.mesh.localhost", "hello.mesh.localhost:7080"]
+        {
             let answer = get(node.proxy, "/", &[("host", host)]).unwrap();
             assert_eq!((answer.status, answer.body.as_str()), (200, "hello from a"), "{host}");
         }
@@ -175,6 +176,7 @@ fn a_body_of_a_megabyte_arrives_whole() {
     let node = &two.fleet.nodes[1];
     let body = "0123456789abcdef".repeat(64 * 1024);
     let headers = [("host", "hello.mesh")];
-    let answer = send(node.proxy, &Request { method: "POST", path: "/", headers: &headers, body: Some(&body) }).unwrap();
+    let answer =
+        send(node.proxy, &Request { method: "POST", path: "/", headers: &headers, body: Some(&body) }).unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
 }

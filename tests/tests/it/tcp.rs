@@ -99,6 +99,52 @@ fn a_server_that_ends_first_is_heard_and_one_that_is_gone_closes_at_once() {
 }
 
 #[test]
+fn a_killed_node_costs_only_the_connections_that_were_open_through_it() {
+    let echoes = [TcpEcho::start("a"), TcpEcho::start("b")];
+    let listener = free_port();
+    let mut fleet = Fleet::start(3, &|n, config| {
+        if let Some(echo) = echoes.get(n) {
+            offer(config, "echo", echo.address());
+        } else {
+            config.listeners.push(ListenerConfig { service: "echo".to_owned(), address: listener });
+        }
+    });
+    fleet.wait_service("echo", 2);
+    // Tunnels count as in flight, so a second one goes elsewhere soon; some are open to each.
+    let mut open: Vec<(u8, TcpStream)> = Vec::new();
+    eventually("tunnels are open to both", Duration::from_secs(10), || {
+        let mut stream = connect(listener);
+        let mut name = [0; 2];
+        stream.read_exact(&mut name).map_err(|fault| fault.to_string())?;
+        open.push((name[0], stream));
+        let both = b"ab".iter().all(|name| open.iter().any(|(other, _)| other == name));
+        if both { Ok(()) } else { Err(format!("{} tunnels", open.len())) }
+    });
+    fleet.nodes[1].kill();
+    for _ in 0..20 {
+        let mut stream = connect(listener);
+        stream.write_all(b"x").unwrap();
+        let mut answer = [0; 3];
+        stream.read_exact(&mut answer).expect("a new connection goes to the node that is left");
+        assert_eq!(&answer, b"a:x");
+    }
+    for (name, stream) in &mut open {
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        if *name == b'a' {
+            stream.write_all(b"still").unwrap();
+            stream.read_exact(&mut [0; 5]).expect("the others go on");
+        } else {
+            let ended = stream.read(&mut [0; 1]);
+            let silent = ended.as_ref().err().is_some_and(|fault| fault.kind() == std::io::ErrorKind::WouldBlock);
+            assert!(
+                !silent && ended.as_ref().ok().is_none_or(|count| *count == 0),
+                "it is ended, not left hanging: {ended:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn redis_cli_works_through_a_listener() {
     if !has_program("redis-server") || !has_program("redis-cli") {
         skip("redis_cli_works_through_a_listener", "redis-server and redis-cli are not installed");
@@ -109,7 +155,9 @@ fn redis_cli_works_through_a_listener() {
     server.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", "/tmp"]);
     server.args(["--port", &address.port().to_string()]).stdout(Stdio::null());
     let _server = Process::start(&mut server);
-    eventually("redis listens", Duration::from_secs(10), || TcpStream::connect(address).map_err(|fault| fault.to_string()));
+    eventually("redis listens", Duration::from_secs(10), || {
+        TcpStream::connect(address).map_err(|fault| fault.to_string())
+    });
     let (_fleet, listeners) = fleet_for("redis", address);
     let cli = |listener: SocketAddr, words: &[&str]| -> Said {
         let port = listener.port().to_string();
@@ -168,7 +216,8 @@ fn psql_works_through_a_listener() {
         if said.code == 0 { Ok(()) } else { Err(said.err) }
     });
     let (_fleet, listeners) = fleet_for("db", address);
-    let made = sql(listeners[0], "create table t as select n, repeat('x', 100) as text from generate_series(1, 10000) n");
+    let made =
+        sql(listeners[0], "create table t as select n, repeat('x', 100) as text from generate_series(1, 10000) n");
     assert_eq!(made.code, 0, "{made:?}");
     let counted = sql(listeners[1], "select count(*), sum(n) from t");
     assert_eq!((counted.code, counted.out.as_str()), (0, "10000|50005000\n"), "{counted:?}");

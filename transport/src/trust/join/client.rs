@@ -31,6 +31,9 @@ use crate::trust::tls::{provider, server_name};
 use crate::trust::token::{Token, TokenFault};
 use crate::trust::verifier::PeerVerifier;
 
+/// How often a shut door is tried before the newcomer gives up, and the pause between: 3 s together.
+const DOOR_TRIES: u32 = 20;
+const DOOR_PAUSE: Duration = Duration::from_millis(150);
 /// Longest wait for a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for handshake and answer.
@@ -148,12 +151,24 @@ pub async fn join(token: &str, dir: &Path, name: &str, clock: &dyn Clock) -> Res
     let token: Token = token.parse()?;
     check_node_name(name).map_err(|fault| TrustError::NodeName { name: name.to_owned(), fault })?;
     let newcomer = Newcomer::prepare(dir, name, &token)?;
-    let asked = ask_seeds(&token, &newcomer, clock).await;
+    let asked = ask_until_open(&token, &newcomer, clock).await;
     let joined = asked.and_then(|welcome| newcomer.settle(&token, welcome, clock));
     if joined.is_err() && newcomer.present.is_none() {
         identity::abandon(dir);
     }
     joined
+}
+
+/// Asks again for a moment where every address refuses the connection: a door opens within half a second of its token.
+async fn ask_until_open(token: &Token, newcomer: &Newcomer<'_>, clock: &dyn Clock) -> Result<Welcome, JoinError> {
+    for _ in 1..DOOR_TRIES {
+        match ask_seeds(token, newcomer, clock).await {
+            Err(JoinError::Unreachable { source, .. }) if source.kind() == io::ErrorKind::ConnectionRefused => {}
+            told => return told,
+        }
+        tokio::time::sleep(DOOR_PAUSE).await;
+    }
+    ask_seeds(token, newcomer, clock).await
 }
 
 /// Asks one address after another. A node that knows the token has the last word; otherwise the most telling failure is
