@@ -231,7 +231,7 @@ impl Running {
                 if changed.is_empty() {
                     return;
                 }
-                info!(root, documents = changed.len(), "policy changed");
+                info!(root, changed = changed.len(), "policy changed");
                 self.control.watch.send(WatchEvent::Policy { root, documents: changed }).ok();
             }
             StoreEvent::Writable(writable) => self.control.state().read_only = writable.err(),

@@ -112,7 +112,7 @@ pub struct NodeView {
     pub role: String,
     /// Distance from the answering node in milliseconds of round trip.
     pub distance_ms: Option<f64>,
-    /// `measured`, `vivaldi`, `geo`, `default` or `local`.
+    /// `local`, `rtt`, `vivaldi`, `great-circle` or `unknown`.
     pub distance_source: String,
     /// Mean change between round trips in milliseconds.
     pub jitter_ms: Option<f64>,

@@ -85,7 +85,6 @@ static BINARY: OnceLock<PathBuf> = OnceLock::new();
 ///
 /// # Panics
 /// When `at_most` has passed, with `what` and the last reason that `condition` gave.
-#[expect(clippy::panic, reason = "this is how a test fails")]
 pub fn eventually<T>(what: &str, at_most: Duration, mut condition: impl FnMut() -> Result<T, String>) -> (T, Duration) {
     let watch = Stopwatch::start();
     loop {

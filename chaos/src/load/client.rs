@@ -135,4 +135,4 @@ fn failed(cause: &str, error: &dyn std::error::Error) -> Failed {
 }
 
 const BODY_MAX: usize = 1024 * 1024;
-const DETAIL_CHARS: usize = 300;
+const DETAIL_CHARS: usize = 400;

@@ -37,6 +37,8 @@ pub(super) struct Member {
 pub(super) struct Cluster {
     pub(super) project: Project,
     pub(super) members: Vec<Member>,
+    /// When `docker-compose up` began.
+    pub(super) began: Instant,
     keep: bool,
 }
 
@@ -52,8 +54,9 @@ impl Cluster {
     /// Builds the image and starts five containers, after removing what an earlier run may have left.
     pub(super) async fn start(project: Project, keep: bool) -> Result<Self> {
         project.remove();
-        let mut cluster = Self { project, members: Vec::new(), keep: false };
+        let mut cluster = Self { project, members: Vec::new(), began: clock::now(), keep: false };
         cluster.project.build().await.context("the image")?;
+        cluster.began = clock::now();
         cluster.project.up().await.context("the containers")?;
         for (name, last) in NODES.into_iter().zip(11..) {
             let volume = cluster.project.volume(&format!("{name}-data")).await?;

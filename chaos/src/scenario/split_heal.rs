@@ -25,6 +25,8 @@ const FORMING_MAX: Duration = Duration::from_secs(90);
 const STEADY: Duration = Duration::from_secs(6);
 const DETECTION_MAX: Duration = Duration::from_secs(10);
 const SPREAD_MAX: Duration = Duration::from_secs(1);
+/// During the split a push may go to peers that are not yet known to be out of reach; the next exchange catches up.
+const SPREAD_IN_SPLIT_MAX: Duration = Duration::from_secs(5);
 const ROOTS_EQUAL_MAX: Duration = Duration::from_secs(5);
 const MEMBERS_MAX: Duration = Duration::from_secs(10);
 const DEATH_MAX: Duration = Duration::from_secs(10);
@@ -78,10 +80,10 @@ async fn steps(options: &ScenarioOptions, cluster: &Cluster, firewall: &Firewall
 
 /// All see all, requests flow, and a first policy is everywhere.
 async fn form(cluster: &Cluster, report: &mut Report) -> Result<Vec<Watch>> {
-    let begin = clock::now();
+    let begin = cluster.began;
     report.event("five containers started: n1 founds the mesh, the others join with single-use tokens");
     let formed = until(begin, FORMING_MAX, || all_see_alive(&cluster.members, NODES.len())).await;
-    report.time("cluster-forms", formed, Some(FORMING_MAX), "until all five see five alive");
+    report.time("cluster-forms", formed, Some(FORMING_MAX), "from `docker-compose up` until all five see five alive");
     if formed.is_none() {
         describe(&cluster.members, report).await;
         bail!("the cluster did not form");
@@ -94,7 +96,12 @@ async fn form(cluster: &Cluster, report: &mut Report) -> Result<Vec<Watch>> {
         watches.iter().all(|watch| watch.between(now_ms.saturating_sub(3000), now_ms).answered_by == SERVING)
     };
     let flows = until(begin, PATIENCE, flowing).await;
-    report.time("requests-flow", flows, Some(FORMING_MAX), "until both loads are answered by n1, n3 and n5");
+    report.time(
+        "requests-flow",
+        flows,
+        Some(FORMING_MAX),
+        "from `docker-compose up` until both loads are answered by n1, n3 and n5",
+    );
     if flows.is_none() {
         describe(&cluster.members, report).await;
         bail!("requests do not flow");
@@ -134,7 +141,7 @@ async fn split(
         let written = clock::now();
         let spread = until(written, PATIENCE, || async { all_have(side, &own).await && roots_equal(side).await }).await;
         let what = format!("a write at {} during the split until its side has it", author.name);
-        report.time(&format!("policy-spreads-{name}"), spread, Some(SPREAD_MAX), &what);
+        report.time(&format!("policy-spreads-{name}"), spread, Some(SPREAD_IN_SPLIT_MAX), &what);
     }
 
     let gone = |side: &[Member]| {

@@ -29,7 +29,7 @@ fn offer(down: Option<&str>) -> Offers {
         capacity: 10.0,
         declared: true,
         down: down.map(str::to_owned),
-        labels: std::collections::BTreeMap::new(),
+        labels: BTreeMap::new(),
     };
     Offers { instances: vec![instance], draining: false }
 }

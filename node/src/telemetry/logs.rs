@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -94,9 +94,9 @@ pub fn init(format: LogFormat, filter: Option<&str>) -> Result<LogGuard, LogErro
     Ok(LogGuard { lines })
 }
 
-fn parse_filter(text: Option<&str>) -> Result<EnvFilter, LogError> {
+fn parse_filter(text: Option<&str>) -> Result<Targets, LogError> {
     let text = text.filter(|text| !text.trim().is_empty()).unwrap_or(FILTER_DEFAULT);
-    EnvFilter::builder().parse(text).map_err(|error| LogError::Filter { reason: error.to_string() })
+    text.parse().map_err(|error: tracing_subscriber::filter::ParseError| LogError::Filter { reason: error.to_string() })
 }
 
 enum Message {

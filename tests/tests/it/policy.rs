@@ -85,6 +85,19 @@ fn a_write_at_one_node_is_in_force_at_the_others_within_a_second() {
 }
 
 #[test]
+fn an_answered_write_is_in_force_at_its_author() {
+    let app = App::start("mine");
+    let fleet = Fleet::start(1, &|_, config| Node::serve(config, "mine", app.address(), None));
+    fleet.wait_service("mine", 1);
+    for lambda in [0.11, 0.22, 0.33, 0.44, 0.55, 0.66] {
+        let applied = apply(&fleet.nodes[0], &traffic("mine", "mine", lambda));
+        // The API says "on disk and in force here", so the very next question is answered by it.
+        in_force(&fleet.nodes[0], "mine", lambda).unwrap();
+        assert_eq!(fleet.nodes[0].root().unwrap(), applied.root);
+    }
+}
+
+#[test]
 fn a_deleted_document_is_gone_everywhere_and_its_effect_with_it() {
     let three = THREE.get(three);
     apply(&three.fleet.nodes[0], &traffic("gone", "leaving", 0.7));
@@ -287,7 +300,8 @@ fn a_kind_nobody_knows_is_kept_and_passed_on_to_the_last_byte() {
     for (node, told) in three.fleet.nodes.iter().zip(&told) {
         assert_eq!(told["document"], document, "{}", node.name);
     }
-    assert!(told.iter().all(|other| other.to_string() == told[0].to_string()), "byte by byte: {told:#?}");
+    let bytes: Vec<String> = told.iter().map(Value::to_string).collect();
+    assert!(bytes.iter().all(|other| *other == bytes[0]), "byte by byte: {told:#?}");
     let said = three.fleet.nodes[1].run(&["policy", "get", "region:eu/OrbitPolicy/apollo", "-o", "json"]);
     assert_eq!(said.code, 0, "{said:?}");
     assert_eq!(said.json()["document"], document);
@@ -319,12 +333,14 @@ fn a_gateway_may_not_write_policy_but_passes_it_on() {
     eventually("the gateway has it", Duration::from_secs(2), || same_root(&fleet.nodes[1], &applied.root));
     fleet.nodes[0].kill();
     fleet.nodes[2].start();
-    eventually("the gateway passed it on", Duration::from_secs(10), || same_root(&fleet.nodes[2], &applied.root));
+    eventually("the gateway passed it on", Duration::from_secs(10), || {
+        same_root(&fleet.nodes[2], &applied.root).map_err(|reason| format!("{reason}\n{}", fleet.nodes[1].log_tail(30)))
+    });
 }
 
 fn same_root(node: &Node, root: &str) -> Result<(), String> {
     let own = node.root()?;
-    if own == root { Ok(()) } else { Err(own) }
+    if own == root { Ok(()) } else { Err(format!("{}: {own}\n{}", node.name, node.log_tail(30))) }
 }
 
 #[test]
