@@ -317,7 +317,11 @@ impl Running {
         metrics::counter!("marram_membership_verdicts_total", "state" => state.clone()).increment(1);
         self.control.watch.send(WatchEvent::Node { node: name, state, reason: reason.to_owned() }).ok();
         match liveness {
-            Liveness::Dead => self.control.proxy.peer_dead(node),
+            Liveness::Dead => {
+                self.control.proxy.peer_dead(node);
+                // QUIC would keep the silent connection for its idle timeout and nobody would dial meanwhile.
+                self.control.links.close_peer(node, "found dead");
+            }
             Liveness::Alive => self.control.syncer.start(node),
             // Who says goodbye still answers what it has; new requests go elsewhere, and its links tell when it is gone.
             Liveness::Left | Liveness::Joining | Liveness::Suspect => {}

@@ -99,11 +99,13 @@ impl Keeper {
     /// Writes the address book when it changed and the last writing is long enough ago.
     pub fn tick(&self, now: Duration) {
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let due = now_ms.saturating_sub(self.written_ms.load(Ordering::Relaxed)) >= BOOK_EVERY_MS;
+        let written_ms = self.written_ms.load(Ordering::Relaxed);
+        // The first addresses are kept at once: a node that dies young must find its way back too.
+        let due = written_ms == 0 || now_ms.saturating_sub(written_ms) >= BOOK_EVERY_MS;
         if !due || !self.changed.swap(false, Ordering::Relaxed) {
             return;
         }
-        self.written_ms.store(now_ms, Ordering::Relaxed);
+        self.written_ms.store(now_ms.max(1), Ordering::Relaxed);
         let bytes = self.book().to_bytes();
         self.store.keep_record(BOOK_TABLE, BOOK_KEY.to_vec(), bytes);
     }

@@ -163,7 +163,7 @@ impl Fleet {
         })
     }
 
-    /// The end of every agent's log.
+    /// The end of every agent's log, without the lines of single requests.
     #[must_use]
     pub fn logs(&self) -> String {
         self.nodes.iter().map(|node| format!("--- {}\n{}", node.name, node.log_tail(25))).collect()
@@ -411,11 +411,11 @@ impl Node {
         });
     }
 
-    /// The last `lines` lines of the agent's log.
+    /// The last `lines` lines of the agent's log, those of single requests left out.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
         let text = fs::read_to_string(self.log_path()).unwrap_or_default();
-        let all: Vec<&str> = text.lines().collect();
+        let all: Vec<&str> = text.lines().filter(|line| !line.contains(" access: ")).collect();
         all.iter().skip(all.len().saturating_sub(lines)).map(|line| format!("{line}\n")).collect()
     }
 

@@ -102,7 +102,11 @@ fn a_node_that_freezes_fails_no_idempotent_request_and_is_back_when_it_thaws() {
                 return Err(format!("{} sees {alive:?}\n{}", node.name, node.log_tail(15)));
             }
         }
-        if apps[1].requests() > served_before { Ok(()) } else { Err("no request arrived there".to_owned()) }
+        if apps[1].requests() > served_before {
+            return Ok(());
+        }
+        let explanation = fleet.nodes[2].explain("hello")?;
+        Err(format!("no request arrived there: {explanation:#?}\n{}", fleet.logs()))
     });
     let reads = reads.stop();
     let failed: Vec<&Sent> = reads.iter().filter(|sent| !sent.is_good()).collect();

@@ -101,7 +101,9 @@ fn an_answered_write_is_in_force_at_its_author() {
 fn a_deleted_document_is_gone_everywhere_and_its_effect_with_it() {
     let three = THREE.get(three);
     apply(&three.fleet.nodes[0], &traffic("gone", "leaving", 0.7));
-    eventually("it is at the others", Duration::from_secs(1), || three.fleet.nodes[2].ask(&path("gone")).map(drop));
+    for node in &three.fleet.nodes {
+        eventually("it is at the others", Duration::from_secs(1), || node.ask(&path("gone")).map(drop));
+    }
     let answer = three.fleet.nodes[1].write("DELETE", &path("gone"), "");
     assert_eq!(answer.status, 200, "{answer:?}");
     eventually("it is gone everywhere", Duration::from_secs(1), || {
