@@ -1,6 +1,6 @@
 //! Measures fleets of the real binary on this machine and prints Markdown.
 //!
-//! `cargo run --release -p benches -- idle|two-hops --binary target/x86_64-unknown-linux-musl/release/marram`. Every figure
+//! `cargo run -p benches -- idle|two-hops --binary target/x86_64-unknown-linux-musl/release/marram`. Every figure
 //! comes from a run of its own; ratios are within one run, because absolute rates differ between machines and moments.
 
 mod idle;

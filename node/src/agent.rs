@@ -51,6 +51,12 @@ pub const STOP_WITH_STDIN: &str = "MARRAM_STOP_WITH_STDIN";
 const EVENTS: usize = 4096;
 /// Seconds before the end of the node's admission from which on the log reminds of it: a quarter of its 90 days.
 const REMIND_WITHIN: u64 = 22 * 24 * 3600;
+/// Addresses to start from, configured ones first.
+const SEEDS_MAX: usize = 64;
+/// How often a node without any link tries its seeds again, names looked up anew.
+const LONELY_RETRY: Duration = Duration::from_secs(5);
+/// How often a node looks whether its own address has changed.
+const ADDRESS_CHECK: Duration = Duration::from_secs(30);
 /// The one gossip cell of this version.
 const CELL: &str = "0";
 /// Table of the instances that were registered by the admin API.
@@ -152,6 +158,7 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     let tally = Tally { links: links.clone(), trust, cell: cell.clone(), join: Arc::clone(&joins) };
     let own_listeners = config.listeners.iter().map(|listener| listener.address).chain([config.proxy.bind]).collect();
     let control = Control {
+        sequence: Arc::new(AtomicU64::new(1)),
         own_listeners,
         tally,
         state: Arc::clone(&state),
@@ -197,9 +204,14 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
             admit(door.clone(), identity, leaf, clock, Arc::clone(&joins), stop.clone())
         }
     }));
-    for address in resolve(&seeds).await {
-        links.dial_seed(address);
-    }
+    tasks.push(supervised("seeds", {
+        let (links, seeds) = (links.clone(), Arc::<[String]>::from(seeds));
+        move || look_for_company(links.clone(), Arc::clone(&seeds))
+    }));
+    tasks.push(supervised("addresses", {
+        let (config, bound, events) = (Arc::new(config.clone()), links.local_addr(), events.clone());
+        move || follow_address(Arc::clone(&config), bound, events.clone())
+    }));
     info!(mesh_port = %links.local_addr(), proxy = %config.proxy.bind, admin = %config.admin.bind, "listening");
 
     stop_asked().await;
@@ -324,6 +336,32 @@ async fn addresses(config: &Config, bound: SocketAddr) -> Vec<String> {
     }
 }
 
+/// Dials the seeds, and again as long as this node has no link at all.
+async fn look_for_company(links: Links, seeds: Arc<[String]>) {
+    loop {
+        if !links.links().iter().any(|link| link.control) {
+            let found = resolve(&seeds).await;
+            if found.is_empty() && !seeds.is_empty() {
+                warn!(?seeds, "no address of a peer resolves; trying again");
+            }
+            for address in found {
+                links.dial_seed(address);
+            }
+        }
+        tokio::time::sleep(LONELY_RETRY).await;
+    }
+}
+
+/// Tells the control loop when this node is reached elsewhere: a new lease, or a network that came up late.
+async fn follow_address(config: Arc<Config>, bound: SocketAddr, events: mpsc::Sender<Event>) {
+    loop {
+        tokio::time::sleep(ADDRESS_CHECK).await;
+        if events.send(Event::Addresses(addresses(&config, bound).await)).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Starts chitchat and the task that carries its messages to the links.
 fn cell(
     config: &Config,
@@ -365,9 +403,15 @@ fn remembered(opened: &Opened, config: &Config) -> (AddressBook, Vec<String>) {
         None => AddressBook::new(),
     };
     let mut seeds = config.mesh.seeds.clone();
-    seeds.extend(book.entries().flat_map(|(_, entry)| &entry.addresses).map(SocketAddr::to_string));
-    seeds.sort();
-    seeds.dedup();
+    // The operator's word first, then whom the node met last.
+    for node in book.to_try(|_| false) {
+        for address in book.entry(&node).into_iter().flat_map(|entry| &entry.addresses).map(SocketAddr::to_string) {
+            if !seeds.contains(&address) {
+                seeds.push(address);
+            }
+        }
+    }
+    seeds.truncate(SEEDS_MAX);
     (book, seeds)
 }
 

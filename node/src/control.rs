@@ -5,12 +5,14 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use tokio::sync::{broadcast, mpsc};
+use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 use transport::cell::{Cell, Change};
 use transport::records::SignedRecord;
@@ -19,7 +21,7 @@ use transport::trust::{Identity, verify_chain};
 use transport::{Clock, Links, NodeId, PeerInfo, StreamKind};
 
 use crate::api::WatchEvent;
-use crate::catalog::Refusal;
+use crate::catalog::{KnownNode, Refusal};
 use crate::codec;
 use crate::event::Event;
 use crate::gossip::{FACTS_KEY, Facts, LOADS_KEY, Loads, OFFERS_KEY, Offers, RECORD_VERSION, SIGN_CONTEXT};
@@ -76,6 +78,8 @@ pub struct Control {
     pub tally: Tally,
     /// Addresses on which this node itself listens for applications; an instance there would be a loop.
     pub own_listeners: Arc<[SocketAddr]>,
+    /// Number of the newest record this node told of itself; rises over restarts of the loop.
+    pub sequence: Arc<AtomicU64>,
     /// This life of the node, strictly rising over restarts.
     pub generation: u64,
     /// Keeps what outlives a restart: incarnation and addresses.
@@ -110,6 +114,7 @@ struct Running {
     next_export: Duration,
     loads: (Loads, Duration),
     offers: Option<Offers>,
+    lookups: HashMap<NodeId, AbortHandle>,
 }
 
 impl Control {
@@ -126,12 +131,13 @@ impl Control {
             chance: rand::make_rng(),
             cpu: CpuMeter::default(),
             cores,
-            sequence: 1,
+            sequence: 0,
             dirty: true,
             next_tick: Duration::ZERO,
             next_export: Duration::ZERO,
             loads: (Loads::default(), Duration::ZERO),
             offers: None,
+            lookups: HashMap::new(),
             control: self,
         };
         running.tell_facts();
@@ -204,6 +210,7 @@ impl Running {
                 self.control.state().local.remove(&service, &instance);
                 self.tell_offers();
             }
+            Event::Addresses(addresses) => self.move_to(addresses),
             Event::Drain => self.drain(now),
         }
     }
@@ -351,6 +358,7 @@ impl Running {
         self.control.keeper.tick(now);
         if now >= self.next_export {
             self.next_export = now + EXPORT_EVERY;
+            self.forget_the_gone();
             let swim = *self.control.state().swim.counters();
             self.control.tally.export(&swim);
         }
@@ -384,7 +392,10 @@ impl Running {
         if self.offers.as_ref() == Some(&offers) {
             return;
         }
-        self.tell(OFFERS_KEY, &offers);
+        if !self.tell(OFFERS_KEY, &offers) {
+            // What is down must be known even where the reasons and labels do not fit.
+            self.tell(OFFERS_KEY, &brief(&offers));
+        }
         let stamp = (self.control.generation, self.sequence);
         let me = self.control.identity.node();
         // A draining node still serves its own applications until it stops.
@@ -400,13 +411,13 @@ impl Running {
     }
 
     /// Signs `value` and hands it to gossip.
-    fn tell<T: serde::Serialize>(&mut self, key: &'static str, value: &T) {
-        self.sequence += 1;
+    fn tell<T: serde::Serialize>(&mut self, key: &'static str, value: &T) -> bool {
+        self.sequence = self.control.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         let payload = match codec::encode(RECORD_VERSION, value) {
             Ok(payload) => payload,
             Err(fault) => {
                 warn!(key, %fault, "own record not gossiped");
-                return;
+                return false;
             }
         };
         let context = format!("{SIGN_CONTEXT}/{key}");
@@ -415,6 +426,7 @@ impl Running {
         if !told {
             warn!(key, "own record not gossiped: it is longer than gossip carries");
         }
+        told
     }
 
     /// Reads the whole gossip state again: after a start, and when changes were missed.
@@ -523,16 +535,52 @@ impl Running {
         self.control.state().swim.handle_peer(now, node, PeerChange::Discovered);
         let (links, keeper, unix) = (self.control.links.clone(), Arc::clone(&self.control.keeper), self.control.clock.unix());
         let addresses: Vec<String> = addresses.iter().take(ADDRESSES_MAX).cloned().collect();
-        tokio::spawn(async move {
-            let resolved = resolve(&addresses).await;
-            if resolved.is_empty() {
-                return;
-            }
+        let lookup = tokio::spawn(async move {
+            let Some(resolved) = resolve_at_last(&addresses).await else { return };
             if let Some(address) = resolved.first() {
                 keeper.met(node, &name, *address, unix);
             }
             links.set_peer(node, resolved, true);
         });
+        // A newer word about where a node is ends the look-up of the older one.
+        if let Some(earlier) = self.lookups.insert(node, lookup.abort_handle()) {
+            earlier.abort();
+        }
+    }
+
+    /// Lets go of nodes that the prober has dropped: who left ten minutes ago, who has been dead for a day.
+    fn forget_the_gone(&mut self) {
+        let gone: Vec<NodeId> = {
+            let state = self.control.state();
+            let is_over = |n: &&KnownNode| matches!(n.liveness, Liveness::Left | Liveness::Dead);
+            let dropped = state.catalog.nodes().filter(is_over).filter(|n| state.swim.member(&n.node).is_none());
+            dropped.map(|known| known.node).collect()
+        };
+        for node in gone {
+            self.control.state().catalog.forget(node);
+            self.control.links.forget_peer(node);
+            self.control.keeper.forget(node);
+            self.lookups.remove(&node);
+            self.dirty = true;
+        }
+    }
+
+    /// This node has another address than it told: tell the new one.
+    fn move_to(&mut self, addresses: Vec<String>) {
+        let now = self.control.clock.now();
+        {
+            let mut state = self.control.state();
+            if addresses.is_empty() || state.facts.addresses == addresses {
+                return;
+            }
+            info!(?addresses, "this node is reached elsewhere now");
+            state.facts.addresses = addresses;
+        }
+        self.tell_facts();
+        let (me, stamp) = (self.control.identity.node(), (self.control.generation, self.sequence));
+        let mut state = self.control.state();
+        let (facts, role) = (state.facts.clone(), self.control.identity.role());
+        state.catalog.take_facts(me, (role, self.control.identity.public_key()), stamp, facts, now).ok();
     }
 
     fn drain(&mut self, now: Duration) {
@@ -564,7 +612,33 @@ fn refusal_word(refusal: Refusal) -> &'static str {
     }
 }
 
-/// Looks `HOST:PORT`s up; what does not resolve is left out, it is tried again when the node tells it again.
+/// The same offers without what takes room: labels, and the reasons for being down.
+fn brief(offers: &Offers) -> Offers {
+    let mut brief = offers.clone();
+    for offer in &mut brief.instances {
+        offer.labels.clear();
+        offer.down = offer.down.take().map(|_reason| "down".to_owned());
+    }
+    brief
+}
+
+/// Looks addresses up until one resolves, at first every second, later every minute; `None` for no addresses.
+async fn resolve_at_last(addresses: &[String]) -> Option<Vec<SocketAddr>> {
+    if addresses.is_empty() {
+        return None;
+    }
+    let mut pause = Duration::from_secs(1);
+    loop {
+        let found = resolve(addresses).await;
+        if !found.is_empty() {
+            return Some(found);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(60));
+    }
+}
+
+/// Looks `HOST:PORT`s up; what does not resolve is left out.
 pub async fn resolve(addresses: &[String]) -> Vec<SocketAddr> {
     let mut found = Vec::new();
     for address in addresses {

@@ -63,6 +63,8 @@ pub enum Event {
         /// Instance id.
         instance: String,
     },
+    /// Where this node is reached, looked up anew.
+    Addresses(Vec<String>),
     /// SIGTERM or SIGINT: take no new work and say goodbye.
     Drain,
 }

@@ -220,9 +220,12 @@ impl Runner {
             }
             CheckConfig::Ttl { ttl } => (TICK, ttl_verdict(heartbeat.silent_for(now), *ttl)),
         };
-        self.due = now + interval;
+        self.due = now.saturating_add(interval);
         self.state.observe(result.is_ok());
-        self.detail = result.unwrap_or_else(|fault| fault);
+        self.detail = match result {
+            Ok(text) if !self.state.is_passing() => format!("passes again, not yet often enough: {text}"),
+            Ok(text) | Err(text) => text,
+        };
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::warn;
@@ -56,6 +56,7 @@ pub struct Keeper {
     book: Mutex<AddressBook>,
     changed: AtomicBool,
     written_ms: AtomicU64,
+    highest: Arc<Mutex<u32>>,
     store: StoreHandle,
 }
 
@@ -69,6 +70,7 @@ impl Keeper {
             book: Mutex::new(book),
             changed: AtomicBool::new(false),
             written_ms: AtomicU64::new(0),
+            highest: Arc::default(),
             store,
         }
     }
@@ -76,9 +78,18 @@ impl Keeper {
     /// The SWIM incarnation rose: the next life must begin above it.
     pub fn incarnation(&self, incarnation: u32) {
         let (dir, lives) = (self.dir.clone(), Lives { generation: self.generation, incarnation });
+        let highest = Arc::clone(&self.highest);
         tokio::task::spawn_blocking(move || {
-            if let Err(fault) = write(&dir, lives) {
-                warn!(%fault, "incarnation not kept; a restart may take a moment longer to be believed");
+            // One writer at a time, and never a lower number over a higher one.
+            let mut highest = highest.lock().unwrap_or_else(PoisonError::into_inner);
+            if incarnation <= *highest {
+                return;
+            }
+            match write(&dir, lives) {
+                Ok(()) => *highest = incarnation,
+                Err(fault) => {
+                    warn!(%fault, "incarnation not kept; a restart may take a moment longer to be believed");
+                }
             }
         });
     }
@@ -94,6 +105,12 @@ impl Keeper {
     #[must_use]
     pub fn named(&self, name: &str) -> Option<NodeId> {
         self.book().named(name)
+    }
+
+    /// A node is gone for good; its label is free again.
+    pub fn forget(&self, node: NodeId) {
+        self.book().forget(&node);
+        self.changed.store(true, Ordering::Relaxed);
     }
 
     /// Writes the address book when it changed and the last writing is long enough ago.

@@ -61,7 +61,7 @@ impl CpuMeter {
     /// Reads the counters at `now` (monotonic) and returns the share in use since the last call, 0..=1.
     pub fn measure(&mut self, now: Duration, cores: f64) -> f64 {
         let busy = cgroup_file("cpu.stat")
-            .filter(|_| in_own_cgroup())
+            .filter(|_| in_own_cgroup() || cgroup_file("cpu.max").as_deref().and_then(parse_cpu_max).is_some())
             .and_then(|text| parse_usage_usec(&text))
             .or_else(|| read("/proc/stat").and_then(|text| parse_busy_seconds(&text)));
         busy.map_or(self.share, |busy| self.advance(now, busy, cores))

@@ -70,10 +70,14 @@ impl AgentApi {
         }
         let value = serde_json::to_vec(&config).map_err(|fault| ApiError::Limit(fault.to_string()))?;
         let key = instance_key(&config.name, &config.instance_id());
-        self.control.store.put_record(INSTANCES_TABLE, key, value).await?;
+        self.control.store.put_record(INSTANCES_TABLE, key.clone(), value).await?;
         let (answer, answered) = oneshot::channel();
         self.tell(Event::PutInstance { config, answer }).await?;
-        answered.await.map_err(|_closed| stopping())?
+        let outcome = answered.await.map_err(|_closed| stopping())?;
+        if outcome.is_err() {
+            self.control.store.delete_record(INSTANCES_TABLE, key).await?;
+        }
+        outcome
     }
 
     async fn delete(&self, service: String, instance: String) -> Result<(), ApiError> {

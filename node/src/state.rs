@@ -215,8 +215,9 @@ impl State {
         let mut explanation = policy::explain::explain(service, backend, &self.here.name, subjects, excluded);
         let picks: Vec<(EndpointKey, u64)> =
             candidates.iter().map(|endpoint| (share_key(endpoint), endpoint.stats.picks().0)).collect();
-        let any = picks.iter().any(|(_, count)| *count > 0);
-        for (candidate, share) in explanation.candidates.iter_mut().zip(self.shares.observed(&picks)) {
+        let shares = self.shares.observed(&picks);
+        let any = shares.iter().any(|share| *share > 0.0);
+        for (candidate, share) in explanation.candidates.iter_mut().zip(shares) {
             candidate.observed_share = any.then_some(share);
         }
         Some(explanation)
@@ -284,7 +285,7 @@ impl State {
             reason: known.reason.clone(),
             since_s: now.saturating_sub(known.since).as_secs_f64(),
             this_node: me,
-            incarnation: known.incarnation,
+            incarnation: if me { self.swim.incarnation() } else { member.map_or(known.incarnation, |m| m.incarnation) },
             region: known.facts.region.clone(),
             zone: known.facts.zone.clone(),
             address: known.facts.addresses.first().cloned().unwrap_or_default(),

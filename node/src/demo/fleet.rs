@@ -153,10 +153,11 @@ impl Fleet {
         if !answer.status().is_success() {
             bail!("policy write: {}: {}", answer.status(), String::from_utf8_lossy(answer.body()));
         }
+        let wanted = serde_json::from_slice::<crate::view::Applied>(answer.body()).context("read the answer")?.root;
         loop {
             let roots = self.roots().await?;
             let waited = clock.now().saturating_sub(began);
-            if roots.windows(2).all(|pair| pair.first() == pair.last()) {
+            if roots.iter().all(|root| *root == wanted) {
                 return Ok(waited);
             }
             if waited > at_most {

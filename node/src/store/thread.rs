@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use crdt_store::{DocKey, DocumentView, Edit, Replica, StoreError, SyncConfig, SyncSession, WriteMeta, Written};
+use crdt_store::{DocKey, DocumentView, Edit, Replica, StoreError, SyncConfig, SyncError, SyncSession, WriteMeta, Written};
 use policy::{DocId, Document};
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 use transport::{Clock, NodeId};
 
 use super::{Command, StoreChange, StoreEvent, StoreState, SyncStep, unix_ms};
@@ -40,7 +40,14 @@ impl StoreThread {
                 answer.send(()).ok();
                 return;
             }
-            self.handle(command);
+            let handled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.handle(command)));
+            if handled.is_err() {
+                // What is durable is sound; what is in memory may not be. Routing goes on with what it has.
+                metrics::counter!("marram_task_restarts_total", "task" => "store").increment(1);
+                error!("the policy store panicked; restart the agent, what was acknowledged is on disk");
+                self.tell(StoreEvent::Writable(Err("the policy store panicked; restart the agent".to_owned())));
+                return;
+            }
         }
         self.close();
     }
@@ -125,7 +132,10 @@ impl StoreThread {
     ) -> Result<(Applied, StoreChange), ApiError> {
         let now_ms = unix_ms(&*self.clock);
         let written = self.replica.write(edits, WriteMeta::default(), now_ms);
-        self.note_writable(&written);
+        // A write that changed nothing did not touch the disk and proves nothing about it.
+        if !matches!(&written, Ok(written) if written.dot.is_none()) {
+            self.note_writable(&written);
+        }
         let written = written.map_err(|fault| api_error(&fault))?;
         let changed = if written.dot.is_some() { changes.keys().cloned().collect() } else { Vec::new() };
         let change = self.change(&changed, written.push.clone(), None);
@@ -153,7 +163,9 @@ impl StoreThread {
     fn merge_push(&mut self, from: NodeId, bytes: &[u8]) {
         let now_ms = unix_ms(&*self.clock);
         let merged = self.replica.merge_push(bytes, now_ms);
-        self.note_writable(&merged);
+        if !matches!(&merged, Ok(merged) if merged.new_ops.is_empty()) {
+            self.note_writable(&merged);
+        }
         match merged {
             Ok(merged) => {
                 for (_, refusal) in &merged.refused {
@@ -196,7 +208,13 @@ impl StoreThread {
             }
             Err(fault) => {
                 metrics::counter!("marram_sync_failures_total", "reason" => fault.label()).increment(1);
-                Some(fault.to_string())
+                if let SyncError::Store(cause) = fault {
+                    let text = with_sources(&cause);
+                    self.note_writable::<()>(&Err(cause));
+                    Some(text)
+                } else {
+                    Some(fault.to_string())
+                }
             }
         };
         let send = pending(&mut session, &mut self.replica);
