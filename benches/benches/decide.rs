@@ -1,7 +1,5 @@
 //! The decision for one request: weighing 10, 100 and 1,000 candidates, and the draw from what was weighed.
 
-#![expect(missing_docs, reason = "criterion's macro makes a public function")]
-
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};

@@ -10,7 +10,8 @@ use crate::process::{cpu_seconds, load_average, status_kib};
 /// Watches three idle agents for `watch` and prints a table.
 pub(crate) fn run(watch: Duration) -> anyhow::Result<()> {
     let fleet = Fleet::start(3, &|_, _| {});
-    let pids: Vec<u32> = fleet.nodes.iter().map(|node| node.pid().context("a running agent")).collect::<Result<_, _>>()?;
+    let pids: Vec<u32> =
+        fleet.nodes.iter().map(|node| node.pid().context("a running agent")).collect::<Result<_, _>>()?;
     // Joining and the first exchanges are over once the roots have been equal for the length of one watch.
     wait(Duration::from_secs(10));
     let before: Vec<f64> = pids.iter().map(|pid| cpu_seconds(*pid)).collect::<Result<_, _>>()?;

@@ -61,9 +61,8 @@ pub(crate) fn run(address: SocketAddr, host: &str, connections: usize, duration:
     runtime.block_on(async {
         let stop = Arc::new(AtomicBool::new(false));
         let began = now();
-        let workers: Vec<_> = (0..connections)
-            .map(|_| tokio::spawn(worker(address, Arc::clone(&request), Arc::clone(&stop))))
-            .collect();
+        let workers: Vec<_> =
+            (0..connections).map(|_| tokio::spawn(worker(address, Arc::clone(&request), Arc::clone(&stop)))).collect();
         tokio::time::sleep(duration).await;
         stop.store(true, Ordering::Relaxed);
         let took = began.elapsed();

@@ -19,7 +19,8 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 /// A figure of `/proc/PID/status` in KiB, such as `VmRSS` or `RssAnon`.
 pub(crate) fn status_kib(pid: u32, key: &str) -> anyhow::Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).context("read /proc/PID/status")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).with_context(|| key.to_owned())?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).with_context(|| key.to_owned())?;
     Ok(line.split_whitespace().next().context("a number")?.parse()?)
 }
 

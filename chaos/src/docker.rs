@@ -31,7 +31,7 @@ impl Project {
     ) -> Result<Self, String> {
         let engine = output(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"])).await;
         if let Err(error) = engine {
-            return Err(format!("no Docker engine answers ({})", first_line(&error)));
+            return Err(format!("no Docker engine answers ({})", cause(&error)));
         }
         let mut compose = None;
         for candidate in [&["docker-compose"][..], &["docker", "compose"][..]] {
@@ -190,6 +190,9 @@ fn finished(shown: &str, output: &Output) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn first_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").lines().next().unwrap_or_default().to_owned()
+/// The innermost cause, as one line.
+fn cause(error: &anyhow::Error) -> String {
+    let text = error.root_cause().to_string();
+    let last = text.rsplit(": ").next().unwrap_or_default();
+    last.lines().next().unwrap_or_default().to_owned()
 }

@@ -39,9 +39,9 @@ use crate::snapshot::{Here, Published};
 use crate::state::State;
 use crate::store::{Opened, StoreHandle};
 use crate::supervise::supervised;
+use crate::sync::Syncer;
 use crate::tally::Tally;
 use crate::telemetry::MetricsHandle;
-use crate::sync::Syncer;
 
 /// When this variable is set the agent stops as soon as its standard input closes; `marram demo` uses it, so that no
 /// agent outlives a demo that was killed.
@@ -108,14 +108,20 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     )
     .context("open the policy store")?;
 
-    let leaf = LeafSource::new(&identity, LeafLife { ttl: config.mesh.leaf_life, ..LeafLife::default() }, unix.as_secs())
-        .context("issue a leaf certificate")?;
+    let leaf =
+        LeafSource::new(&identity, LeafLife { ttl: config.mesh.leaf_life, ..LeafLife::default() }, unix.as_secs())
+            .context("issue a leaf certificate")?;
     let verifier = PeerVerifier::new(identity.roots(), Arc::clone(&clock));
     let (events, events_inbox) = mpsc::channel(EVENTS);
     let inbound = Arc::new(Inbox { events: events.clone(), proxy: OnceLock::new(), dropped: AtomicU64::new(0) });
     let trust = Arc::clone(verifier.counters());
     let links = Links::start(
-        LinksConfig { bind: config.mesh.bind, cell: CELL.to_owned(), generation: lives.generation, ..LinksConfig::default() },
+        LinksConfig {
+            bind: config.mesh.bind,
+            cell: CELL.to_owned(),
+            generation: lives.generation,
+            ..LinksConfig::default()
+        },
         &identity,
         Arc::clone(&leaf),
         verifier,
@@ -181,7 +187,13 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     let admin = AdminServer::bind(dir, config.admin.bind, api, metrics).await?;
     let mut tasks = Vec::new();
     tasks.push(supervised("control", {
-        let inputs = Arc::new(tokio::sync::Mutex::new(Inputs { events: events_inbox, store: store_inbox, health: health_inbox, outcomes: outcomes_inbox, changes }));
+        let inputs = Arc::new(tokio::sync::Mutex::new(Inputs {
+            events: events_inbox,
+            store: store_inbox,
+            health: health_inbox,
+            outcomes: outcomes_inbox,
+            changes,
+        }));
         move || control.clone().run(Arc::clone(&inputs))
     }));
     tasks.push(supervised("admin", {
@@ -198,7 +210,8 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     }));
     tasks.push(supervised("join", {
         let door = door(dir, links.local_addr(), &state, &keeper);
-        let (identity, leaf, clock, stop) = (Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock), stop.clone());
+        let (identity, leaf, clock, stop) =
+            (Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock), stop.clone());
         move || {
             let (identity, leaf, clock) = (Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock));
             admit(door.clone(), identity, leaf, clock, Arc::clone(&joins), stop.clone())
@@ -443,7 +456,8 @@ fn listen(config: &Config, threads: &DataThreads, proxy: &Arc<ProxyContext>) -> 
         tasks.push(accept(handle, "proxy", socket, move |listener| Arc::clone(&proxy).serve_http(core, listener)));
     }
     for ListenerConfig { service, address } in &config.listeners {
-        let tcp = sockets(*address, threads.handles.len(), &format!("the listener of {service}"), "[[listener]] address")?;
+        let tcp =
+            sockets(*address, threads.handles.len(), &format!("the listener of {service}"), "[[listener]] address")?;
         for (core, (handle, socket)) in threads.handles.iter().zip(tcp).enumerate() {
             let (proxy, service) = (Arc::clone(proxy), service.clone());
             tasks.push(accept(handle, "listener", socket, move |listener| {
@@ -501,7 +515,10 @@ async fn renew_leaves(leaf: Arc<LeafSource>, node_not_after: u64, clock: Arc<dyn
         let left = node_not_after.saturating_sub(now);
         if left < REMIND_WITHIN && now >= next_reminder {
             next_reminder = now + 24 * 3600;
-            warn!(days_left = left / (24 * 3600), "this node's admission ends soon: join again into the same folder to renew it");
+            warn!(
+                days_left = left / (24 * 3600),
+                "this node's admission ends soon: join again into the same folder to renew it"
+            );
         }
         // A clock that jumps is looked at again within a minute.
         let wait = leaf.renew_at_unix().saturating_sub(now).min(60);
@@ -549,7 +566,8 @@ fn door(dir: &Path, listen: SocketAddr, state: &Arc<Mutex<State>>, keeper: &Arc<
     };
     let peers = move || {
         let state = for_peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let addressed = state.catalog.nodes().filter_map(|known| Some((known.node, known.facts.addresses.first()?.clone())));
+        let addressed =
+            state.catalog.nodes().filter_map(|known| Some((known.node, known.facts.addresses.first()?.clone())));
         addressed.collect()
     };
     JoinServerConfig { dir: dir.to_owned(), listen, names: Arc::new(names), peers: Arc::new(peers) }
@@ -558,19 +576,23 @@ fn door(dir: &Path, listen: SocketAddr, state: &Arc<Mutex<State>>, keeper: &Arc<
 /// The folder belongs to one agent at a time; the lock goes with the process.
 fn lock(dir: &Path) -> anyhow::Result<fs::File> {
     let path = dir.join("lock");
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).with_context(|| {
-        format!("open {}\n  hint: `marram init` or `marram join` makes the folder", path.display())
-    })?;
+    let file =
+        fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).with_context(|| {
+            format!("open {}\n  hint: `marram init` or `marram join` makes the folder", path.display())
+        })?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => bail!("another agent runs in {}\n  hint: one agent per folder", dir.display()),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!("another agent runs in {}\n  hint: one agent per folder", dir.display())
+        }
         Err(fault) => Err(fault).with_context(|| format!("lock {}", path.display())),
     }
 }
 
 async fn stop_asked() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -614,7 +636,8 @@ impl DataThreads {
     fn start(count: usize) -> anyhow::Result<Self> {
         let mut started = Self { handles: Vec::new(), stop: CancellationToken::new(), threads: Vec::new() };
         for core in 0..count {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a data runtime")?;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a data runtime")?;
             started.handles.push(runtime.handle().clone());
             let stop = started.stop.clone();
             let thread = std::thread::Builder::new()

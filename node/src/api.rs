@@ -7,9 +7,7 @@ use std::pin::Pin;
 use policy::{Document, Problem, explain::Explanation};
 use tokio::sync::broadcast;
 
-use crate::view::{
-    Applied, ConflictView, NodeView, PolicyView, ProblemView, Registration, ServiceSummary, Status,
-};
+use crate::view::{Applied, ConflictView, NodeView, PolicyView, ProblemView, Registration, ServiceSummary, Status};
 
 /// A boxed future, so that the trait can be an object.
 pub type ApiFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send + 'a>>;

@@ -139,7 +139,11 @@ impl Catalog {
             loads: Loads::default(),
             loads_at: None,
             liveness: if node == self.me { Liveness::Alive } else { Liveness::Joining },
-            reason: if node == self.me { "this node".to_owned() } else { "known by gossip, never answered a probe".to_owned() },
+            reason: if node == self.me {
+                "this node".to_owned()
+            } else {
+                "known by gossip, never answered a probe".to_owned()
+            },
             since: now,
             incarnation: 0,
             stamps: Stamps { facts: stamp, ..Stamps::default() },
@@ -178,7 +182,14 @@ impl Catalog {
     }
 
     /// Takes the prober's verdict; true when it changed anything.
-    pub fn take_verdict(&mut self, node: NodeId, liveness: Liveness, incarnation: u32, reason: &str, now: Duration) -> bool {
+    pub fn take_verdict(
+        &mut self,
+        node: NodeId,
+        liveness: Liveness,
+        incarnation: u32,
+        reason: &str,
+        now: Duration,
+    ) -> bool {
         let Some(known) = self.nodes.get_mut(&node) else { return false };
         let changed = known.liveness != liveness;
         if changed {

@@ -220,7 +220,6 @@ impl Running {
         self.control.state().swim.handle_peer(now, peer.node, PeerChange::Discovered);
         self.control.cell.nudge(peer.node);
         self.control.syncer.start(peer.node);
-        
     }
 
     fn handle_store(&mut self, event: StoreEvent) {
@@ -338,8 +337,14 @@ impl Running {
     fn tick(&mut self, now: Duration) {
         let cpu = self.cpu.measure(now, self.cores);
         let snapshot = self.control.published.load();
-        let trips: HashMap<NodeId, Duration> =
-            self.control.links.links().into_iter().filter(|link| link.control).map(|link| (link.node, link.rtt)).collect();
+        let trips: HashMap<NodeId, Duration> = self
+            .control
+            .links
+            .links()
+            .into_iter()
+            .filter(|link| link.control)
+            .map(|link| (link.node, link.rtt))
+            .collect();
         let loads = {
             let mut state = self.control.state();
             state.cpu = cpu;
@@ -421,7 +426,8 @@ impl Running {
             }
         };
         let context = format!("{SIGN_CONTEXT}/{key}");
-        let record = SignedRecord::sign(&self.control.identity, &context, self.control.generation, self.sequence, &payload);
+        let record =
+            SignedRecord::sign(&self.control.identity, &context, self.control.generation, self.sequence, &payload);
         let told = transport::cell::Key::new(key).is_ok_and(|key| self.control.cell.put(key, &record.to_text()));
         if !told {
             warn!(key, "own record not gossiped: it is longer than gossip carries");
@@ -482,19 +488,15 @@ impl Running {
         if key == FACTS_KEY {
             let facts: Facts = codec::decode(RECORD_VERSION, &record.payload).map_err(|_fault| "malformed")?;
             let unix = self.control.clock.unix().as_secs();
-            let admitted = verify_chain(self.control.identity.roots(), &facts.chain, unix).map_err(|_fault| "not_admitted")?;
+            let admitted =
+                verify_chain(self.control.identity.roots(), &facts.chain, unix).map_err(|_fault| "not_admitted")?;
             record.verify(mesh, &context, node, &admitted.public_key).map_err(|_fault| "forged")?;
             if admitted.node != node || admitted.name != facts.name {
                 return Err("forged");
             }
             let (name, addresses) = (facts.name.clone(), facts.addresses.clone());
-            let taken = self.control.state().catalog.take_facts(
-                node,
-                (admitted.role, admitted.public_key),
-                stamp,
-                facts,
-                now,
-            );
+            let taken =
+                self.control.state().catalog.take_facts(node, (admitted.role, admitted.public_key), stamp, facts, now);
             taken.map_err(refusal_word)?;
             self.take_earlier_verdict(node, now);
             self.meet(node, &name, &addresses, now);
@@ -533,7 +535,8 @@ impl Running {
     fn meet(&mut self, node: NodeId, name: &str, addresses: &[String], now: Duration) {
         let name = name.to_owned();
         self.control.state().swim.handle_peer(now, node, PeerChange::Discovered);
-        let (links, keeper, unix) = (self.control.links.clone(), Arc::clone(&self.control.keeper), self.control.clock.unix());
+        let (links, keeper, unix) =
+            (self.control.links.clone(), Arc::clone(&self.control.keeper), self.control.clock.unix());
         let addresses: Vec<String> = addresses.iter().take(ADDRESSES_MAX).cloned().collect();
         let lookup = tokio::spawn(async move {
             let Some(resolved) = resolve_at_last(&addresses).await else { return };
@@ -598,8 +601,13 @@ impl Running {
 fn note_failure(outcome: &Outcome) {
     let Outcome { endpoint, kind, detail, in_a_row, .. } = outcome;
     warn!(
-        service = endpoint.service, instance = endpoint.instance, node = endpoint.node_name, kind = kind.as_str(), detail,
-        in_a_row, "endpoint failed"
+        service = endpoint.service,
+        instance = endpoint.instance,
+        node = endpoint.node_name,
+        kind = kind.as_str(),
+        detail,
+        in_a_row,
+        "endpoint failed"
     );
 }
 

@@ -127,12 +127,8 @@ pub async fn supervise(
         if !passive.up {
             views.push(CheckView { kind: "connect".to_owned(), passing: false, detail: passive.detail.clone() });
         }
-        let change = HealthChanged {
-            service: local.service.clone(),
-            instance: local.instance.clone(),
-            healthy,
-            checks: views,
-        };
+        let change =
+            HealthChanged { service: local.service.clone(), instance: local.instance.clone(), healthy, checks: views };
         if changes.send(change).await.is_err() {
             return;
         }
@@ -232,7 +228,9 @@ impl Runner {
 fn ttl_verdict(silent_for: Option<Duration>, ttl: Duration) -> Result<String, String> {
     match silent_for {
         None => Err("no heartbeat yet".to_owned()),
-        Some(silence) if silence > ttl => Err(format!("no heartbeat for longer than {}", humantime::format_duration(ttl))),
+        Some(silence) if silence > ttl => {
+            Err(format!("no heartbeat for longer than {}", humantime::format_duration(ttl)))
+        }
         Some(_) => Ok("heartbeat in time".to_owned()),
     }
 }

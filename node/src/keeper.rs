@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::warn;
-use transport::addressbook::AddressBook;
 use transport::NodeId;
+use transport::addressbook::AddressBook;
 
 use crate::store::StoreHandle;
 

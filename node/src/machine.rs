@@ -31,7 +31,11 @@ pub fn capabilities(labels: BTreeMap<String, String>) -> Capabilities {
 pub fn cores() -> f64 {
     let mask = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mask = u32::try_from(mask).map_or(f64::from(u32::MAX), f64::from);
-    cgroup_file("cpu.max").as_deref().and_then(parse_cpu_max).or_else(cpu_quota_v1).map_or(mask, |quota| mask.min(quota))
+    cgroup_file("cpu.max")
+        .as_deref()
+        .and_then(parse_cpu_max)
+        .or_else(cpu_quota_v1)
+        .map_or(mask, |quota| mask.min(quota))
 }
 
 /// Memory this process may use in bytes: the machine's, cut by the cgroup's limit. 0 when unknown.
@@ -106,7 +110,11 @@ fn gpus(drm: &Path) -> u32 {
     let cards = entries
         .flatten()
         .filter(|entry| {
-            entry.file_name().to_str().and_then(|name| name.strip_prefix("renderD")).is_some_and(|n| n.parse::<u32>().is_ok())
+            entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.strip_prefix("renderD"))
+                .is_some_and(|n| n.parse::<u32>().is_ok())
         })
         .count();
     u32::try_from(cards).unwrap_or(u32::MAX)

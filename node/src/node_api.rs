@@ -64,7 +64,8 @@ impl AgentApi {
             checks: registration.checks,
         };
         if self.control.own_listeners.contains(&config.socket_addr()) {
-            let message = format!("{} is a listener of this node: requests would go round in a loop", config.socket_addr());
+            let message =
+                format!("{} is a listener of this node: requests would go round in a loop", config.socket_addr());
             let hint = Some("give the port of the application itself".to_owned());
             return Err(ApiError::Invalid { problems: vec![policy::Problem::new("port", message, hint)] });
         }
@@ -168,7 +169,9 @@ fn instance_key(service: &str, instance: &str) -> Vec<u8> {
 }
 
 fn unknown_instance(service: &str, instance: &str) -> ApiError {
-    ApiError::NotFound(format!("this node owns no instance {instance} of {service}; only its owner can change an instance"))
+    ApiError::NotFound(format!(
+        "this node owns no instance {instance} of {service}; only its owner can change an instance"
+    ))
 }
 
 fn stopping() -> ApiError {

@@ -45,7 +45,13 @@ pub enum NoPick {
 ///
 /// # Errors
 /// [`NoPick`] says why there is nothing to pick, with a reason for each known instance.
-pub fn pick(snapshot: &Snapshot, service: &str, tried: &[Arc<Endpoint>], u: f64, now: Duration) -> Result<Pick, NoPick> {
+pub fn pick(
+    snapshot: &Snapshot,
+    service: &str,
+    tried: &[Arc<Endpoint>],
+    u: f64,
+    now: Duration,
+) -> Result<Pick, NoPick> {
     let view = snapshot.services.get(service).ok_or(NoPick::UnknownService)?;
     let backend = snapshot.table.backend(service);
     let (candidates, out) = eligible(view, tried, now, backend);
@@ -139,7 +145,9 @@ fn reasons(view: &ServiceView, tried: &[Arc<Endpoint>], out: &[LeftOut]) -> Vec<
     let mut all: Vec<(String, String)> =
         view.excluded.iter().map(|e| (label(&e.instance, &e.node), e.reason.clone())).collect();
     all.extend(out.iter().map(|(e, reason)| (label(&e.instance, &e.node_name), reason.clone())));
-    all.extend(tried.iter().map(|e| (label(&e.instance, &e.node_name), "tried for this request and failed".to_owned())));
+    all.extend(
+        tried.iter().map(|e| (label(&e.instance, &e.node_name), "tried for this request and failed".to_owned())),
+    );
     all
 }
 

@@ -204,10 +204,7 @@ impl EndpointStats {
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a count for people; exact up to 2^52 micro-picks")]
     pub fn picks(&self) -> (u64, f64) {
-        (
-            self.picks.load(Ordering::Relaxed),
-            self.expected_picks_micro.load(Ordering::Relaxed) as f64 / 1e6,
-        )
+        (self.picks.load(Ordering::Relaxed), self.expected_picks_micro.load(Ordering::Relaxed) as f64 / 1e6)
     }
 
     /// The request was answered: failures in a row start again at zero.

@@ -23,9 +23,7 @@ use crate::pick;
 use crate::shares::{EndpointKey, Shares};
 use crate::snapshot::{Endpoint, Here, ServiceView, Snapshot};
 use crate::store::StoreState;
-use crate::view::{
-    InstanceView, LinkView, MemberCounts, NodeView, PolicyStatus, ProblemView, ServiceSummary, Status,
-};
+use crate::view::{InstanceView, LinkView, MemberCounts, NodeView, PolicyStatus, ProblemView, ServiceSummary, Status};
 
 /// A service counts as used by this node for so long after its last request.
 const CLIENT_FOR: Duration = Duration::from_secs(10);
@@ -93,7 +91,15 @@ impl Life {
 impl State {
     /// The state of a node that knows only itself.
     #[must_use]
-    pub fn new(here: Here, role: Role, public_key: [u8; 32], facts: Facts, local: LocalInstances, swim: Swim, now: Duration) -> Self {
+    pub fn new(
+        here: Here,
+        role: Role,
+        public_key: [u8; 32],
+        facts: Facts,
+        local: LocalInstances,
+        swim: Swim,
+        now: Duration,
+    ) -> Self {
         let mut catalog = Catalog::new(here.node);
         let own = catalog.take_facts(here.node, (role, public_key), (0, 1), facts.clone(), now);
         debug_assert_eq!(own, Ok(()), "an empty catalog takes its own node");
@@ -405,7 +411,6 @@ pub fn source_word(source: DistanceSource) -> &'static str {
         _ => "unknown",
     }
 }
-
 
 /// Lower-case hexadecimal.
 #[must_use]

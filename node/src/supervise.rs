@@ -30,7 +30,11 @@ where
                     return;
                 }
                 Err(fault) if fault.is_panic() => {
-                    error!(task = name, restart_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), "task panicked");
+                    error!(
+                        task = name,
+                        restart_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+                        "task panicked"
+                    );
                     metrics::counter!("marram_task_restarts_total", "task" => name).increment(1);
                 }
                 Err(_cancelled) => return,

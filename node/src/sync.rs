@@ -99,7 +99,8 @@ impl Syncer {
     }
 
     async fn initiate(&self, peer: NodeId) -> Result<(), String> {
-        let stream = self.links.open_control(peer, StreamKind::Sync, Bytes::new()).await.map_err(|fault| fault.to_string())?;
+        let stream =
+            self.links.open_control(peer, StreamKind::Sync, Bytes::new()).await.map_err(|fault| fault.to_string())?;
         self.converse(peer, stream, true).await
     }
 
@@ -203,7 +204,11 @@ async fn read(stream: &mut LinkRecv) -> Result<Option<Bytes>, String> {
         // Memory grows with what has arrived, not with what was promised.
         let mut message = Vec::with_capacity(length.min(16 * 1024));
         (&mut *stream).take(u64::try_from(length).unwrap_or(u64::MAX)).read_to_end(&mut message).await?;
-        if message.len() == length { Ok(Some(Bytes::from(message))) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+        if message.len() == length {
+            Ok(Some(Bytes::from(message)))
+        } else {
+            Err(std::io::ErrorKind::UnexpectedEof.into())
+        }
     });
     received.await.map_err(|_elapsed| "the peer is silent".to_owned())?.map_err(|fault| fault.to_string())
 }

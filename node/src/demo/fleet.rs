@@ -121,7 +121,11 @@ impl Fleet {
                 return Ok(());
             }
             if clock.now().saturating_sub(began) > at_most {
-                bail!("only {whole} of {wanted} nodes see the whole mesh after {} s\n{}", at_most.as_secs(), self.logs());
+                bail!(
+                    "only {whole} of {wanted} nodes see the whole mesh after {} s\n{}",
+                    at_most.as_secs(),
+                    self.logs()
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -136,7 +140,10 @@ impl Fleet {
                 *kinds.entry(link.key_exchange).or_default() += 1;
             }
         }
-        Ok(kinds.into_iter().map(|(kind, ends)| format!("  mutual TLS with {kind} on {} links", ends.div_ceil(2))).collect())
+        Ok(kinds
+            .into_iter()
+            .map(|(kind, ends)| format!("  mutual TLS with {kind} on {} links", ends.div_ceil(2)))
+            .collect())
     }
 
     /// Writes a document on the first node and waits until all nodes have the same policy root.
@@ -220,7 +227,8 @@ impl Fleet {
     pub(super) async fn stop(mut self) {
         for node in &mut self.nodes {
             let Some(child) = &mut node.child else { continue };
-            if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw) {
+            if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw)
+            {
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
             }
         }

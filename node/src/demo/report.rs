@@ -137,7 +137,12 @@ impl Summary {
             policy_in_force_ms: in_force.as_millis(),
             candidates: shares(&fleet.explain_all("hello").await?),
             roots_equal: equal(&roots),
-            roots: fleet.names().into_iter().zip(roots).map(|(node, root)| NodeRoot { node: node.to_owned(), root }).collect(),
+            roots: fleet
+                .names()
+                .into_iter()
+                .zip(roots)
+                .map(|(node, root)| NodeRoot { node: node.to_owned(), root })
+                .collect(),
         })
     }
 

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use crdt_store::{DocKey, DocumentView, Edit, Replica, StoreError, SyncConfig, SyncError, SyncSession, WriteMeta, Written};
+use crdt_store::{
+    DocKey, DocumentView, Edit, Replica, StoreError, SyncConfig, SyncError, SyncSession, WriteMeta, Written,
+};
 use policy::{DocId, Document};
 use tokio::sync::mpsc;
 use tracing::{debug, error, warn};
@@ -108,7 +110,8 @@ impl StoreThread {
         let mut edits = Vec::with_capacity(documents.len());
         let mut changes = BTreeMap::new();
         for document in documents {
-            let key = DocKey::new(document.kind.clone(), document.metadata.scope.clone(), document.metadata.name.clone());
+            let key =
+                DocKey::new(document.kind.clone(), document.metadata.scope.clone(), document.metadata.name.clone());
             let body = document.to_sections();
             let before = self.replica.document(&key);
             changes.insert(key.clone(), change_word(before.as_ref(), &body));
@@ -273,7 +276,9 @@ impl StoreThread {
     /// Tells when the disk begins to refuse writes and when it takes them again.
     fn note_writable<T>(&mut self, outcome: &Result<T, StoreError>) {
         let refusal = match outcome {
-            Err(fault @ (StoreError::Full | StoreError::Storage(_) | StoreError::ReadOnly)) => Some(with_sources(fault)),
+            Err(fault @ (StoreError::Full | StoreError::Storage(_) | StoreError::ReadOnly)) => {
+                Some(with_sources(fault))
+            }
             Ok(_) => None,
             // The caller's fault says nothing about the disk.
             Err(_) => return,
@@ -368,9 +373,9 @@ fn conflict_views(view: &DocumentView) -> Vec<ConflictView> {
 
 fn api_error(fault: &StoreError) -> ApiError {
     match fault {
-        StoreError::Stale { current, .. } => {
-            ApiError::Stale { current: current.map_or_else(|| "nothing, it does not exist".to_owned(), |tag| tag.to_string()) }
-        }
+        StoreError::Stale { current, .. } => ApiError::Stale {
+            current: current.map_or_else(|| "nothing, it does not exist".to_owned(), |tag| tag.to_string()),
+        },
         StoreError::NotFound { key } => ApiError::NotFound(format!("no document {key} on this node")),
         StoreError::NotAuthor | StoreError::NotAdmitted { .. } => ApiError::Denied(fault.to_string()),
         StoreError::Full | StoreError::Storage(_) | StoreError::ReadOnly => ApiError::Storage(with_sources(fault)),

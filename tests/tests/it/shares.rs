@@ -82,9 +82,10 @@ fn the_counts_fit_the_probabilities_of_each_decision() {
     assert!(chance > 0.001, "chi-square {statistic}, p = {chance}: {explanation:#?}");
     println!("chi-square {statistic:.2}, p = {chance:.3} over {all} requests");
 
-    let share = |port: u16| after[&port.to_string()].0 / after.values().map(|picks| picks.0).sum::<f64>();
-    let [a, b, c] = world.apps.each_ref().map(|app| share(app.address().port()));
-    assert!(c > a && a > b, "capacities 100, 50 and 200 give shares {a}, {b} and {c}");
+    // The first two stand on the same node, so nothing but capacity tells them apart: 100 against 50.
+    let counted = |app: &App| after[&app.address().port().to_string()].1 - before[&app.address().port().to_string()].1;
+    let ratio = counted(&world.apps[0]) / counted(&world.apps[1]);
+    assert!((1.7..2.3).contains(&ratio), "{ratio}: {explanation:#?}");
 }
 
 #[test]

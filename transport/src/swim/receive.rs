@@ -85,12 +85,23 @@ impl Swim {
         self.tell_asker(from, &pending);
         let load = packet.status.map_or(0, |status| status.load);
         let coord = packet.status.and_then(|status| status.coord);
-        self.outputs.push_back(SwimOutput::Rtt { node: from, rtt, coord, load });
+        if self.is_round_trip(rtt) {
+            self.outputs.push_back(SwimOutput::Rtt { node: from, rtt, coord, load });
+        }
+    }
+
+    /// An ack past every timeout proves life and nothing about the way: a process that was stopped answers all that
+    /// waited in its socket at once, and those are not round trips.
+    fn is_round_trip(&self, rtt: Duration) -> bool {
+        rtt <= self.config.timeout_max
     }
 
     fn note_answer(&mut self, now: Duration, from: NodeId, rtt: Duration) {
+        let is_round_trip = self.is_round_trip(rtt);
         let Some(member) = self.members.get_mut(&from) else { return };
-        member.round_trips.observe(rtt);
+        if is_round_trip {
+            member.round_trips.observe(rtt);
+        }
         member.last_ack = Some(now);
         member.failure = ProbeFailure::default();
         if member.liveness == Liveness::Joining {

@@ -347,3 +347,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_ack_past_every_timeout_proves_life_but_is_no_round_trip() {
+    // A node was stopped for seconds and answered every waiting probe at once: it then looked half a second away, and
+    // got no requests long after it was back.
+    let mut one = One::new(0);
+    one.swim.handle_peer(NOW, id(1), PeerChange::Discovered);
+    let sequence = one.probe_to(1).expect("a newcomer is probed at once");
+    let bytes = packet(1, 0, Body::Ack { sequence }, &[]).encode();
+    one.swim.handle_packet(NOW + 5 * SECOND, id(1), &bytes, &mut one.rng);
+    let member = one.swim.member(&id(1)).expect("it is known");
+    assert_eq!((member.liveness, member.last_ack), (Liveness::Alive, Some(NOW + 5 * SECOND)));
+    assert!(!one.outputs().iter().any(|output| matches!(output, SwimOutput::Rtt { .. })), "5 s told as a round trip");
+}
