@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 use transport::cell::{Cell, Change};
@@ -38,6 +38,8 @@ use crate::tally::Tally;
 const TICK: Duration = Duration::from_millis(250);
 /// How often counters are carried over to the metrics.
 const EXPORT_EVERY: Duration = Duration::from_secs(1);
+/// A node that answered a probe of ours within this time is not cut off because others call it dead.
+const HEARD_LATELY: Duration = Duration::from_secs(3);
 /// Own loads go out at most this often.
 const LOADS_EVERY: Duration = Duration::from_secs(1);
 /// Own loads go out at least this often, so that others see how old they are.
@@ -115,6 +117,8 @@ struct Running {
     loads: (Loads, Duration),
     offers: Option<Offers>,
     lookups: HashMap<NodeId, AbortHandle>,
+    /// Writers that wait for the next snapshot.
+    waiting: Vec<oneshot::Sender<()>>,
 }
 
 impl Control {
@@ -138,6 +142,7 @@ impl Control {
             loads: (Loads::default(), Duration::ZERO),
             offers: None,
             lookups: HashMap::new(),
+            waiting: Vec::new(),
             control: self,
         };
         running.tell_facts();
@@ -225,7 +230,8 @@ impl Running {
     fn handle_store(&mut self, event: StoreEvent) {
         match event {
             StoreEvent::Changed(change) => {
-                let StoreChange { documents, broken, state, changed, push, from } = *change;
+                let StoreChange { documents, broken, state, changed, push, from, in_force } = *change;
+                self.waiting.extend(in_force);
                 let root = crate::state::hex(&state.root);
                 self.control.state().take_policy(&documents, broken, state);
                 self.dirty = true;
@@ -281,6 +287,10 @@ impl Running {
             self.dirty = false;
             let next = self.control.state().snapshot(now);
             self.control.published.publish(next);
+            for writer in self.waiting.drain(..) {
+                // A writer that went away meanwhile does not mind.
+                writer.send(()).ok();
+            }
         }
     }
 
@@ -324,9 +334,14 @@ impl Running {
         self.control.watch.send(WatchEvent::Node { node: name, state, reason: reason.to_owned() }).ok();
         match liveness {
             Liveness::Dead => {
-                self.control.proxy.peer_dead(node);
-                // QUIC would keep the silent connection for its idle timeout and nobody would dial meanwhile.
-                self.control.links.close_peer(node, "found dead");
+                let last_ack = self.control.state().swim.member(&node).and_then(|member| member.last_ack);
+                // A death by hearsay of a node that answered us a moment ago: across a healing partition others may
+                // still believe what they could not see. Nothing of ours with it is cut; it will object by itself.
+                if last_ack.is_none_or(|at| now.saturating_sub(at) > HEARD_LATELY) {
+                    self.control.proxy.peer_dead(node);
+                    // QUIC would keep the silent connection for its idle timeout and nobody would dial meanwhile.
+                    self.control.links.close_peer(node, "found dead");
+                }
             }
             Liveness::Alive => self.control.syncer.start(node),
             // Who says goodbye still answers what it has; new requests go elsewhere, and its links tell when it is gone.

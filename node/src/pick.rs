@@ -100,6 +100,9 @@ pub fn eligible(
     if inside.is_empty() {
         inside = out.drain(..).map(|(endpoint, _)| endpoint).collect();
     }
+    if !tried.is_empty() {
+        prefer_sound(&mut inside, &mut out);
+    }
     if let Some(count) = backend.nearest
         && inside.len() > count
     {
@@ -109,6 +112,18 @@ pub fn eligible(
         }
     }
     (inside, out)
+}
+
+/// For a second try: where anybody is left who neither failed last nor is suspected, the others sit out. Endpoints that
+/// were ejected together come back together, and a request must not spend both its tries on them.
+fn prefer_sound(inside: &mut Vec<Arc<Endpoint>>, out: &mut Vec<LeftOut>) {
+    let is_sound = |endpoint: &Endpoint| endpoint.stats.failures_in_a_row() == 0 && !endpoint.suspect;
+    if !inside.iter().any(|endpoint| is_sound(endpoint)) {
+        return;
+    }
+    for endpoint in inside.extract_if(.., |endpoint| !is_sound(endpoint)) {
+        out.push((endpoint, "failed last or is suspected, and a sound one is left for this second try".to_owned()));
+    }
 }
 
 /// Weighs `candidates` by the policy in force, with the load as estimated here and now; the inputs come back too.

@@ -9,6 +9,7 @@ mod thread;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use crdt_store::{DocKey, Replica, SledStorage, StoreError};
@@ -23,6 +24,8 @@ use crate::view::{Applied, ConflictView, PolicyView};
 
 /// Commands waiting for the store thread; one more from the admin API waits, one more from peers is dropped.
 const QUEUE: usize = 256;
+/// How long a durable write waits to be in force on its own node before it is answered all the same.
+const IN_FORCE_WAIT: Duration = Duration::from_secs(1);
 /// Folder of the database within the node's folder.
 const FOLDER: &str = "store";
 
@@ -51,6 +54,15 @@ pub struct StoreChange {
     pub push: Bytes,
     /// The peer that sent them, which needs no copy.
     pub from: Option<NodeId>,
+    /// Who waits until the change is in force on this node.
+    pub in_force: Option<oneshot::Sender<()>>,
+}
+
+/// A write that is durable, and the news of its being in force here.
+#[derive(Debug)]
+struct Stored {
+    applied: Applied,
+    in_force: Option<oneshot::Receiver<()>>,
 }
 
 /// The replica in short.
@@ -75,8 +87,8 @@ type Answer<T> = oneshot::Sender<Result<T, ApiError>>;
 
 #[derive(Debug)]
 enum Command {
-    Apply { documents: Vec<Document>, condition: Condition, answer: Answer<Applied> },
-    Delete { key: DocKey, condition: Condition, answer: Answer<Applied> },
+    Apply { documents: Vec<Document>, condition: Condition, answer: Answer<Stored> },
+    Delete { key: DocKey, condition: Condition, answer: Answer<Stored> },
     List { answer: Answer<Vec<PolicyView>> },
     Get { key: DocKey, answer: Answer<PolicyView> },
     Conflicts { answer: Answer<Vec<ConflictView>> },
@@ -114,6 +126,16 @@ pub struct Opened {
     pub records: BTreeMap<&'static str, Records>,
 }
 
+impl Stored {
+    /// What was applied, once it is in force here; a control loop that is held up does not hold up a durable write.
+    async fn in_force(self) -> Applied {
+        if let Some(news) = self.in_force {
+            tokio::time::timeout(IN_FORCE_WAIT, news).await.ok();
+        }
+        self.applied
+    }
+}
+
 impl StoreHandle {
     /// Opens the store in `dir` and starts its thread. Every later change goes to `events`.
     ///
@@ -149,12 +171,14 @@ impl StoreHandle {
         Ok(Opened { store: Self { commands }, first, records })
     }
 
-    /// Writes documents as one change; durable when it returns.
+    /// Writes documents as one change; durable when it returns, and in force on this node unless its control loop is
+    /// held up for more than a second.
     ///
     /// # Errors
     /// Every [`ApiError`]; then nothing was written.
     pub async fn apply(&self, documents: Vec<Document>, condition: Condition) -> Result<Applied, ApiError> {
-        self.ask(|answer| Command::Apply { documents, condition, answer }).await
+        let stored = self.ask(|answer| Command::Apply { documents, condition, answer }).await?;
+        Ok(stored.in_force().await)
     }
 
     /// Deletes a document; durable when it returns.
@@ -168,7 +192,9 @@ impl StoreHandle {
         name: String,
         condition: Condition,
     ) -> Result<Applied, ApiError> {
-        self.ask(|answer| Command::Delete { key: DocKey::new(kind, scope, name), condition, answer }).await
+        let key = DocKey::new(kind, scope, name);
+        let stored = self.ask(|answer| Command::Delete { key, condition, answer }).await?;
+        Ok(stored.in_force().await)
     }
 
     /// Every live document.

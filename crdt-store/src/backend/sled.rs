@@ -25,8 +25,8 @@ use crate::{
 };
 
 /// Bytes of a value kept under one sled key.
-const PART_BYTES: usize = 6 * 1024;
-const SEGMENT_BYTES: usize = 512 << 10;
+const PART_BYTES: usize = 1280;
+const SEGMENT_BYTES: usize = 128 << 10;
 const CACHE_BYTES: u64 = 1 << 20;
 const FLUSH_EVERY_MS: u64 = 1_000;
 const BOOT_FILE: &str = "boot";

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -22,6 +23,9 @@ use crate::view::{NodeView, Status};
 const NAMES: [&str; 9] = ["west", "east", "north", "south", "hill", "lake", "moor", "dune", "reef"];
 /// Capacities by turns, so that the shares are worth looking at.
 const CAPACITIES: [f64; 3] = [100.0, 50.0, 200.0];
+/// Ports the demo chooses from.
+const FIRST_PORT: u32 = 20_000;
+const PORTS: u32 = 12_000;
 /// The document that the demo writes on its first node.
 const POLICY: &str = "\
 apiVersion: marram.dev/v1
@@ -72,7 +76,7 @@ impl Fleet {
                 name: (*name).to_owned(),
                 service_port: 0,
                 dir: fleet.root.join(name),
-                mesh: free_mesh_port()?,
+                mesh: free_port()?,
                 admin,
                 proxy,
                 capacity: *capacity,
@@ -241,12 +245,12 @@ impl Fleet {
     }
 
     fn port(&mut self, wish: Option<u16>, what: &str) -> anyhow::Result<SocketAddr> {
-        let Some(wish) = wish else { return free_tcp_port() };
+        let Some(wish) = wish else { return free_port() };
         let address = SocketAddr::from(([127, 0, 0, 1], wish));
         if TcpListener::bind(address).is_ok() {
             return Ok(address);
         }
-        let other = free_tcp_port()?;
+        let other = free_port()?;
         self.notes.push(format!("port {wish} is taken: the {what} of the first node is on {}", other.port()));
         Ok(other)
     }
@@ -340,16 +344,16 @@ fn marram(binary: &Path, words: &[String]) -> anyhow::Result<String> {
     bail!("marram {verb}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr))
 }
 
-fn free_tcp_port() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
-}
-
-/// A loopback port that is free for UDP (the mesh) and for TCP (joining).
-fn free_mesh_port() -> anyhow::Result<SocketAddr> {
-    for _ in 0..100 {
-        let tcp = TcpListener::bind("127.0.0.1:0")?;
-        let address = tcp.local_addr()?;
-        if UdpSocket::bind(address).is_ok() {
+/// A loopback port that is free for both UDP (the mesh) and TCP. It lies below the kernel's range for outgoing
+/// connections, so that nobody's connect takes it before the agent listens.
+fn free_port() -> anyhow::Result<SocketAddr> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(613);
+    for _ in 0..PORTS {
+        let step = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
+        let port = u16::try_from(FIRST_PORT + step).context("a port below 32768")?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
             return Ok(address);
         }
     }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use transport::Clock;
 
 use crate::clock::SystemClock;
@@ -55,6 +56,8 @@ pub fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
 async fn play(options: DemoOptions) -> anyhow::Result<ExitCode> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let mut screen = Screen::new(options.json, std::io::stdout().is_terminal());
+    // First of all: from here on Ctrl-C ends the agents and removes their folders.
+    let mut stop = Stop::listen()?;
     let mut fleet = Fleet::prepare(options.nodes)?;
     for node in &mut fleet.nodes {
         node.service_port = service::start(&node.name).await?;
@@ -62,7 +65,13 @@ async fn play(options: DemoOptions) -> anyhow::Result<ExitCode> {
     screen.line(&format!("Starting {} nodes: {}", fleet.nodes.len(), fleet.names().join(", ")));
     let began = clock.now();
     fleet.start()?;
-    fleet.wait_until_whole(START_MAX, &*clock).await?;
+    tokio::select! {
+        whole = fleet.wait_until_whole(START_MAX, &*clock) => whole?,
+        () = stop.asked() => {
+            fleet.stop().await;
+            return Ok(ExitCode::FAILURE);
+        }
+    }
     let whole_after = clock.now().saturating_sub(began);
     screen.line(&format!("  up and seeing each other after {:.1} s", whole_after.as_secs_f64()));
     for line in fleet.links().await? {
@@ -79,11 +88,10 @@ async fn play(options: DemoOptions) -> anyhow::Result<ExitCode> {
     let tally = Arc::new(Tally::default());
     let load = Load::start(&fleet.proxies(), REQUESTS_PER_SECOND, &tally, &clock);
     let ends = clock.now() + options.duration.unwrap_or(LONGEST);
-    let mut interrupted = std::pin::pin!(stop_asked());
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
-            () = &mut interrupted => break,
+            () = stop.asked() => break,
             _ = second.tick() => {}
         }
         fleet.check_alive()?;
@@ -101,12 +109,25 @@ async fn play(options: DemoOptions) -> anyhow::Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn stop_asked() {
-    let Ok(mut terminated) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated.recv() => {}
+/// SIGINT and SIGTERM, from the moment on which it is made.
+#[derive(Debug)]
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        let interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        let terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        Ok(Self { interrupt, terminate })
+    }
+
+    /// Ends when one of them has come, also if that was a while ago.
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }

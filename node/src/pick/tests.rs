@@ -146,3 +146,19 @@ fn a_second_try_is_not_counted_as_a_decision() {
     assert_ne!(first.endpoint.instance, second.endpoint.instance);
     assert_eq!(second.endpoint.stats.picks().0, 0);
 }
+
+#[test]
+fn a_second_try_goes_to_a_sound_endpoint_while_there_is_one() {
+    // Two unreachable endpoints came back from ejection together; a request drew one and spent its retry on the other.
+    let view = view(vec![endpoint("a", 1.0, 1.0), endpoint("b", 1.0, 1.0), endpoint("c", 1.0, 1.0)]);
+    for cut in &view.endpoints[..2] {
+        cut.stats.failed(NOW);
+    }
+    let (table, later) = (RouteTable::default(), NOW + Duration::from_secs(1));
+    let first = eligible(&view, &[], later, table.backend("hello")).0;
+    assert_eq!(names(&first), ["a", "b", "c"], "a first draw takes all that are back");
+    let second = eligible(&view, &first[..1], later, table.backend("hello")).0;
+    assert_eq!(names(&second), ["c"]);
+    let last = eligible(&view, &[Arc::clone(&view.endpoints[2])], later, table.backend("hello")).0;
+    assert_eq!(names(&last), ["a", "b"], "without a sound one left, a guess beats a refusal");
+}

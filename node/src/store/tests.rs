@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use policy::{Limits, accept_documents};
 
 use super::*;

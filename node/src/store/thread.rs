@@ -8,11 +8,11 @@ use crdt_store::{
     DocKey, DocumentView, Edit, Replica, StoreError, SyncConfig, SyncError, SyncSession, WriteMeta, Written,
 };
 use policy::{DocId, Document};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, warn};
 use transport::{Clock, NodeId};
 
-use super::{Command, StoreChange, StoreEvent, StoreState, SyncStep, unix_ms};
+use super::{Command, StoreChange, StoreEvent, StoreState, Stored, SyncStep, unix_ms};
 use crate::api::{ApiError, Condition};
 use crate::view::{Applied, AppliedDocument, ConflictSide, ConflictView, PolicyView};
 
@@ -148,14 +148,17 @@ impl StoreThread {
     fn finish(
         &mut self,
         done: Result<(Applied, StoreChange), ApiError>,
-        answer: tokio::sync::oneshot::Sender<Result<Applied, ApiError>>,
+        answer: oneshot::Sender<Result<Stored, ApiError>>,
     ) {
         match done {
-            Ok((applied, change)) => {
-                answer.send(Ok(applied)).ok();
-                if !change.changed.is_empty() {
-                    self.tell(StoreEvent::Changed(Box::new(change)));
-                }
+            Ok((applied, change)) if change.changed.is_empty() => {
+                answer.send(Ok(Stored { applied, in_force: None })).ok();
+            }
+            Ok((applied, mut change)) => {
+                let (in_force, news) = oneshot::channel();
+                change.in_force = Some(in_force);
+                answer.send(Ok(Stored { applied, in_force: Some(news) })).ok();
+                self.tell(StoreEvent::Changed(Box::new(change)));
             }
             Err(fault) => {
                 answer.send(Err(fault)).ok();
@@ -228,11 +231,7 @@ impl StoreThread {
         SyncStep { send, done, fault }
     }
 
-    fn record_done(
-        &mut self,
-        done: Result<(), StoreError>,
-        answer: Option<tokio::sync::oneshot::Sender<Result<(), ApiError>>>,
-    ) {
+    fn record_done(&mut self, done: Result<(), StoreError>, answer: Option<oneshot::Sender<Result<(), ApiError>>>) {
         self.note_writable(&done);
         match (done, answer) {
             (done, Some(answer)) => {

@@ -135,3 +135,18 @@ fn a_folder_without_a_node_is_told_apart() {
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.err.contains("no identity here"), "{said:?}");
 }
+
+#[test]
+fn a_folder_too_deep_for_a_socket_works_all_the_same() {
+    let fleet = Fleet::launch(0, &|_, _| {});
+    let mut node = fleet.newcomer();
+    node.dir = fleet.root().join("d".repeat(60)).join("e".repeat(60));
+    fs::create_dir(node.dir.parent().unwrap()).unwrap();
+    let made = run(&node.options(&["init", "--mesh", "it"]));
+    assert_eq!(made.code, 0, "{made:?}");
+    node.configure(|config| config.mesh.bind = node.mesh);
+    node.start();
+    node.wait_ready();
+    let said = node.run(&["status"]);
+    assert_eq!(said.code, 0, "the verbs find the socket where the agent put it: {said:?}");
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use node::view::{Applied, ConflictView, PolicyView};
 use serde_json::{Value, json};
-use tests::{Answer, App, Fleet, Node, Shared, eventually, run};
+use tests::{Answer, App, Fleet, Node, Shared, Stopwatch, eventually, run};
 
 static THREE: Shared<Three> = Shared::new();
 
@@ -206,6 +206,56 @@ fn two_sides_that_wrote_apart_agree_when_they_meet_and_show_both_sides() {
             if told.code == 0 { Ok(()) } else { Err(format!("{told:?}")) }
         });
     }
+}
+
+#[test]
+fn writes_at_all_nodes_at_once_all_arrive_everywhere() {
+    let three = THREE.get(three);
+    let before = three.fleet.nodes[0].ask("/v1/policies?kind=Crowd").unwrap();
+    assert_eq!(before, json!([]));
+    std::thread::scope(|scope| {
+        for node in &three.fleet.nodes {
+            scope.spawn(move || {
+                for n in 0..10 {
+                    apply(node, &crowd(&format!("{}-{n}", node.name), "x"));
+                }
+            });
+        }
+    });
+    for node in &three.fleet.nodes {
+        eventually("all thirty are here", Duration::from_secs(3), || {
+            let known = node.ask("/v1/policies?kind=Crowd")?.as_array().map_or(0, Vec::len);
+            if known == 30 { Ok(()) } else { Err(format!("{}: {known}", node.name)) }
+        });
+        assert!(!node.ask("/v1/conflicts").unwrap().to_string().contains("Crowd"), "nobody wrote what another wrote");
+    }
+}
+
+/// A document that no node enforces, with some text in it.
+fn crowd(name: &str, text: &str) -> String {
+    let metadata = json!({ "name": name, "scope": "global" });
+    json!({ "apiVersion": "marram.dev/v1", "kind": "Crowd", "metadata": metadata, "spec": { "text": text } })
+        .to_string()
+}
+
+#[test]
+fn a_node_that_was_away_catches_up_with_a_megabyte_of_policy() {
+    let mut fleet = Fleet::start(2, &|_, _| {});
+    fleet.nodes[1].kill();
+    let text = "0123456789".repeat(1_200);
+    let written = Stopwatch::start();
+    for n in 0..100 {
+        apply(&fleet.nodes[0], &crowd(&format!("big-{n}"), &format!("{n}{text}")));
+    }
+    println!("100 durable writes of 12 KB: {:?}", written.elapsed());
+    fleet.nodes[1].start();
+    fleet.nodes[1].wait_ready();
+    let (_, took) = fleet.wait_roots_equal(Duration::from_secs(5));
+    println!("caught up {took:?} after it was ready");
+    let last: PolicyView =
+        serde_json::from_value(fleet.nodes[1].ask("/v1/policies/global/Crowd/big-99").unwrap()).unwrap();
+    assert_eq!(last.document["spec"]["text"], format!("99{text}"));
+    assert_eq!(last.author, "n0");
 }
 
 #[test]
