@@ -152,14 +152,18 @@ impl State {
         Snapshot { version: self.version, here: self.here.clone(), table: Arc::clone(&self.table), services, local }
     }
 
-    /// How far `known` is: filtered round trip, else the link's, else coordinates, else the great circle, else unknown.
+    /// How far `known` is: the smaller of the probes' filtered round trip and the link's, else coordinates, else the great
+    /// circle, else unknown.
     #[must_use]
     pub fn distance(&self, known: &KnownNode) -> Distance {
         if known.node == self.here.node {
             return Distance { ms: 0.0, source: DistanceSource::Local };
         }
         let member = self.swim.member(&known.node);
-        let direct = member.and_then(|m| m.round_trips.rtt()).or_else(|| self.link_rtt.get(&known.node).copied());
+        // The prober's figure contains the waits of two control threads, the link's those of two data threads: on a busy
+        // machine the smaller one is nearer to the way between them.
+        let probed = member.and_then(|m| m.round_trips.rtt());
+        let direct = probed.into_iter().chain(self.link_rtt.get(&known.node).copied()).min();
         if let Some(rtt) = direct {
             return Distance { ms: rtt.as_secs_f64() * 1e3, source: DistanceSource::Rtt };
         }
