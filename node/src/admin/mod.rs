@@ -1,6 +1,6 @@
 //! The admin API: HTTP on `DIR/admin.sock` and on a loopback TCP port.
 //!
-//! Everything it tells and does goes through [`NodeApi`](crate::api::NodeApi). Over the socket, file permissions decide
+//! Everything it tells and does goes through [`NodeApi`]. Over the socket, file permissions decide
 //! who may talk. Over TCP, reads are free to local processes, writes need the admin token, and the Host header must name
 //! this machine, so that no web page can reach it by a name of its own. `docs/admin-api.md` lists every endpoint.
 
