@@ -558,6 +558,10 @@ impl Inner {
                 Purpose::Control => table.place_control(link, outbox),
                 Purpose::Data => table.place_data(link, outbox),
             };
+            // Counted before anybody can be told of it.
+            for _ in &placement.stale {
+                self.counters.superseded_closed.add();
+            }
             lock(&self.events).extend(placement.events.drain(..));
             placement
         };
@@ -576,7 +580,6 @@ impl Inner {
     /// Closes what a new link made superfluous.
     fn settle(self: &Arc<Self>, placement: Placement) {
         for stale in placement.stale {
-            self.counters.superseded_closed.add();
             stale.close(CloseCode::Superseded, "the peer has started again");
         }
         let Some(spare) = placement.spare else { return };

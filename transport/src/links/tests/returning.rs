@@ -4,29 +4,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::support::{Node, TestClock, block, echo, let_pass, linked, member, quick, wait_for};
+use super::support::{
+    Node, TestClock, block, echo, let_pass, linked, linked_with, member, patient, quick, wait_for,
+};
 use crate::clock::Clock as _;
 use crate::links::LinksConfig;
 
 #[test]
 fn a_restarted_peer_ends_stale_connections_by_a_stateless_reset_and_is_linked_again() {
-    let (a, b) = linked(0, 1);
+    let (a, b) = linked_with(0, 1, &patient());
     let stream = block(a.links.open_service(1, b.id, Bytes::new())).expect("a stream");
     assert_eq!(block(echo(stream, "before")).expect("an answer"), "before");
     let addr = b.addr();
     b.kill();
-    let b = Node::start(&member(1), LinksConfig { bind: addr, generation: 2, ..quick() });
-    let restarted = a.clock.now();
+    let b = Node::start(&member(1), LinksConfig { bind: addr, generation: 2, ..patient() });
     // A probe, as membership sends it, is answered by the reset.
     wait_for("the stale control link ends", || {
         a.links.send_datagram(b.id, Bytes::from_static(b"probe")).ok();
         a.downs() == 1
     });
-    let noticed = a.clock.now() - restarted;
     wait_for("linked again", || a.is_linked(&b) && b.is_linked(&a));
-    let back = a.clock.now() - restarted;
-    assert!(noticed < Duration::from_secs(1), "noticed after {noticed:?}");
-    assert!(back < Duration::from_secs(3), "back after {back:?}");
     assert!(a.links.counters().stateless_resets.count() >= 1);
     // The data link of the former life is replaced when it is needed.
     let stream = block(a.links.open_service(1, b.id, Bytes::new())).expect("a stream");
@@ -37,19 +34,17 @@ fn a_restarted_peer_ends_stale_connections_by_a_stateless_reset_and_is_linked_ag
 #[test]
 fn a_peer_that_dials_again_in_a_new_life_ends_the_links_of_the_old_one() {
     // The peer had opened the connection, so no packet of ours reaches anybody who could answer with a reset.
-    let (b, a) = linked(1, 0);
+    let (b, a) = linked_with(1, 0, &patient());
     let stream = block(b.links.open_service(0, a.id, Bytes::new())).expect("a stream");
     assert_eq!(block(echo(stream, "before")).expect("an answer"), "before");
     assert_eq!(a.links.links().len(), 2);
     b.kill();
-    let b = Node::start(&member(1), LinksConfig { generation: 2, ..quick() });
-    let restarted = a.clock.now();
+    let b = Node::start(&member(1), LinksConfig { generation: 2, ..patient() });
     b.knows(&a);
     wait_for("only links of the new life are left", || {
         let links = a.links.links();
         links.len() == 1 && links[0].generation == Some(2)
     });
-    assert!(a.clock.now() - restarted < Duration::from_secs(3));
     wait_for("it was told of both", || (a.downs(), a.ups()) == (1, 2));
     assert_eq!(a.links.counters().superseded_closed.count(), 2);
 }

@@ -229,6 +229,11 @@ pub(super) fn quick() -> LinksConfig {
     }
 }
 
+/// Silence alone ends no link while a test waits, so what ends one must have been something else.
+pub(super) fn patient() -> LinksConfig {
+    LinksConfig { idle_timeout: SOON * 6, ..quick() }
+}
+
 impl Node {
     pub(super) fn start(identity: &Identity, config: LinksConfig) -> Self {
         Self::start_at(identity, config, TestClock::new())
@@ -312,7 +317,12 @@ impl Node {
 
 /// Two nodes with a control link, opened by the first.
 pub(super) fn linked(first: usize, second: usize) -> (Node, Node) {
-    let (a, b) = (Node::start(&member(first), quick()), Node::start(&member(second), quick()));
+    linked_with(first, second, &quick())
+}
+
+/// The same with other settings.
+pub(super) fn linked_with(first: usize, second: usize, config: &LinksConfig) -> (Node, Node) {
+    let (a, b) = (Node::start(&member(first), config.clone()), Node::start(&member(second), config.clone()));
     a.knows(&b);
     wait_for("both have been told of a control link", || a.ups() == 1 && b.ups() == 1);
     (a, b)
