@@ -35,8 +35,11 @@ impl App {
     /// # Panics
     /// When no port is free.
     #[must_use]
+    #[expect(clippy::expect_used, reason = "this is how a test fails")]
     pub fn start(name: &str) -> Self {
-        Self::start_at(name, free_port())
+        // Another process may take a port between the look and the use of it.
+        let listener = std::iter::repeat_with(|| TcpListener::bind(free_port())).flatten().next();
+        Self::serve_on(name, listener.expect("an endless iterator ends with a port"))
     }
 
     /// Starts one that listens on `address`.
@@ -46,7 +49,12 @@ impl App {
     #[must_use]
     #[expect(clippy::expect_used, reason = "this is how a test fails")]
     pub fn start_at(name: &str, address: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).expect("a free port");
+        Self::serve_on(name, TcpListener::bind(address).expect("a free port"))
+    }
+
+    #[expect(clippy::expect_used, reason = "this is how a test fails")]
+    fn serve_on(name: &str, listener: TcpListener) -> Self {
+        let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(Inside { name: name.to_owned(), ..Inside::default() });
         let inside = Arc::clone(&shared);
         let accepting = std::thread::spawn(move || {

@@ -4,10 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// First port handed out; all lie below the kernel's range for outgoing connections (from 32768), so that no client can
-/// take the port of an agent that is just starting again.
+/// take the port of an agent that is just starting again, and below those that `marram demo` takes (from 20000).
 const FIRST: u16 = 10_000;
 /// How many there are.
-const COUNT: u16 = 20_000;
+const COUNT: u16 = 10_000;
 
 /// A loopback address whose port is free for both TCP and UDP. Each call gives another one, and two test processes at
 /// the same time begin far apart.

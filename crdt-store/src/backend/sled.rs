@@ -6,6 +6,7 @@
 //! - After a write error an open database fails for ever: it is closed, and opened again for the next batch.
 //! - A failed batch may have reached the log. Its opposite is kept and written together with the next batch, and reads
 //!   see the database through it, so a failed batch is never seen.
+//! - Closing returns before sled's threads have let go of the lock: a lock that is taken is tried for two seconds.
 //! - Opening a damaged folder returns an error or panics; both become [`StorageError::Damaged`].
 //!
 //! Layout in the folder: `db`, `conf`, `blobs/`, `snap.*` are sled's, `boot` is ours. Keys are `v` and the caller's
@@ -17,6 +18,7 @@ use std::{
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use crate::{
@@ -30,6 +32,9 @@ const SEGMENT_BYTES: usize = 128 << 10;
 const CACHE_BYTES: u64 = 1 << 20;
 const FLUSH_EVERY_MS: u64 = 1_000;
 const BOOT_FILE: &str = "boot";
+/// How often a taken lock is tried again, and the pause between two tries.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Values by the caller's keys; `None` where there is none.
 type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
@@ -196,10 +201,17 @@ impl Handle {
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(Some(FLUSH_EVERY_MS))
             .mode(::sled::Mode::LowSpace);
-        let db = match catch_unwind(AssertUnwindSafe(|| config.open())) {
-            Ok(Ok(db)) => db,
-            Ok(Err(error)) => return Err(open_error(path, error)),
-            Err(_panic) => return Err(damaged(path, "opening it panicked".to_owned())),
+        let mut tries = 0..LOCK_TRIES;
+        let db = loop {
+            match catch_unwind(AssertUnwindSafe(|| config.open())) {
+                Ok(Ok(db)) => break db,
+                Ok(Err(error)) => match open_error(path, error) {
+                    // A handle closed just before keeps the lock until sled's own threads have let go of it.
+                    StorageError::InUse { .. } if tries.next().is_some() => pause(),
+                    error => return Err(error),
+                },
+                Err(_panic) => return Err(damaged(path, "opening it panicked".to_owned())),
+            }
         };
         let log = File::open(path.join("db")).map_err(|error| io_error("opening the log", error))?;
         let open = Self { folder: path.to_owned(), db, log, blobs: Vec::new() };
@@ -307,6 +319,11 @@ impl Handle {
         }
         Ok(value)
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "opening waits for the disk anyway, on a thread of its own")]
+fn pause() {
+    std::thread::sleep(LOCK_PAUSE);
 }
 
 /// Adds a value in parts; returns how many.

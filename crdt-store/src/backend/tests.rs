@@ -88,6 +88,20 @@ fn a_folder_in_use_is_refused_as_such() {
     assert!(matches!(SledStorage::open(&path), Err(StorageError::InUse { .. })));
 }
 
+/// A store opened again right after closing was refused now and then: sled's threads still held the lock.
+#[test]
+fn a_lock_that_is_let_go_of_late_is_waited_for() {
+    let folder = tempfile::tempdir().expect("temp dir");
+    let path = folder.path().join("db");
+    let first = SledStorage::open(&path).expect("opens");
+    let closing = std::thread::spawn(move || {
+        std::thread::park_timeout(std::time::Duration::from_millis(300));
+        drop(first);
+    });
+    SledStorage::open(&path).expect("opens once the other has let go");
+    closing.join().expect("closes");
+}
+
 #[test]
 fn a_folder_that_cannot_be_made_is_an_error_of_the_system() {
     let folder = tempfile::tempdir().expect("temp dir");

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::support::{
-    Node, TestClock, block, echo, let_pass, linked, linked_with, member, patient, quick, wait_for,
-};
+use super::support::{Node, TestClock, block, echo, let_pass, linked, linked_with, member, patient, quick, wait_for};
 use crate::clock::Clock as _;
 use crate::links::LinksConfig;
 
