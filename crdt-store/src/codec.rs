@@ -19,10 +19,10 @@ pub const FRAME_HEAD_BYTES: usize = 6;
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Version of messages between replicas.
 pub const WIRE_VERSION: u8 = 1;
+/// Bytes after the payload of a stored frame.
+const CHECKSUM_BYTES: usize = 4;
 /// Version of records on disk.
 pub const STORED_VERSION: u8 = 1;
-
-const CHECKSUM_BYTES: usize = 4;
 
 /// What a frame holds. Numbers stay for ever; new kinds get new ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +38,14 @@ pub(crate) enum Kind {
     Ack = 4,
     /// Ops pushed outside a conversation.
     Push = 5,
+    /// Hashes of the visible root's buckets, for a peer below the floor.
+    Digest = 6,
+    /// What that peer holds where the hashes differ.
+    Lists = 7,
+    /// What of it was deleted, and the tombstone collected.
+    Claims = 8,
+    /// End of one direction to a peer below the floor, with coverage and floor.
+    FinBelow = 9,
     /// Stored: identity, counters, context, root.
     Meta = 32,
     /// Stored: an origin's record and who it is.
@@ -48,6 +56,18 @@ pub(crate) enum Kind {
     Idempotency = 35,
     /// Stored: a record that the node keeps for itself.
     Record = 36,
+    /// Stored: up to where tombstones were collected.
+    Floor = 37,
+    /// Stored: which changes of a live op do not count any more.
+    Marks = 38,
+    /// Stored: one change of one document, for the history.
+    Revision = 39,
+    /// In a bundle: which store it is from and what that had seen.
+    BundleHead = 48,
+    /// In a bundle: some ops, with the records of their origins first.
+    BundleOps = 49,
+    /// In a bundle: how many ops there were.
+    BundleEnd = 50,
 }
 
 /// Bytes are not what they claim to be. From a peer: close, count, go on. From the disk: the folder is damaged.
@@ -110,6 +130,17 @@ pub fn frame_length(start: &[u8]) -> Result<Option<usize>, CodecError> {
     Ok(Some(bytes))
 }
 
+/// Length of the whole stored frame that starts with this head, checksum included.
+pub(crate) fn stored_length(head: &[u8; FRAME_HEAD_BYTES]) -> Result<usize, CodecError> {
+    let [_version, _kind, a, b, c, d] = *head;
+    let bytes =
+        usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX).saturating_add(FRAME_HEAD_BYTES);
+    if bytes > FRAME_BYTES_MAX {
+        return Err(CodecError::TooLong { bytes, max: FRAME_BYTES_MAX });
+    }
+    Ok(bytes + CHECKSUM_BYTES)
+}
+
 /// The kind byte of a frame.
 pub(crate) fn frame_kind(frame: &[u8]) -> Option<u8> {
     frame.get(1).copied()
@@ -144,6 +175,21 @@ pub(crate) fn decode_stored<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Re
         return Err(CodecError::Checksum);
     }
     unframe(STORED_VERSION, kind, frame)
+}
+
+/// Checks a stored frame of whatever kind without reading its payload.
+pub(crate) fn check_stored(bytes: &[u8]) -> Result<(), CodecError> {
+    let (frame, sum) = bytes
+        .len()
+        .checked_sub(CHECKSUM_BYTES)
+        .and_then(|at| bytes.split_at_checked(at))
+        .ok_or(CodecError::Truncated)?;
+    match frame.first() {
+        _ if crc32c::crc32c(frame).to_be_bytes() != *sum => Err(CodecError::Checksum),
+        Some(&STORED_VERSION) => Ok(()),
+        Some(&found) => Err(CodecError::Version { found }),
+        None => Err(CodecError::Truncated),
+    }
 }
 
 fn frame<T: Serialize>(version: u8, kind: Kind, value: &T) -> Result<Vec<u8>, CodecError> {

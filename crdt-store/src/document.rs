@@ -57,7 +57,7 @@ impl Document {
         self.sections.values().chain([&self.rest]).flat_map(dots).collect()
     }
 
-    #[cfg(test)]
+    /// The dots live in one section; in the sections never named, for an empty name.
     pub(crate) fn live_in(&self, section: &str) -> BTreeSet<Dot> {
         dots(self.sections.get(section).unwrap_or(&self.rest))
     }
@@ -88,21 +88,20 @@ impl Document {
             match siblings.iter().max_by_key(|part| part.rank()) {
                 Some(winner) => {
                     reading.is_deleted_concurrently |= !graves.is_empty();
-                    reading.visible.push((name, siblings.iter().chain(&graves).map(Part::id).collect()));
+                    let ids = |parts: &[Part<'a>]| parts.iter().map(Part::id).collect();
+                    reading.visible.push(Visible { name, edits: ids(&siblings), graves: ids(&graves) });
                     let value = winner.section(name);
                     if siblings.iter().any(|sibling| sibling.section(name) != value) {
                         reading.conflicts.push((name, siblings.clone()));
                     }
                     reading.sections.extend(value.map(|value| (name, value)));
                 }
-                // Deleted here, or its own edit has not arrived: an edit that had not seen the deletion carries the
-                // whole document as its author knew it, so the document stays whole.
+                // Deleted here, or its own edit has not arrived: a live edit carries the whole document as its author
+                // knew it, so the document stays whole. Whether the deletion is still held plays no part, for some
+                // replicas have collected it and must show the same.
                 None => {
-                    let holds = |part: &&&Part<'a>| {
-                        part.section(name).is_some() && !graves.iter().any(|grave| grave.clock < part.clock)
-                    };
+                    let holds = |part: &&&Part<'a>| part.section(name).is_some();
                     if let Some(part) = edits.iter().filter(holds).max_by_key(|part| part.rank()) {
-                        reading.filled.insert(name);
                         reading.sections.extend(part.section(name).map(|value| (name, value)));
                     }
                 }
@@ -134,7 +133,6 @@ pub(crate) struct Part<'a> {
     pub(crate) dot: Dot,
     pub(crate) hlc: Hlc,
     pub(crate) hash: [u8; 32],
-    pub(crate) clock: Clock,
     pub(crate) body: Option<&'a Sections>,
 }
 
@@ -164,13 +162,20 @@ pub(crate) struct Reading<'a> {
     pub(crate) sections: BTreeMap<&'a str, &'a Bytes>,
     /// Sections whose concurrent edits differ, with those edits.
     pub(crate) conflicts: Vec<(&'a str, Vec<Part<'a>>)>,
-    /// Sections taken from an edit that did not change them.
-    pub(crate) filled: BTreeSet<&'a str>,
     /// Someone deleted the document without having seen an edit that lives on.
     pub(crate) is_deleted_concurrently: bool,
     /// The highest-ranking live edit.
     pub(crate) newest: Part<'a>,
-    visible: Vec<(&'a str, BTreeSet<OpId>)>,
+    visible: Vec<Visible<'a>>,
+}
+
+/// A section that has an edit.
+#[derive(Debug, Clone)]
+struct Visible<'a> {
+    name: &'a str,
+    edits: BTreeSet<OpId>,
+    /// Deletions whose authors had not seen one of the edits.
+    graves: BTreeSet<OpId>,
 }
 
 impl<'a> Reading<'a> {
@@ -178,16 +183,20 @@ impl<'a> Reading<'a> {
         Self {
             sections: BTreeMap::new(),
             conflicts: Vec::new(),
-            filled: BTreeSet::new(),
             is_deleted_concurrently: false,
             newest,
             visible: Vec::new(),
         }
     }
 
+    /// Sections in which an edit lives, also one that removed the section.
+    pub(crate) fn edited(&self) -> impl Iterator<Item = &'a str> {
+        self.visible.iter().map(|seen| seen.name)
+    }
+
     /// The dots that make up what is seen.
     pub(crate) fn dots(&self) -> BTreeSet<Dot> {
-        self.visible.iter().flat_map(|(_, ids)| ids.iter().map(|(dot, _)| *dot)).collect()
+        self.visible.iter().flat_map(|seen| seen.edits.union(&seen.graves).map(|(dot, _)| *dot)).collect()
     }
 
     /// The version tag: a hash over the sorted live dots.
@@ -200,8 +209,18 @@ impl<'a> Reading<'a> {
         ETag(head(&sha256(&[&bytes])))
     }
 
-    /// The document's share in the visible root: which ops are live in which section.
+    /// The document's share in the visible root: which edits are live in which section. Deletions beside them are not
+    /// part of it: whether they are still there depends on when tombstones were collected.
     pub(crate) fn hash(&self, key: &DocKey) -> [u8; 16] {
+        self.hash_of(key, |seen| seen.edits.iter().collect())
+    }
+
+    /// The share as it was before tombstones were collected, for databases of that time.
+    pub(crate) fn hash_with_graves(&self, key: &DocKey) -> [u8; 16] {
+        self.hash_of(key, |seen| seen.edits.union(&seen.graves).collect())
+    }
+
+    fn hash_of<'s>(&'s self, key: &DocKey, ids: impl Fn(&'s Visible<'a>) -> BTreeSet<&'s OpId>) -> [u8; 16] {
         let mut bytes = b"marram-document".to_vec();
         let mut text = |text: &str| {
             bytes.extend_from_slice(&u64::try_from(text.len()).unwrap_or(u64::MAX).to_be_bytes());
@@ -210,7 +229,8 @@ impl<'a> Reading<'a> {
         text(&key.kind);
         text(&key.scope);
         text(&key.name);
-        for (name, ids) in &self.visible {
+        for seen in &self.visible {
+            let (name, ids) = (seen.name, ids(seen));
             bytes.extend_from_slice(&u64::try_from(name.len()).unwrap_or(u64::MAX).to_be_bytes());
             bytes.extend_from_slice(name.as_bytes());
             bytes.extend_from_slice(&u64::try_from(ids.len()).unwrap_or(u64::MAX).to_be_bytes());

@@ -158,7 +158,7 @@ pub enum Refusal {
     /// The origin's role does not let it author policy.
     #[error("origin may not author policy")]
     NotAuthor,
-    /// The counter is further ahead than any honest writer gets.
+    /// The counter is further ahead of what was seen than the limit here allows.
     #[error("counter jumps too far ahead")]
     CounterStep,
     /// The store knows as many origins as it may.
@@ -193,13 +193,11 @@ impl Refusal {
     #[must_use]
     pub const fn is_hostile(&self) -> bool {
         match self {
-            Self::Malformed(_)
-            | Self::UnknownOrigin
-            | Self::BadOrigin(_)
-            | Self::BadSignature
-            | Self::NotAuthor
-            | Self::CounterStep => true,
-            Self::TooManyOrigins | Self::TooManyGaps | Self::StoreFull => false,
+            Self::Malformed(_) | Self::UnknownOrigin | Self::BadOrigin(_) | Self::BadSignature | Self::NotAuthor => {
+                true
+            }
+            // Of an op that is fine by itself and does not fit what is here.
+            Self::CounterStep | Self::TooManyOrigins | Self::TooManyGaps | Self::StoreFull => false,
         }
     }
 }

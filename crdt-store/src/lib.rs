@@ -12,13 +12,16 @@
 //! What it is not: a database for applications, or a consensus. Compare-and-set holds on one replica only.
 
 mod backend;
+mod bundle;
 mod codec;
 mod context;
 mod document;
 mod error;
 mod hlc;
 mod id;
+mod mutation;
 mod op;
+mod recover;
 mod replica;
 mod root;
 mod sign;
@@ -26,18 +29,31 @@ mod store;
 mod sync;
 mod wire;
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 #[cfg(test)]
 mod testing;
 
+#[cfg(any(test, feature = "redb"))]
+pub use backend::RedbStorage;
 pub use backend::{Batch, Disk, Fault, FaultyStorage, MemoryStorage, Pairs, Plan, SledStorage, Storage, StorageStats};
+pub use bundle::{
+    BundleError, BundleFault, BundleHead, BundleReader, BundledOp, Imported, merge_bundle, save_bundle, write_bundle,
+};
 pub use codec::{CodecError, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, STORED_VERSION, WIRE_VERSION, frame_length};
 pub use context::{BadContext, CLOUD_RANGES_MAX, Clock, Context, ORIGINS_MAX};
 pub use error::{Refusal, StorageError, StoreError};
 pub use hlc::{CLOCK_LEAD_MAX_MS, Hlc, HlcClock};
 pub use id::{BadId, DocKey, Dot, ETag, Incarnation, StoreId};
+#[cfg(feature = "mutations")]
+pub use mutation::Mutation;
 pub use op::{Change, Limits, Op, OpFault, OpKind, Sections, SignedOp};
+pub use recover::{Opened, Recovered, Report, examine, open_frozen, open_or_recover, snapshot_path};
 pub use replica::{
-    Conflict, Counters, DocumentView, Edit, Merged, Records, Replica, Sibling, Summary, WriteMeta, Written,
+    Collected, Conflict, Counters, DocumentView, Edit, GROUP_MAX, Merged, Records, Replica, Revision, Sibling, Summary,
+    TOMBSTONE_AGE_MS, WriteMeta, WriteRequest, Written,
 };
 pub use sign::{Author, Authority, OriginRecord};
 pub use sync::{SyncConfig, SyncError, SyncOutcome, SyncProgress, SyncSession};

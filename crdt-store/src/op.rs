@@ -10,12 +10,12 @@ use crate::{
     codec::{blob, signature},
     context::Clock,
     hlc::Hlc,
-    id::{DocKey, Dot, sha256},
+    id::{DocKey, Dot, StoreId, sha256},
 };
 
 mod layout;
 
-pub(crate) use layout::{IDEMPOTENCY_BYTES_MAX, decode, encode, origin_of};
+pub(crate) use layout::{IDEMPOTENCY_BYTES_MAX, decode, dot_of, encode};
 
 /// The content of a document: section name to its canonical bytes, which only the policy layer understands.
 pub type Sections = BTreeMap<String, Bytes>;
@@ -90,8 +90,12 @@ impl Op {
     /// The part that concerns a document.
     #[must_use]
     pub fn change(&self, key: &DocKey) -> Option<&Change> {
-        let at = self.changes.binary_search_by(|change| change.key.cmp(key)).ok()?;
-        self.changes.get(at)
+        self.changes.get(self.place(key)?)
+    }
+
+    /// Which of the changes concerns a document.
+    pub(crate) fn place(&self, key: &DocKey) -> Option<usize> {
+        self.changes.binary_search_by(|change| change.key.cmp(key)).ok()
     }
 }
 
@@ -107,6 +111,14 @@ pub struct SignedOp {
 }
 
 impl SignedOp {
+    /// What the bytes say; the signature is not looked at, nor any limit. For tools that read ops beside the store.
+    ///
+    /// # Errors
+    /// [`OpFault`] for bytes that are not a canonical op of this store.
+    pub fn read(&self, store: &StoreId) -> Result<Op, OpFault> {
+        decode(store, &self.bytes, &Limits::none())
+    }
+
     /// SHA-256 of the canonical bytes; which op this is.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
@@ -152,7 +164,8 @@ pub struct Limits {
     pub documents: usize,
     /// Bytes of live ops that local writes may bring the store to; 8 MiB. Four times as many come in from peers.
     pub live_bytes: usize,
-    /// How far an origin's counter may jump ahead of what was seen of it; 2^32.
+    /// How far an origin's counter may jump ahead of what was seen of it; 2^63, which limits nothing. With less, whether
+    /// an op is taken depends on which came before it, and who joins late may lack for ever what others hold.
     pub counter_step: u64,
     /// Origins known; 4,096.
     pub origins: usize,
@@ -160,6 +173,11 @@ pub struct Limits {
     pub cloud_ranges: usize,
     /// Bytes of the node's own records together; 4 MiB.
     pub record_bytes: usize,
+    /// How long a superseded change of a document is remembered in the history, in milliseconds; 30 days. Changes that
+    /// are live, and of a document that exists the newest one that is not, are remembered longer.
+    pub history_ms: u64,
+    /// Changes of one document that the history remembers; 20. The oldest give way, a few at a time.
+    pub history_revisions: usize,
 }
 
 impl Default for Limits {
@@ -175,15 +193,31 @@ impl Default for Limits {
             message_bytes: 256,
             documents: 4_000,
             live_bytes: 8 << 20,
-            counter_step: 1 << 32,
+            counter_step: crate::context::COUNTER_END,
             origins: crate::context::ORIGINS_MAX,
             cloud_ranges: crate::context::CLOUD_RANGES_MAX,
             record_bytes: 4 << 20,
+            history_ms: 30 * 24 * 60 * 60 * 1_000,
+            history_revisions: 20,
         }
     }
 }
 
 impl Limits {
+    /// The limit that a fault names.
+    pub(crate) fn of(&self, what: &str) -> usize {
+        match what {
+            "past" => self.past,
+            "changes" => self.changes,
+            "sections" => self.sections,
+            "mask" => self.sections.saturating_mul(2),
+            "beside" => layout::BESIDE_MAX,
+            "message" => self.message_bytes,
+            "body bytes" => self.body_bytes,
+            _ => self.op_bytes,
+        }
+    }
+
     /// Limits for what is stored already: what was accepted under larger ones stays.
     pub(crate) const fn none() -> Self {
         Self {
@@ -201,6 +235,8 @@ impl Limits {
             origins: usize::MAX,
             cloud_ranges: usize::MAX,
             record_bytes: usize::MAX,
+            history_ms: u64::MAX,
+            history_revisions: usize::MAX,
         }
     }
 }

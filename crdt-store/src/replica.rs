@@ -3,29 +3,48 @@
 //! Every call that changes something is one durable batch: when it returns `Ok`, all of it survives a power cut; when
 //! it returns an error, nothing of it is there. Reading never touches the disk.
 
+mod claims;
+mod collect;
+mod history;
 mod idempotency;
+mod inspect;
 mod keep;
 mod merge;
 mod records;
+mod restore;
 mod view;
 mod write;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub(crate) use claims::{Pair, Settlement};
+pub use collect::{Collected, TOMBSTONE_AGE_MS};
+pub use history::Revision;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use keep::fuzz_stored;
 pub use merge::Merged;
 pub(crate) use merge::pair;
 pub use records::Records;
+#[cfg(test)]
+pub(crate) use restore::forged;
+pub(crate) use restore::{Stored, stored};
 pub use view::{Conflict, DocumentView, Sibling};
-pub use write::{Edit, WriteMeta, Written};
+pub use write::{Edit, GROUP_MAX, WriteMeta, WriteRequest, Written};
 
 use crate::{
     backend::{Batch, Storage, StorageStats},
-    context::Context,
+    context::{Clock, Context},
     error::StoreError,
     hlc::Hlc,
     id::{DocKey, Dot, Incarnation, StoreId, head, sha256},
+    mutation::Mutation,
     op::{Limits, SignedOp},
-    replica::{idempotency::Outcomes, keep::Meta},
+    replica::{
+        claims::Pending,
+        history::{Counts, History},
+        idempotency::Outcomes,
+        keep::Meta,
+    },
     sign::{Author, Authority, OriginRecord},
     store::{Delta, Store},
 };
@@ -42,7 +61,16 @@ pub struct Replica {
     boot_mark: [u8; 16],
     records: BTreeMap<Vec<u8>, Vec<u8>>,
     outcomes: Outcomes,
+    history: History,
+    pending: Pending,
+    /// True once the floor is on disk; a database of before has none.
+    has_floor: bool,
     counters: Counters,
+    /// The life that the database names, also where a new one began.
+    #[cfg(feature = "mutations")]
+    former: Option<Life>,
+    #[cfg(feature = "mutations")]
+    mutations: std::collections::BTreeSet<Mutation>,
 }
 
 /// Who this replica is as a writer, and how far it has counted.
@@ -73,6 +101,12 @@ pub struct Counters {
     pub incarnations: u64,
     /// Conversations that ended with equal contexts and different roots.
     pub root_mismatches: u64,
+    /// Tombstones let go of here.
+    pub collected: u64,
+    /// Ops removed because peers had seen them and their deletion.
+    pub claims_applied: u64,
+    /// Such claims that wait for another peer to say the same; one that is made in several conversations counts in each.
+    pub claims_pending: u64,
     /// Batches that the storage refused.
     pub storage_failures: u64,
 }
@@ -92,6 +126,8 @@ pub struct Summary {
     pub live_bytes: usize,
     /// Origins ever seen.
     pub origins: usize,
+    /// Claims of deletion that wait for another peer to make them.
+    pub pending_claims: usize,
     /// Ranges of seen dots beyond a gap; 0 when all is contiguous.
     pub gaps: usize,
     /// The visible root.
@@ -153,8 +189,19 @@ impl Replica {
             boot_mark: head(&sha256(&[b"marram-boot-mark", &random])),
             records: loaded.records,
             outcomes: loaded.outcomes,
+            history: History::default(),
+            pending: Pending::new(),
+            has_floor: loaded.has_floor,
             counters: Counters::default(),
+            #[cfg(feature = "mutations")]
+            former: None,
+            #[cfg(feature = "mutations")]
+            mutations: std::collections::BTreeSet::new(),
         };
+        #[cfg(feature = "mutations")]
+        if let Some(meta) = &loaded.meta {
+            replica.former = Some(Life { incarnation: meta.incarnation, counter: meta.counter, mints: 0 });
+        }
         let own_key = replica.authority.public_key();
         let kept = loaded.meta.filter(|meta| {
             let is_own = replica.store.origin(&meta.incarnation).is_none_or(|o| o.record.public_key == own_key);
@@ -162,7 +209,10 @@ impl Replica {
         });
         replica.life = match kept {
             Some(meta) => Life { incarnation: meta.incarnation, counter: meta.counter, mints: 0 },
-            None => replica.next_life(),
+            None => {
+                replica.counters.incarnations = 1;
+                replica.next_life()
+            }
         };
         replica.outcomes.expire(now_ms);
         replica.leave_mark(mark_beside);
@@ -218,6 +268,48 @@ impl Replica {
         &self.store.context
     }
 
+    /// Up to where tombstones were collected, here or at peers whose state was taken over: a peer that has not seen all
+    /// of it may hold what was deleted, and compares documents before it is told everything.
+    #[must_use]
+    pub const fn floor(&self) -> &Clock {
+        &self.store.floor
+    }
+
+    /// Hash of the floor, for gossip.
+    #[must_use]
+    pub fn floor_hash(&self) -> [u8; 8] {
+        let mut bytes = b"marram-floor".to_vec();
+        for (origin, counter) in &self.store.floor.dots {
+            bytes.extend_from_slice(origin.as_bytes());
+            bytes.extend_from_slice(&counter.to_be_bytes());
+        }
+        head(&sha256(&[&bytes]))
+    }
+
+    /// Breaks a rule from here on, for simulations that prove that they notice.
+    #[cfg(feature = "mutations")]
+    pub fn mutate(&mut self, mutation: Mutation) {
+        self.mutations.insert(mutation);
+        if let Some(former) = self.former.take().filter(|_| mutation == Mutation::KeepIncarnation) {
+            // As if the open had not noticed that the database was put back from a copy.
+            self.store.begin();
+            if let Err(error) = self.keep(former, Batch::new()) {
+                tracing::error!(%error, "the former life was not written down");
+            }
+        }
+    }
+
+    #[cfg(feature = "mutations")]
+    pub(crate) fn is_mutated(&self, mutation: Mutation) -> bool {
+        self.mutations.contains(&mutation)
+    }
+
+    #[cfg(not(feature = "mutations"))]
+    #[expect(clippy::unused_self, reason = "the same call with the feature asks the replica")]
+    pub(crate) const fn is_mutated(&self, _: Mutation) -> bool {
+        false
+    }
+
     /// One op as it was signed, while it is live.
     #[must_use]
     pub fn signed_op(&self, dot: Dot) -> Option<&SignedOp> {
@@ -228,6 +320,11 @@ impl Replica {
     #[must_use]
     pub fn author(&self, origin: &Incarnation) -> Option<&Author> {
         self.store.origin(origin).map(|origin| &origin.author)
+    }
+
+    /// The state, for a conversation.
+    pub(crate) const fn store(&self) -> &Store {
+        &self.store
     }
 
     /// The record that ties a life to its node.
@@ -271,6 +368,7 @@ impl Replica {
             ops: self.store.ops().count(),
             live_bytes: self.store.live_bytes,
             origins: self.store.context.origin_count(),
+            pending_claims: self.pending.len(),
             gaps: self.store.context.range_count(),
             root: self.root(),
             context_hash: self.context_hash(),
@@ -306,7 +404,7 @@ impl Replica {
 
     /// The life after this one, drawn from the seed of this process; never one that was heard of before, also where a
     /// caller breaks the rule and hands in the same seed twice.
-    fn next_life(&mut self) -> Life {
+    fn next_life(&self) -> Life {
         let mut life = self.life;
         let is_used =
             |life: Life| life.incarnation == self.life.incarnation || self.store.context.highest(&life.incarnation) > 0;
@@ -315,15 +413,17 @@ impl Replica {
             let hash = sha256(&[b"marram-incarnation", &self.seed, &mints.to_be_bytes()]);
             life = Life { incarnation: Incarnation::from_bytes(head(&hash)), counter: 0, mints };
         }
-        self.counters.incarnations += 1;
         life
     }
 
     /// The life to go on with once someone has shown ops under our name that we do not know: our disk went back in
     /// time, and counting on would put two ops under one dot.
-    fn life_after(&mut self, seen: u64) -> Life {
+    fn life_after(&self, seen: u64) -> Life {
         if seen <= self.life.counter {
             return self.life;
+        }
+        if self.is_mutated(Mutation::KeepIncarnation) {
+            return Life { counter: seen, ..self.life };
         }
         tracing::warn!(
             seen,
@@ -351,13 +451,14 @@ impl Replica {
     /// Ends the store's open transaction: durable and kept, or failed and undone. On success `life` is ours.
     fn keep(&mut self, life: Life, extra: Batch) -> Result<Delta, StoreError> {
         let delta = self.store.delta();
-        let meta = Meta::new(&self.store, life.incarnation, life.counter, self.boot_mark);
-        let stored = keep::batch(&self.store, &meta, &delta, extra)
-            .and_then(|batch| self.storage.apply(&batch).map_err(StoreError::from));
-        match stored {
-            Ok(()) => {
+        match self.apply(life, &delta, extra) {
+            Ok(counts) => {
                 self.store.commit();
+                self.counters.incarnations += u64::from(life.incarnation != self.life.incarnation);
                 self.life = life;
+                self.has_floor = true;
+                self.history.commit(counts);
+                self.drop_settled_claims(&delta.documents);
                 Ok(delta)
             }
             Err(error) => {
@@ -366,6 +467,14 @@ impl Replica {
                 Err(error)
             }
         }
+    }
+
+    fn apply(&mut self, life: Life, delta: &Delta, mut extra: Batch) -> Result<Counts, StoreError> {
+        let meta = Meta::new(&self.store, life.incarnation, life.counter, self.boot_mark);
+        let counts = self.history.note(self.storage.as_ref(), &self.store, &delta.entered, &mut extra)?;
+        let batch = keep::batch(&self.store, &meta, delta, !self.has_floor, extra)?;
+        self.storage.apply(&batch)?;
+        Ok(counts)
     }
 }
 
@@ -379,10 +488,6 @@ impl std::fmt::Debug for Replica {
 impl Replica {
     pub(crate) fn op(&self, dot: Dot) -> Option<Arc<crate::Op>> {
         self.store.held(dot).map(|held| Arc::clone(&held.op))
-    }
-
-    pub(crate) fn document_ops(&self, key: &DocKey) -> std::collections::BTreeSet<Dot> {
-        self.store.document(key).map(crate::document::Document::live).unwrap_or_default()
     }
 
     /// The dots live in one section; in the sections never named, for an empty name.

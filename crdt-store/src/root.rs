@@ -1,13 +1,15 @@
 //! The visible root: one hash for everything that can be seen, kept up to date in 256 buckets.
 //!
 //! Replicas that have seen the same ops have the same root. Tombstones are not part of it, so collecting them at
-//! different times does not make roots differ. The buckets are what a later digest exchange compares.
+//! different times does not make roots differ; neither are deletions beside an edit, which one replica may have
+//! collected before the edit came and another not. The buckets are what replicas compare below a floor.
 
 use std::collections::BTreeMap;
 
 use crate::id::{DocKey, head, sha256};
 
-const BUCKETS: usize = 256;
+/// How many buckets there are.
+pub(crate) const BUCKETS: usize = 256;
 
 /// Hashes of the visible documents, by the first byte of the hash of their key.
 #[derive(Debug, Clone)]
@@ -30,14 +32,7 @@ impl Default for RootTree {
 impl RootTree {
     /// Sets a document's hash; `None` where it is not visible.
     pub(crate) fn set(&mut self, key: &DocKey, hash: Option<[u8; 16]>) {
-        let id: [u8; 16] = head(&sha256(&[
-            b"marram-key",
-            &length(&key.kind),
-            key.kind.as_bytes(),
-            &length(&key.scope),
-            key.scope.as_bytes(),
-            key.name.as_bytes(),
-        ]));
+        let id = key_id(key);
         let Some(bucket) = self.buckets.get_mut(usize::from(id[0])) else { return };
         match hash {
             Some(hash) => bucket.documents.insert(id, hash),
@@ -55,6 +50,11 @@ impl RootTree {
         };
     }
 
+    /// The hash of each bucket, zeros for one without documents.
+    pub(crate) fn buckets(&self) -> impl Iterator<Item = [u8; 16]> {
+        self.buckets.iter().map(|bucket| bucket.hash)
+    }
+
     /// The root over all buckets.
     pub(crate) fn root(&self) -> [u8; 16] {
         let mut bytes = Vec::with_capacity(BUCKETS * 16);
@@ -63,6 +63,18 @@ impl RootTree {
         }
         head(&sha256(&[b"marram-root", &bytes]))
     }
+}
+
+/// What a document's key is called where 16 bytes must do; the first byte is its bucket.
+pub(crate) fn key_id(key: &DocKey) -> [u8; 16] {
+    head(&sha256(&[
+        b"marram-key",
+        &length(&key.kind),
+        key.kind.as_bytes(),
+        &length(&key.scope),
+        key.scope.as_bytes(),
+        key.name.as_bytes(),
+    ]))
 }
 
 fn length(text: &str) -> [u8; 8] {

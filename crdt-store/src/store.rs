@@ -1,7 +1,10 @@
-//! The replica's state in memory and the only two ways it changes: an op enters, or coverage is credited.
+//! The replica's state in memory and the only ways it changes: an op enters, coverage is credited, ops leave for good.
 //!
 //! Invariant I1: every dot in the context is backed: its op is live here, or a live op or tombstone held here has
-//! superseded it. Tombstones are kept, so an op that comes twice does nothing.
+//! superseded it, or a tombstone did that was collected: then everything it superseded is in the context, and the floor
+//! has risen to it. So an op that comes twice does nothing.
+
+mod garbage;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    context::{COUNTER_END, Context},
+    context::{COUNTER_END, Clock, Context},
     document::{Document, Part, Reading},
     error::Refusal,
     hlc::HlcClock,
@@ -32,19 +35,21 @@ pub(crate) struct Held {
     pub(crate) is_clock_suspect: bool,
     /// In how many documents it is live.
     live_in: usize,
+    /// Which of its changes do not count any more: a tombstone had superseded them and was collected.
+    pub(crate) gone: BTreeSet<usize>,
 }
 
 impl Held {
     pub(crate) fn new(op: Op, signed: SignedOp, is_clock_suspect: bool) -> Self {
         let hash = signed.hash();
-        Self { op: Arc::new(op), signed, hash, is_clock_suspect, live_in: 0 }
+        Self { op: Arc::new(op), signed, hash, is_clock_suspect, live_in: 0, gone: BTreeSet::new() }
     }
 
     fn part(&self, key: &DocKey) -> Option<Part<'_>> {
         let change = self.op.change(key)?;
         let dot = self.op.dot;
         let body = change.body.as_ref();
-        Some(Part { dot, hlc: self.op.hlc, hash: self.hash, clock: change.clock(dot), body })
+        Some(Part { dot, hlc: self.op.hlc, hash: self.hash, body })
     }
 }
 
@@ -62,6 +67,14 @@ pub(crate) struct Delta {
     pub(crate) removed: Vec<Dot>,
     pub(crate) origins: Vec<Incarnation>,
     pub(crate) documents: Vec<DocKey>,
+    /// Ops whose marks changed, and that have some.
+    pub(crate) marked: Vec<Dot>,
+    /// Ops that had marks, and have none or are gone.
+    pub(crate) unmarked: Vec<Dot>,
+    /// Every op that entered, also those that were superseded at once.
+    pub(crate) entered: Vec<Arc<Op>>,
+    /// True where the floor rose.
+    pub(crate) has_floor: bool,
 }
 
 /// How an op was received.
@@ -84,8 +97,10 @@ struct Journal {
     ops: BTreeMap<Dot, Option<Held>>,
     origins: BTreeSet<Incarnation>,
     context: Context,
+    floor: Clock,
     clock: HlcClock,
     live_bytes: usize,
+    entered: Vec<Arc<Op>>,
 }
 
 /// The state; pure, no disk, no clock of its own.
@@ -94,6 +109,8 @@ pub(crate) struct Store {
     pub(crate) id: StoreId,
     pub(crate) limits: Limits,
     pub(crate) context: Context,
+    /// Up to where tombstones were collected; never beyond the contiguous part of the context.
+    pub(crate) floor: Clock,
     pub(crate) clock: HlcClock,
     pub(crate) live_bytes: usize,
     origins: BTreeMap<Incarnation, Origin>,
@@ -103,12 +120,15 @@ pub(crate) struct Store {
     journal: Option<Journal>,
 }
 
+pub(crate) use garbage::{Leaving, covers};
+
 impl Store {
     pub(crate) fn new(id: StoreId, limits: Limits) -> Self {
         Self {
             id,
             limits,
             context: Context::new(),
+            floor: Clock::new(),
             clock: HlcClock::default(),
             live_bytes: 0,
             origins: BTreeMap::new(),
@@ -125,12 +145,30 @@ impl Store {
         self.root.root()
     }
 
+    /// The root as it was before tombstones were collected, for databases of that time.
+    pub(crate) fn root_with_graves(&self) -> [u8; 16] {
+        let mut root = RootTree::default();
+        for key in self.documents.keys() {
+            root.set(key, self.read(key).map(|reading| reading.hash_with_graves(key)));
+        }
+        root.root()
+    }
+
+    /// The hashes of the root's buckets.
+    pub(crate) fn buckets(&self) -> Vec<[u8; 16]> {
+        self.root.buckets().collect()
+    }
+
     pub(crate) fn held(&self, dot: Dot) -> Option<&Held> {
         self.ops.get(&dot)
     }
 
     pub(crate) fn ops(&self) -> impl Iterator<Item = &Held> {
         self.ops.values()
+    }
+
+    pub(crate) fn origins(&self) -> impl Iterator<Item = &Incarnation> {
+        self.origins.keys()
     }
 
     pub(crate) fn origin(&self, incarnation: &Incarnation) -> Option<&Origin> {
@@ -166,8 +204,10 @@ impl Store {
             ops: BTreeMap::new(),
             origins: BTreeSet::new(),
             context: self.context.clone(),
+            floor: self.floor.clone(),
             clock: self.clock,
             live_bytes: self.live_bytes,
+            entered: Vec::new(),
         });
     }
 
@@ -177,10 +217,18 @@ impl Store {
         let mut delta = Delta {
             origins: journal.origins.iter().copied().collect(),
             documents: journal.documents.keys().cloned().collect(),
+            entered: journal.entered.clone(),
+            has_floor: journal.floor != self.floor,
             ..Delta::default()
         };
+        let marks = |held: Option<&Held>| held.map(|held| held.gone.clone()).unwrap_or_default();
         for (dot, before) in &journal.ops {
-            match (before, self.ops.get(dot)) {
+            let now = self.ops.get(dot);
+            if marks(before.as_ref()) != marks(now) {
+                let list = if marks(now).is_empty() { &mut delta.unmarked } else { &mut delta.marked };
+                list.push(*dot);
+            }
+            match (before, now) {
                 (None, Some(_)) => delta.added.push(*dot),
                 (Some(_), None) => delta.removed.push(*dot),
                 (Some(before), Some(now)) if before.hash != now.hash => delta.added.push(*dot),
@@ -215,6 +263,7 @@ impl Store {
             self.origins.remove(incarnation);
         }
         self.context = journal.context;
+        self.floor = journal.floor;
         self.clock = journal.clock;
         self.live_bytes = journal.live_bytes;
         self.refresh_root(touched.iter());
@@ -263,23 +312,31 @@ impl Store {
         let was_seen = self.context.contains(dot);
         self.enter(held);
         // An op that was superseded before it came is credited and not new to anyone.
-        if was_seen && !self.ops.contains_key(&dot) { Reception::Duplicate } else { Reception::New(dot) }
+        if was_seen && !self.ops.contains_key(&dot) {
+            self.journal.as_mut().map(|journal| journal.entered.pop());
+            return Reception::Duplicate;
+        }
+        Reception::New(dot)
     }
 
     /// Enters an op known to be right: into the registers, the context and the root.
     pub(crate) fn enter(&mut self, held: Held) {
         let dot = held.op.dot;
         let op = Arc::clone(&held.op);
+        let gone = held.gone.clone();
         self.journal_op(dot);
         self.live_bytes += held.signed.weight();
         self.ops.insert(dot, held);
-        for change in &op.changes {
+        for (_, change) in op.changes.iter().enumerate().filter(|(at, _)| !gone.contains(at)) {
             let clock = change.clock(dot);
             self.change(&change.key, |document, clock_of| document.apply(dot, &clock, &change.mask, clock_of));
         }
         self.drop_if_dead(dot);
         self.context.insert(dot);
         self.refresh_root(op.changes.iter().map(|change| &change.key));
+        if let Some(journal) = &mut self.journal {
+            journal.entered.push(op);
+        }
     }
 
     fn check(
@@ -338,7 +395,7 @@ impl Store {
     }
 
     /// Two ops under one dot: their author broke its word. The lower hash stands, on every replica alike.
-    fn replace(&mut self, other: Held) -> bool {
+    fn replace(&mut self, mut other: Held) -> bool {
         let dot = other.op.dot;
         let Some(current) = self.ops.get(&dot).cloned() else { return false };
         if current.hash <= other.hash {
@@ -346,32 +403,41 @@ impl Store {
         }
         for change in &current.op.changes {
             self.journal_op(dot);
-            let others: Vec<(Dot, Arc<Op>)> = (self.documents.get(&change.key).map(Document::live).unwrap_or_default())
-                .into_iter()
-                .filter(|live| *live != dot)
-                .filter_map(|live| self.ops.get(&live).map(|held| (live, Arc::clone(&held.op))))
-                .collect();
-            self.change(&change.key, |document, clock_of| {
-                *document = Document::default();
-                for (live, op) in &others {
-                    if let Some(part) = op.change(&change.key) {
-                        document.apply(*live, &part.clock(*live), &part.mask, clock_of);
-                    }
-                }
-            });
+            let mut others = self.entered_in(&change.key);
+            others.remove(&dot);
+            self.rebuild(&change.key, &others);
         }
         self.drop_if_dead(dot);
+        // What was said about the dot holds for whatever op is under it.
+        let gone = current.gone.iter().filter_map(|at| current.op.changes.get(*at));
+        other.gone = gone.filter_map(|change| other.op.place(&change.key)).collect();
         self.enter(other);
         self.refresh_root(current.op.changes.iter().map(|change| &change.key));
         true
     }
 
+    /// Ops held that count in a document, whether or not another has superseded them there.
+    fn entered_in(&self, key: &DocKey) -> BTreeSet<Dot> {
+        let counts = |held: &&Held| held.op.place(key).is_some_and(|at| !held.gone.contains(&at));
+        self.ops.values().filter(counts).map(|held| held.op.dot).collect()
+    }
+
+    /// Builds a document anew from these ops alone.
+    fn rebuild(&mut self, key: &DocKey, dots: &BTreeSet<Dot>) {
+        let ops: Vec<Arc<Op>> =
+            dots.iter().filter_map(|dot| self.ops.get(dot)).map(|held| Arc::clone(&held.op)).collect();
+        self.change(key, |document, clock_of| {
+            *document = Document::default();
+            for op in &ops {
+                if let Some(part) = op.change(key) {
+                    document.apply(op.dot, &part.clock(op.dot), &part.mask, clock_of);
+                }
+            }
+        });
+    }
+
     /// Changes one document's registers and keeps count of where ops are live.
-    fn change(
-        &mut self,
-        key: &DocKey,
-        edit: impl FnOnce(&mut Document, &dyn Fn(Dot) -> Option<crate::context::Clock>),
-    ) {
+    fn change(&mut self, key: &DocKey, edit: impl FnOnce(&mut Document, &dyn Fn(Dot) -> Option<Clock>)) {
         let before = self.documents.remove(key);
         let mut document = before.clone().unwrap_or_default();
         let was = document.live();

@@ -10,11 +10,16 @@
 //! - a receiver that refused an op takes no cover. A conversation that breaks off loses no progress and credits nothing
 //!   false.
 //!
+//! A side that has not seen all that the other has collected may hold what was deleted; how that is found out is told in
+//! `below`. Until then its listener credits neither coverage nor floor, and asks the next peer.
+//!
 //! Where contexts are equal and roots are not, each side sends everything it holds live and the other takes what it
-//! lacks. That is safe while tombstones are kept: an op that was superseded is superseded again.
+//! lacks: an op that was superseded is superseded again.
 //!
 //! Order of calls: `poll_send` until `None`, then wait for a message; `handle_message`; `poll_send` until `None`; and
 //! so on until `is_done`. Reading and writing must not wait for each other: both sides may be sending at once.
+
+mod below;
 
 use std::collections::BTreeSet;
 
@@ -25,8 +30,11 @@ use crate::{
     context::Context,
     error::{Refusal, StoreError},
     id::{DocKey, Dot, Incarnation},
-    replica::{Merged, Replica, pair},
-    wire::{Ack, Fin, Hello, OPS_MAX, Ops},
+    mutation::Mutation,
+    replica::{Merged, Replica, Settlement, pair},
+    store::covers,
+    sync::below::{Claimant, Listener, empty_root, floor_from, floor_image},
+    wire::{Ack, Claims, Digest, Fin, FinBelow, Hello, Lists, OPS_MAX, Ops},
 };
 
 /// Sizes of a conversation.
@@ -36,11 +44,14 @@ pub struct SyncConfig {
     pub chunk_bytes: usize,
     /// Bytes of ops that one side sends in one conversation; 4 MiB. What is left waits for the next one.
     pub budget_bytes: usize,
+    /// Peers who must say of an op that it was deleted and its tombstone collected before it is removed here; 1. Such a
+    /// claim carries no signature, so 2 are better where there are as many peers. 0 counts as 1.
+    pub claims_needed: usize,
 }
 
 impl Default for SyncConfig {
     fn default() -> Self {
-        Self { chunk_bytes: 64 << 10, budget_bytes: 4 << 20 }
+        Self { chunk_bytes: 64 << 10, budget_bytes: 4 << 20, claims_needed: 1 }
     }
 }
 
@@ -57,9 +68,21 @@ pub enum SyncError {
     /// The peer replicates another store; a mistake in somebody's configuration.
     #[error("peer replicates another store")]
     OtherStore,
-    /// The peer collects tombstones, which this version cannot follow; update this node.
-    #[error("peer has a newer way to collect tombstones")]
-    Newer,
+    /// The peer speaks of things that no honest replica has: the peer is broken or hostile. Close, count, sync with
+    /// others.
+    #[error("sync message is not plausible: {what}")]
+    Implausible {
+        /// Which part.
+        what: &'static str,
+    },
+    /// The peer sent more than one conversation takes. Nothing of it was used; a larger store needs a newer program.
+    #[error("peer sent too many {what}; the limit is {max}")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        max: usize,
+    },
     /// The message was meant for an earlier life of this store, or this store took a new life meanwhile. Start again.
     #[error("sync message is for another incarnation")]
     OtherIncarnation,
@@ -79,7 +102,8 @@ impl SyncError {
             Self::Malformed(_) => "malformed",
             Self::OutOfTurn => "out_of_turn",
             Self::OtherStore => "other_store",
-            Self::Newer => "newer",
+            Self::Implausible { .. } => "implausible",
+            Self::TooMuch { .. } => "too_much",
             Self::OtherIncarnation => "other_incarnation",
             Self::Hostile(_) => "hostile",
             Self::Store(_) => "store",
@@ -113,6 +137,8 @@ pub struct SyncOutcome {
     pub received_ops: usize,
     /// True where this side told everything it had; false where the budget ended first.
     pub is_complete: bool,
+    /// True where this side had not seen all that the peer has collected.
+    pub is_below_floor: bool,
     /// True where everything was sent because the roots did not match.
     pub is_repair: bool,
     /// All that the peer has durably seen, from its last word.
@@ -125,14 +151,18 @@ pub struct SyncOutcome {
 #[derive(Debug)]
 pub struct SyncSession {
     config: SyncConfig,
+    /// Who the other side is, for counting who claims what.
+    peer_id: [u8; 16],
     is_initiator: bool,
-    /// The life that our `Hello` named; set when it goes out.
-    me: Option<Incarnation>,
+    /// What our `Hello` said; set when it goes out.
+    me: Option<Me>,
     peer: Option<Peer>,
     /// Dots to send, the next one last; rebuilt when it runs out.
     queue: Vec<Dot>,
     sent: BTreeSet<Dot>,
     sent_origins: BTreeSet<Incarnation>,
+    claimant: Claimant,
+    listener: Listener,
     outgoing: Telling,
     incoming: Telling,
     /// An op was refused, so the peer's cover would credit what is not here.
@@ -152,35 +182,48 @@ enum Telling {
     Confirmed,
 }
 
+/// What our `Hello` said.
+#[derive(Debug)]
+struct Me {
+    incarnation: Incarnation,
+    context: Context,
+    /// Nothing was visible.
+    is_empty: bool,
+}
+
 /// What the other side's `Hello` said.
 #[derive(Debug)]
 struct Peer {
     incarnation: Incarnation,
     context: Context,
+    is_empty: bool,
 }
 
 impl SyncSession {
-    /// The side that opens the stream and speaks first.
+    /// The side that opens the stream and speaks first. `peer` are the proven id bytes of the node at the other end.
     #[must_use]
-    pub const fn initiate(config: SyncConfig) -> Self {
-        Self::new(config, true)
+    pub fn initiate(config: SyncConfig, peer: [u8; 16]) -> Self {
+        Self::new(config, peer, true)
     }
 
-    /// The side that was called.
+    /// The side that was called. `peer` are the proven id bytes of the node that called.
     #[must_use]
-    pub const fn accept(config: SyncConfig) -> Self {
-        Self::new(config, false)
+    pub fn accept(config: SyncConfig, peer: [u8; 16]) -> Self {
+        Self::new(config, peer, false)
     }
 
-    const fn new(config: SyncConfig, is_initiator: bool) -> Self {
+    fn new(config: SyncConfig, peer_id: [u8; 16], is_initiator: bool) -> Self {
         Self {
             config,
+            peer_id,
             is_initiator,
             me: None,
             peer: None,
             queue: Vec::new(),
             sent: BTreeSet::new(),
             sent_origins: BTreeSet::new(),
+            claimant: Claimant::default(),
+            listener: Listener::default(),
             outgoing: Telling::Open,
             incoming: Telling::Open,
             is_tainted: false,
@@ -190,6 +233,7 @@ impl SyncSession {
                 sent_bytes: 0,
                 received_ops: 0,
                 is_complete: false,
+                is_below_floor: false,
                 is_repair: false,
                 peer_context: None,
                 peer_root: None,
@@ -230,7 +274,7 @@ impl SyncSession {
         if self.is_over {
             return None;
         }
-        if self.me.is_some_and(|me| me != replica.incarnation()) {
+        if self.is_outlived(replica) {
             // Our `Hello` named a life that is over.
             self.is_over = true;
             return None;
@@ -251,28 +295,58 @@ impl SyncSession {
             let context = replica.context().image(usize::MAX);
             return Some(codec::encode(Kind::Ack, &Ack { to, context, root: replica.root() }));
         }
+        if let Some(lists) = self.listener.next_lists(to) {
+            return Some(codec::encode(Kind::Lists, &lists));
+        }
         if self.outgoing != Telling::Open {
             return None;
+        }
+        if let Some(claims) = self.claimant.next_claims(to) {
+            return Some(codec::encode(Kind::Claims, &claims));
         }
         let chunk = self.next_chunk(replica, to);
         if !chunk.ops.is_empty() {
             return Some(codec::encode(Kind::Ops, &chunk));
         }
-        self.outgoing = Telling::Finished;
-        // Nothing is left at this very moment, or the budget is spent.
+        self.ending(replica, to)
+    }
+
+    /// What comes when nothing is left at this very moment, or the budget is spent; `None` while lists are due.
+    fn ending(&mut self, replica: &Replica, to: Incarnation) -> Option<Result<Bytes, CodecError>> {
+        let peer = self.peer.as_ref()?;
         let is_complete = self.queue.is_empty();
-        self.outcome.is_complete = is_complete;
-        let cover = is_complete.then(|| replica.context().image(usize::MAX));
+        let is_below = !covers(peer.context.clock(), replica.floor());
+        if is_complete && is_below {
+            let holds = self.claimant.holds(replica.floor(), peer.context.clock());
+            // Ops of several documents may bring one back that was deleted, also where nothing was there.
+            let has_nothing = peer.is_empty && holds && !replica.store().has_marks();
+            if !self.claimant.has_asked() && !has_nothing {
+                let buckets = self.claimant.ask(replica);
+                return Some(codec::encode(Kind::Digest, &Digest { to, buckets }));
+            }
+            if self.claimant.is_waiting() {
+                return None;
+            }
+            if holds {
+                (self.outgoing, self.outcome.is_complete) = (Telling::Finished, true);
+                let (cover, floor) = (replica.context().image(usize::MAX), floor_image(replica.floor()));
+                return Some(codec::encode(Kind::FinBelow, &FinBelow { to, cover, floor }));
+            }
+        }
+        // Tombstones that were collected while we spoke may concern what the peer did not list: next time.
+        (self.outgoing, self.outcome.is_complete) = (Telling::Finished, is_complete);
+        let cover = (is_complete && !is_below).then(|| replica.context().image(usize::MAX));
         Some(codec::encode(Kind::Fin, &Fin { to, cover }))
     }
 
     fn hello(&mut self, replica: &Replica) -> Result<Bytes, CodecError> {
-        self.me = Some(replica.incarnation());
+        let (incarnation, context) = (replica.incarnation(), replica.context().clone());
+        self.me = Some(Me { incarnation, context, is_empty: replica.root() == empty_root() });
         let hello = Hello {
             store: replica.store_id().clone(),
             incarnation: replica.incarnation(),
             context: replica.context().image(usize::MAX),
-            floor: Vec::new(),
+            floor: floor_image(replica.floor()),
             root: replica.root(),
         };
         codec::encode(Kind::Hello, &hello)
@@ -338,6 +412,28 @@ impl SyncSession {
             let fin = codec::decode(Kind::Fin, bytes).map_err(SyncError::Malformed)?;
             return self.handle_fin(replica, &fin);
         }
+        if is(Kind::Digest) {
+            let digest: Digest = codec::decode(Kind::Digest, bytes).map_err(SyncError::Malformed)?;
+            self.check_turn(replica, digest.to)?;
+            self.listener.handle_digest(replica, &digest.buckets)?;
+            return Ok(SyncProgress::default());
+        }
+        if is(Kind::Lists) {
+            let lists: Lists = codec::decode(Kind::Lists, bytes).map_err(SyncError::Malformed)?;
+            Self::check_life(replica, lists.to)?;
+            self.claimant.handle_lists(replica, lists)?;
+            return Ok(SyncProgress::default());
+        }
+        if is(Kind::Claims) {
+            let claims: Claims = codec::decode(Kind::Claims, bytes).map_err(SyncError::Malformed)?;
+            self.check_turn(replica, claims.to)?;
+            self.listener.handle_claims(claims)?;
+            return Ok(SyncProgress::default());
+        }
+        if is(Kind::FinBelow) {
+            let fin = codec::decode(Kind::FinBelow, bytes).map_err(SyncError::Malformed)?;
+            return self.handle_fin_below(replica, &fin);
+        }
         let ack = codec::decode(Kind::Ack, bytes).map_err(SyncError::Malformed)?;
         self.handle_ack(replica, &ack)
     }
@@ -346,26 +442,32 @@ impl SyncSession {
         if hello.store != *replica.store_id() {
             return Err(SyncError::OtherStore);
         }
-        if !hello.floor.is_empty() {
-            return Err(SyncError::Newer);
-        }
         let Ok(context) = Context::from_image(&hello.context) else { return Err(SyncError::OutOfTurn) };
+        let floor = floor_from(&hello.floor, context.clock())?;
         replica.heed(&context)?;
-        if self.me.is_some_and(|me| me != replica.incarnation()) {
+        if self.is_outlived(replica) {
             return Err(SyncError::OtherIncarnation);
         }
+        self.outcome.is_below_floor = !covers(replica.context().clock(), &floor);
         if context == *replica.context() && hello.root != replica.root() {
             tracing::warn!("contexts are equal and roots are not; exchanging everything");
             replica.count_root_mismatch();
             self.outcome.is_repair = true;
         }
-        self.peer = Some(Peer { incarnation: hello.incarnation, context });
+        self.claimant.begin(replica);
+        self.peer = Some(Peer { incarnation: hello.incarnation, context, is_empty: hello.root == empty_root() });
         Ok(SyncProgress::default())
     }
 
     fn handle_ops(&mut self, replica: &mut Replica, ops: Ops, now_ms: u64) -> Result<SyncProgress, SyncError> {
         self.check_turn(replica, ops.to)?;
+        self.listener.told.extend(ops.ops.iter().filter_map(|op| crate::op::dot_of(&op.bytes)));
         let merged: Merged = replica.merge_with(pair(ops.origins, ops.ops), ops.is_repair, now_ms)?;
+        if replica.is_mutated(Mutation::CreditPerChunk)
+            && let Some(peer) = &self.peer
+        {
+            replica.credit(&peer.context)?;
+        }
         self.outcome.received_ops += merged.new_ops.len();
         self.is_tainted |= !merged.refused.is_empty();
         if let Some((_, refusal)) = merged.refused.into_iter().find(|(_, refusal)| refusal.is_hostile()) {
@@ -386,13 +488,35 @@ impl SyncSession {
         Ok(SyncProgress::default())
     }
 
+    fn handle_fin_below(&mut self, replica: &mut Replica, fin: &FinBelow) -> Result<SyncProgress, SyncError> {
+        self.check_turn(replica, fin.to)?;
+        let Some(me) = &self.me else { return Err(SyncError::OutOfTurn) };
+        if !me.is_empty && !self.listener.has_answered() {
+            return Err(SyncError::OutOfTurn);
+        }
+        self.incoming = Telling::Finished;
+        let Ok(cover) = Context::from_image(&fin.cover) else { return Err(SyncError::OutOfTurn) };
+        let floor = floor_from(&fin.floor, cover.clock())?;
+        if self.is_tainted {
+            return Ok(SyncProgress::default());
+        }
+        let changed = replica.settle(&Settlement {
+            peer: self.peer_id,
+            needed: self.config.claims_needed,
+            claims: &self.listener.claims,
+            cover: &cover,
+            floor: &floor,
+            before: &me.context,
+            told: &self.listener.told,
+        })?;
+        Ok(SyncProgress { changed, new_ops: Vec::new() })
+    }
+
     fn handle_ack(&mut self, replica: &Replica, ack: &Ack) -> Result<SyncProgress, SyncError> {
         if self.outgoing != Telling::Finished {
             return Err(SyncError::OutOfTurn);
         }
-        if ack.to != replica.incarnation() {
-            return Err(SyncError::OtherIncarnation);
-        }
+        Self::check_life(replica, ack.to)?;
         let Ok(context) = Context::from_image(&ack.context) else { return Err(SyncError::OutOfTurn) };
         self.outgoing = Telling::Confirmed;
         self.outcome.peer_context = Some(context);
@@ -404,10 +528,20 @@ impl SyncSession {
         if self.me.is_none() || self.incoming != Telling::Open {
             return Err(SyncError::OutOfTurn);
         }
-        if to != replica.incarnation() {
+        Self::check_life(replica, to)
+    }
+
+    fn check_life(replica: &Replica, to: Incarnation) -> Result<(), SyncError> {
+        if to != replica.incarnation() && !replica.is_mutated(Mutation::UnboundSessions) {
             return Err(SyncError::OtherIncarnation);
         }
         Ok(())
+    }
+
+    /// True where our `Hello` named a life that is over.
+    fn is_outlived(&self, replica: &Replica) -> bool {
+        let is_over = self.me.as_ref().is_some_and(|me| me.incarnation != replica.incarnation());
+        is_over && !replica.is_mutated(Mutation::UnboundSessions)
     }
 }
 

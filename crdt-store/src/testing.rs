@@ -184,8 +184,8 @@ pub(crate) fn sync_with(
     b: &mut Replica,
     config: SyncConfig,
 ) -> Result<(SyncSession, SyncSession), SyncError> {
-    let mut from = SyncSession::initiate(config);
-    let mut to = SyncSession::accept(config);
+    let mut from = SyncSession::initiate(config, *b.incarnation().as_bytes());
+    let mut to = SyncSession::accept(config, *a.incarnation().as_bytes());
     while !(from.is_done() && to.is_done()) {
         let mut is_idle = true;
         while let Some(message) = from.poll_send(a) {

@@ -7,6 +7,8 @@ use crate::{
     context::{ContextImage, ORIGINS_MAX},
     id::{Incarnation, StoreId},
     op::SignedOp,
+    replica::Pair,
+    root::BUCKETS,
     sign::OriginRecord,
 };
 
@@ -14,6 +16,8 @@ use crate::{
 const RECORDS_MAX: usize = 1_024;
 /// Ops in one message.
 pub(crate) const OPS_MAX: usize = 4_096;
+/// Pairs of document and dot in one message; at 41 bytes each they stay well within one frame.
+pub(crate) const PAIRS_MAX: usize = 16_384;
 
 /// First message of each side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +26,7 @@ pub(crate) struct Hello {
     /// The sender's life; whatever is sent to it afterwards names it.
     pub(crate) incarnation: Incarnation,
     pub(crate) context: ContextImage,
-    /// Up to where the sender has collected tombstones; this version collects none.
+    /// Up to where the sender has collected tombstones, ascending.
     #[serde(deserialize_with = "bounded::<_, _, ORIGINS_MAX>")]
     pub(crate) floor: Vec<(Incarnation, u64)>,
     pub(crate) root: [u8; 16],
@@ -46,6 +50,41 @@ pub(crate) struct Fin {
     pub(crate) to: Incarnation,
     /// All that the sender has seen, once the receiver has every op it lacked; `None` where the budget ended first.
     pub(crate) cover: Option<ContextImage>,
+}
+
+/// The sender has no more to send to a peer that has not seen all up to the sender's floor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FinBelow {
+    pub(crate) to: Incarnation,
+    pub(crate) cover: ContextImage,
+    #[serde(deserialize_with = "bounded::<_, _, ORIGINS_MAX>")]
+    pub(crate) floor: Vec<(Incarnation, u64)>,
+}
+
+/// What the sender sees, in 256 hashes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Digest {
+    pub(crate) to: Incarnation,
+    #[serde(deserialize_with = "bounded::<_, _, BUCKETS>")]
+    pub(crate) buckets: Vec<[u8; 16]>,
+}
+
+/// What is live in the sender's documents, in the buckets where the digest differs from its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lists {
+    pub(crate) to: Incarnation,
+    /// True where no more of them follow.
+    pub(crate) is_last: bool,
+    #[serde(deserialize_with = "bounded::<_, _, PAIRS_MAX>")]
+    pub(crate) pairs: Vec<Pair>,
+}
+
+/// What of a list the sender has seen and does not hold any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Claims {
+    pub(crate) to: Incarnation,
+    #[serde(deserialize_with = "bounded::<_, _, PAIRS_MAX>")]
+    pub(crate) pairs: Vec<Pair>,
 }
 
 /// Everything received is durable.

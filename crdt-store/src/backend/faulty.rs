@@ -20,6 +20,8 @@ pub enum Fault {
     Full,
     /// The disk answers with an error; nothing happened.
     Io,
+    /// Syncing fails; what the disk holds is unknown, and every batch is refused until the database was rebuilt.
+    Sync,
     /// The power goes before the batch reached the disk. The handle is dead from then on.
     CrashBefore,
     /// The power goes after the batch reached the disk and before anyone heard of it. The handle is dead from then on.
@@ -32,6 +34,7 @@ pub struct FaultyStorage<S> {
     inner: S,
     plan: Plan,
     is_dead: bool,
+    is_broken: bool,
 }
 
 /// The faults to come, shared with the test that plans them.
@@ -53,20 +56,26 @@ impl<S: Storage> FaultyStorage<S> {
     /// Wraps a storage; the plan says what goes wrong.
     pub fn new(inner: S) -> (Self, Plan) {
         let plan = Plan::default();
-        (Self { inner, plan: plan.clone(), is_dead: false }, plan)
+        (Self { inner, plan: plan.clone(), is_dead: false, is_broken: false }, plan)
     }
 }
 
 impl<S: Storage> Storage for FaultyStorage<S> {
     fn apply(&mut self, batch: &Batch) -> Result<(), StorageError> {
-        let failed = || StorageError::Io { doing: "planned fault", source: io::ErrorKind::Other.into() };
         if self.is_dead {
             return Err(failed());
+        }
+        if self.is_broken {
+            return Err(StorageError::ReadOnly);
         }
         match self.plan.pop() {
             Fault::None => self.inner.apply(batch),
             Fault::Full => Err(StorageError::Full),
             Fault::Io => Err(failed()),
+            Fault::Sync => {
+                self.is_broken = true;
+                Err(failed())
+            }
             Fault::CrashBefore => {
                 self.is_dead = true;
                 Err(failed())
@@ -95,6 +104,35 @@ impl<S: Storage> Storage for FaultyStorage<S> {
         self.inner.set_boot_mark(mark)
     }
 
+    fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    /// Takes a planned fault as a batch does; only [`Fault::None`] lets it succeed.
+    fn rebuild(&mut self, all: &Batch, mark: [u8; 16]) -> Result<(), StorageError> {
+        if self.is_dead {
+            return Err(failed());
+        }
+        match self.plan.pop() {
+            Fault::None => {
+                self.inner.rebuild(all, mark)?;
+                self.is_broken = false;
+                Ok(())
+            }
+            Fault::Full => Err(StorageError::Full),
+            Fault::Io | Fault::Sync => Err(failed()),
+            Fault::CrashBefore => {
+                self.is_dead = true;
+                Err(failed())
+            }
+            Fault::CrashAfter => {
+                self.is_dead = true;
+                self.inner.rebuild(all, mark)?;
+                Err(failed())
+            }
+        }
+    }
+
     fn stats(&self) -> StorageStats {
         self.inner.stats()
     }
@@ -102,4 +140,8 @@ impl<S: Storage> Storage for FaultyStorage<S> {
     fn close(self: Box<Self>) -> Result<(), StorageError> {
         Box::new(self.inner).close()
     }
+}
+
+fn failed() -> StorageError {
+    StorageError::Io { doing: "planned fault", source: io::ErrorKind::Other.into() }
 }

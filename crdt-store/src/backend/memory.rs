@@ -111,6 +111,14 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
+    fn rebuild(&mut self, all: &Batch, mark: [u8; 16]) -> Result<(), StorageError> {
+        let kept = all.changes().filter_map(|(key, value)| Some((key.to_vec(), value?.to_vec())));
+        let map = kept.collect();
+        *self.disk.lock() = Content { map, boot_mark: Some(mark) };
+        self.stats.batches += 1;
+        Ok(())
+    }
+
     fn stats(&self) -> StorageStats {
         self.stats
     }

@@ -1,14 +1,21 @@
 //! Where bytes are kept: an ordered map with durable batches. The only folder that opens a database.
 
 mod faulty;
+pub(crate) mod folder;
+pub(crate) mod frozen;
 mod memory;
+#[cfg(any(test, feature = "redb"))]
+mod redb;
 mod sled;
+mod undo;
 
 use std::{collections::BTreeMap, fmt};
 
 pub use faulty::{Fault, FaultyStorage, Plan};
 pub use memory::{Disk, MemoryStorage};
 
+#[cfg(any(test, feature = "redb"))]
+pub use self::redb::RedbStorage;
 pub use self::sled::SledStorage;
 use crate::error::StorageError;
 
@@ -47,6 +54,23 @@ pub trait Storage: Send + fmt::Debug {
     /// # Errors
     /// [`StorageError`]; then the old mark, or none, is there.
     fn set_boot_mark(&mut self, mark: [u8; 16]) -> Result<(), StorageError>;
+
+    /// True where a failure left unknown what the disk holds: every batch is refused with [`StorageError::ReadOnly`]
+    /// until [`Storage::rebuild`] succeeds.
+    fn is_broken(&self) -> bool {
+        false
+    }
+
+    /// Writes a fresh database that holds `all` and nothing else, with `mark` as its boot mark, and puts it in the place
+    /// of the one in use, which is set aside. A crash in between leaves the one or the other.
+    ///
+    /// # Errors
+    /// [`StorageError`]; then all is as it was, and it may be tried again. A storage that cannot do it says
+    /// [`StorageError::ReadOnly`].
+    fn rebuild(&mut self, all: &Batch, mark: [u8; 16]) -> Result<(), StorageError> {
+        let _not_here = (all, mark);
+        Err(StorageError::ReadOnly)
+    }
 
     /// Sizes, for metrics.
     fn stats(&self) -> StorageStats;
@@ -108,4 +132,4 @@ pub struct StorageStats {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

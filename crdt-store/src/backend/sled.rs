@@ -4,9 +4,13 @@
 //! - Leaves above 128 KiB go to files of their own that sled never syncs. A leaf has up to some 20 pairs, so values are
 //!   cut into parts of [`PART_BYTES`]; files that appear there all the same are synced before a batch is acknowledged.
 //! - After a write error an open database fails for ever: it is closed, and opened again for the next batch.
-//! - A failed batch may have reached the log. Its opposite is kept and written together with the next batch, and reads
-//!   see the database through it, so a failed batch is never seen.
+//! - A failed batch may have reached the log; see `undo`.
+//! - After an error of the disk while syncing nobody knows what the log holds, for the kernel drops pages that it could
+//!   not write and calls them clean. No batch is taken then until the whole database was written anew, beside the old
+//!   one, and put in its place.
 //! - Closing returns before sled's threads have let go of the lock: a lock that is taken is tried for two seconds.
+//! - A crash while sled writes a snapshot of its page table, at the end of opening, leaves half a file that sled takes
+//!   for the newest snapshot and then for damage. It is removed before opening; the older snapshot is still there.
 //! - Opening a damaged folder returns an error or panics; both become [`StorageError::Damaged`].
 //!
 //! Layout in the folder: `db`, `conf`, `blobs/`, `snap.*` are sled's, `boot` is ours. Keys are `v` and the caller's
@@ -15,14 +19,17 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Write},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use crate::{
-    backend::{Batch, Pairs, Storage, StorageStats},
+    backend::{
+        Batch, Pairs, Storage, StorageStats,
+        folder::{self, damaged, io_error},
+        undo::{Changes, Undo},
+    },
     error::StorageError,
 };
 
@@ -31,22 +38,21 @@ const PART_BYTES: usize = 1280;
 const SEGMENT_BYTES: usize = 128 << 10;
 const CACHE_BYTES: u64 = 1 << 20;
 const FLUSH_EVERY_MS: u64 = 1_000;
-const BOOT_FILE: &str = "boot";
-/// How often a taken lock is tried again, and the pause between two tries.
-const LOCK_TRIES: u32 = 100;
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
-
-/// Values by the caller's keys; `None` where there is none.
-type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+/// sled's log.
+const LOG_FILE: &str = "db";
+/// Pairs and bytes that a rebuilding writes at once.
+const REBUILD_PAIRS: usize = 512;
+const REBUILD_BYTES: usize = 1 << 20;
+/// Faults in a row after which a scan for what can still be read turns round.
+const FAULTS_MAX: u32 = 8;
 
 /// A database in a folder of its own.
 pub struct SledStorage {
     path: PathBuf,
     /// `None` after an error, until the next batch opens it again.
     open: Option<Handle>,
-    /// What undoes the last failed batch, in the caller's keys; empty after a success.
-    undo: Changes,
-    is_read_only: bool,
+    undo: Undo,
+    is_broken: bool,
     stats: StorageStats,
 }
 
@@ -57,6 +63,8 @@ struct Handle {
     log: File,
     /// Files of oversized leaves that were synced already.
     blobs: Vec<PathBuf>,
+    #[cfg(feature = "mutations")]
+    skips_sync: bool,
 }
 
 impl SledStorage {
@@ -68,14 +76,39 @@ impl SledStorage {
     /// [`StorageError::Damaged`] for a folder that does not open, [`StorageError::InUse`] for one that is open
     /// elsewhere, [`StorageError::Full`] and [`StorageError::Io`].
     pub fn open(path: &Path) -> Result<Self, StorageError> {
+        folder::finish_swap(path)?;
         let open = Handle::open(path)?;
         Ok(Self {
             path: path.to_owned(),
             open: Some(open),
-            undo: Changes::new(),
-            is_read_only: false,
+            undo: Undo::default(),
+            is_broken: false,
             stats: StorageStats::default(),
         })
+    }
+
+    /// The pairs below `prefix` that can still be read in a damaged database, in no particular order.
+    pub(crate) fn readable(&self, prefix: &[u8]) -> Pairs {
+        self.open.as_ref().map(|open| open.readable(prefix)).unwrap_or_default()
+    }
+
+    #[cfg(test)]
+    pub(super) const fn break_it(&mut self) {
+        self.is_broken = true;
+    }
+
+    /// Opens or creates the database and leaves out the sync of its log after each batch, until an error makes it open
+    /// again: acknowledged batches are lost in a power cut. It proves that a test of power cuts can fail.
+    ///
+    /// # Errors
+    /// As [`SledStorage::open`].
+    #[cfg(feature = "mutations")]
+    pub fn without_fdatasync(path: &Path) -> Result<Self, StorageError> {
+        let mut storage = Self::open(path)?;
+        if let Some(open) = &mut storage.open {
+            open.skips_sync = true;
+        }
+        Ok(storage)
     }
 
     fn handle(&self) -> Result<&Handle, StorageError> {
@@ -91,40 +124,17 @@ impl std::fmt::Debug for SledStorage {
 
 impl Storage for SledStorage {
     fn apply(&mut self, batch: &Batch) -> Result<(), StorageError> {
-        if self.is_read_only {
+        if self.is_broken {
             return Err(StorageError::ReadOnly);
         }
-        let mut open = match self.open.take() {
-            Some(open) => open,
-            None => Handle::open(&self.path)?,
-        };
-        let mut wanted = self.undo.clone();
-        wanted.extend(batch.changes().map(|(key, value)| (key.to_vec(), value.map(<[u8]>::to_vec))));
-        // What was there before, as callers know it: the undo of an earlier failure hides what that one left.
-        let mut before = Changes::new();
-        for key in wanted.keys() {
-            let value = match self.undo.get(key) {
-                Some(value) => value.clone(),
-                None => open.get(key)?,
-            };
-            before.insert(key.clone(), value);
+        let applied = self.try_apply(batch);
+        match &applied {
+            Ok(()) => self.stats.batches += 1,
+            Err(_) => self.stats.failures += 1,
         }
-        match open.write(&wanted) {
-            Ok(()) => {
-                self.open = Some(open);
-                self.undo.clear();
-                self.stats.batches += 1;
-                Ok(())
-            }
-            Err(failure) => {
-                self.undo = before;
-                self.stats.failures += 1;
-                self.is_read_only = failure.is_in_sync;
-                // Closing flushes what it can; sled may panic over its own earlier error.
-                let _closed = catch_unwind(AssertUnwindSafe(move || drop(open)));
-                Err(failure.error)
-            }
-        }
+        // Found damaged while it is in use: what is in memory is sound and can be written anew.
+        self.is_broken |= matches!(applied, Err(StorageError::Damaged { .. }));
+        applied
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
@@ -135,48 +145,97 @@ impl Storage for SledStorage {
     }
 
     fn scan(&self, prefix: &[u8]) -> Result<Pairs, StorageError> {
-        let mut pairs = self.handle()?.scan(prefix)?;
-        for (key, value) in self.undo.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix)) {
-            match value {
-                Some(value) => pairs.insert(key.clone(), value.clone()),
-                None => pairs.remove(key),
-            };
-        }
-        Ok(pairs.into_iter().collect())
+        Ok(self.undo.overlay(prefix, self.handle()?.scan(prefix)?))
     }
 
     fn boot_mark(&self) -> Result<Option<[u8; 16]>, StorageError> {
-        match fs::read(self.path.join(BOOT_FILE)) {
-            // A mark of another length is no mark: the store then starts a new life, which is always safe.
-            Ok(bytes) => Ok(bytes.try_into().ok()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error("reading the boot mark", error)),
-        }
+        folder::mark(&self.path)
     }
 
     fn set_boot_mark(&mut self, mark: [u8; 16]) -> Result<(), StorageError> {
-        let write = || -> io::Result<()> {
-            let beside = self.path.join("boot.new");
-            let mut file = File::create(&beside)?;
-            file.write_all(&mark)?;
-            file.sync_all()?;
-            fs::rename(&beside, self.path.join(BOOT_FILE))?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().map_err(|error| io_error("writing the boot mark", error))
+        folder::set_mark(&self.path, mark)
+    }
+
+    fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    fn rebuild(&mut self, all: &Batch, mark: [u8; 16]) -> Result<(), StorageError> {
+        let fresh = folder::fresh(&self.path)?;
+        if let Err(error) = write_anew(&fresh, all, mark) {
+            // The next attempt clears the place as well.
+            folder::remove(&fresh).ok();
+            return Err(error);
+        }
+        if let Some(open) = self.open.take() {
+            close(open);
+        }
+        folder::wait_unlocked(&fresh.join(LOG_FILE));
+        folder::wait_unlocked(&self.path.join(LOG_FILE));
+        folder::swap(&self.path)?;
+        self.undo.clear();
+        self.open = Some(Handle::open(&self.path)?);
+        self.is_broken = false;
+        Ok(())
     }
 
     fn stats(&self) -> StorageStats {
-        let disk_bytes = fs::metadata(self.path.join("db")).map_or(0, |meta| meta.len());
+        let disk_bytes = fs::metadata(self.path.join(LOG_FILE)).map_or(0, |meta| meta.len());
         StorageStats { disk_bytes, ..self.stats }
     }
 
     fn close(mut self: Box<Self>) -> Result<(), StorageError> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        let synced = guarded("flushing", || open.db.flush()).map_err(Failure::from).and_then(|_| open.sync_log());
-        let _closed = catch_unwind(AssertUnwindSafe(move || drop(open)));
+        let synced = open.flush().and_then(|()| open.sync_log());
+        close(open);
         synced.map_err(|failure| failure.error)
     }
+}
+
+impl SledStorage {
+    fn try_apply(&mut self, batch: &Batch) -> Result<(), StorageError> {
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => Handle::open(&self.path)?,
+        };
+        let attempt = self.undo.attempt(batch, |key| open.get(key))?;
+        match open.write(&attempt.wanted) {
+            Ok(()) => {
+                self.open = Some(open);
+                self.undo.clear();
+                Ok(())
+            }
+            Err(failure) => {
+                self.undo.failed(attempt);
+                self.is_broken = failure.is_in_sync;
+                close(open);
+                Err(failure.error)
+            }
+        }
+    }
+}
+
+/// Writes a whole database into a new folder; complete and durable once its mark is there.
+fn write_anew(path: &Path, all: &Batch, mark: [u8; 16]) -> Result<(), StorageError> {
+    let mut open = Handle::open(path)?;
+    let mut some = Changes::new();
+    let mut bytes = 0;
+    for (key, value) in all.changes() {
+        bytes += key.len() + value.map_or(0, <[u8]>::len);
+        some.insert(key.to_vec(), value.map(<[u8]>::to_vec));
+        if bytes >= REBUILD_BYTES || some.len() >= REBUILD_PAIRS {
+            open.write(&std::mem::take(&mut some)).map_err(|failure| failure.error)?;
+            bytes = 0;
+        }
+    }
+    open.write(&some).map_err(|failure| failure.error)?;
+    close(open);
+    folder::set_mark(path, mark)
+}
+
+/// Closing flushes what it can; sled may panic over its own earlier error.
+fn close(open: Handle) {
+    let _closed = catch_unwind(AssertUnwindSafe(move || drop(open)));
 }
 
 /// Why a batch failed.
@@ -194,42 +253,40 @@ impl From<StorageError> for Failure {
 
 impl Handle {
     fn open(path: &Path) -> Result<Self, StorageError> {
-        let is_new = !path.join("db").exists();
+        let is_new = !path.join(LOG_FILE).exists();
+        remove_unfinished_snapshots(path).map_err(|error| io_error("removing an unfinished snapshot", error))?;
         let config = ::sled::Config::new()
             .path(path)
             .cache_capacity(CACHE_BYTES)
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(Some(FLUSH_EVERY_MS))
             .mode(::sled::Mode::LowSpace);
-        let mut tries = 0..LOCK_TRIES;
+        let mut tries = 0..folder::LOCK_TRIES;
         let db = loop {
             match catch_unwind(AssertUnwindSafe(|| config.open())) {
                 Ok(Ok(db)) => break db,
-                Ok(Err(error)) => match open_error(path, error) {
+                Ok(Err(error)) => match found(path, "opening", error) {
                     // A handle closed just before keeps the lock until sled's own threads have let go of it.
-                    StorageError::InUse { .. } if tries.next().is_some() => pause(),
+                    StorageError::InUse { .. } if tries.next().is_some() => folder::pause(),
                     error => return Err(error),
                 },
-                Err(_panic) => return Err(damaged(path, "opening it panicked".to_owned())),
+                Err(_panic) => return Err(damaged(path, "opening it panicked")),
             }
         };
-        let log = File::open(path.join("db")).map_err(|error| io_error("opening the log", error))?;
-        let open = Self { folder: path.to_owned(), db, log, blobs: Vec::new() };
+        let log = File::open(path.join(LOG_FILE)).map_err(|error| io_error("opening the log", error))?;
+        let open = Self {
+            folder: path.to_owned(),
+            db,
+            log,
+            blobs: Vec::new(),
+            #[cfg(feature = "mutations")]
+            skips_sync: false,
+        };
         if is_new {
-            open.settle(path).map_err(|error| io_error("creating the database", error))?;
+            open.flush().map_err(|failure| failure.error)?;
+            folder::settle(path).map_err(|error| io_error("creating the database", error))?;
         }
         Ok(open)
-    }
-
-    /// Makes a new folder durable: every file in it, the folder, and its entry in the parent.
-    fn settle(&self, path: &Path) -> io::Result<()> {
-        self.db.flush().map_err(|error| io::Error::other(error.to_string()))?;
-        for entry in fs::read_dir(path)? {
-            File::open(entry?.path())?.sync_all()?;
-        }
-        File::open(path)?.sync_all()?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent)?.sync_all()
     }
 
     fn write(&mut self, pairs: &Changes) -> Result<(), Failure> {
@@ -244,13 +301,26 @@ impl Handle {
                 batch.remove(part_key(key, part));
             }
         }
-        guarded("writing a batch", || self.db.apply_batch(batch))?;
-        guarded("flushing", || self.db.flush())?;
+        writing("writing a batch", || self.db.apply_batch(batch))?;
+        self.flush()?;
         self.sync_blobs()?;
         self.sync_log()
     }
 
+    /// Hands everything to the kernel, which on Linux begins to write it out: an error then may be about pages that are
+    /// lost. A disk that has no room says so before that.
+    fn flush(&self) -> Result<(), Failure> {
+        writing("flushing", || self.db.flush()).map(drop).map_err(|error| {
+            let is_in_sync = !matches!(error, StorageError::Full);
+            Failure { error, is_in_sync }
+        })
+    }
+
     fn sync_log(&self) -> Result<(), Failure> {
+        #[cfg(feature = "mutations")]
+        if self.skips_sync {
+            return Ok(());
+        }
         rustix::fs::fdatasync(&self.log)
             .map_err(|errno| Failure { error: io_error("syncing the log", errno.into()), is_in_sync: true })
     }
@@ -288,18 +358,18 @@ impl Handle {
     }
 
     fn part_count(&self, key: &[u8]) -> Result<u16, StorageError> {
-        let head = guarded("reading", || self.db.get(head_key(key)))?;
+        let head = self.reading(|| self.db.get(head_key(key)))?;
         Ok(head.and_then(|head| head.first_chunk::<2>().copied()).map_or(0, u16::from_be_bytes))
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        let Some(head) = guarded("reading", || self.db.get(head_key(key)))? else { return Ok(None) };
+        let Some(head) = self.reading(|| self.db.get(head_key(key)))? else { return Ok(None) };
         self.assemble(key, &head).map(Some)
     }
 
     fn scan(&self, prefix: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StorageError> {
         let heads =
-            guarded("scanning", || self.db.scan_prefix(head_key(prefix)).collect::<Result<Vec<_>, ::sled::Error>>())?;
+            self.reading(|| self.db.scan_prefix(head_key(prefix)).collect::<Result<Vec<_>, ::sled::Error>>())?;
         let mut pairs = BTreeMap::new();
         for (key, head) in heads {
             let key = key.get(1..).unwrap_or_default().to_vec();
@@ -310,20 +380,74 @@ impl Handle {
     }
 
     fn assemble(&self, key: &[u8], head: &[u8]) -> Result<Vec<u8>, StorageError> {
-        let broken = || damaged(&self.folder, "a value is incomplete".to_owned());
+        let broken = || damaged(&self.folder, "a value is incomplete");
         let (count, first) = head.split_first_chunk::<2>().ok_or_else(broken)?;
         let mut value = first.to_vec();
         for part in 1..u16::from_be_bytes(*count) {
-            let bytes = guarded("reading", || self.db.get(part_key(key, part)))?.ok_or_else(broken)?;
+            let bytes = self.reading(|| self.db.get(part_key(key, part)))?.ok_or_else(broken)?;
             value.extend_from_slice(&bytes);
         }
         Ok(value)
     }
+
+    /// What is readable from the front, and from the back where something in between is not.
+    fn readable(&self, prefix: &[u8]) -> Pairs {
+        let mut heads = self.db.scan_prefix(head_key(prefix));
+        let mut pairs = BTreeMap::new();
+        let mut is_whole = self.collect_readable(&mut pairs, || heads.next());
+        if !is_whole {
+            let mut heads = self.db.scan_prefix(head_key(prefix));
+            is_whole = self.collect_readable(&mut pairs, || heads.next_back());
+        }
+        tracing::debug!(is_whole, pairs = pairs.len(), "salvaged pairs");
+        pairs.into_iter().collect()
+    }
+
+    /// Takes pairs until there are no more, or until the database fails again and again.
+    fn collect_readable(
+        &self,
+        pairs: &mut BTreeMap<Vec<u8>, Vec<u8>>,
+        mut next: impl FnMut() -> Option<::sled::Result<(::sled::IVec, ::sled::IVec)>>,
+    ) -> bool {
+        let mut faults = 0;
+        while faults < FAULTS_MAX {
+            match catch_unwind(AssertUnwindSafe(&mut next)) {
+                Ok(None) => return faults == 0,
+                Ok(Some(Ok((key, head)))) => {
+                    let key = key.get(1..).unwrap_or_default().to_vec();
+                    if let Ok(value) = self.assemble(&key, &head) {
+                        pairs.insert(key, value);
+                    }
+                }
+                Ok(Some(Err(_))) => faults += 1,
+                Err(_panic) => return false,
+            }
+        }
+        false
+    }
+
+    /// Runs a call that reads. What sled finds wrong with its own files is damage, and so is a panic over them.
+    fn reading<T>(&self, call: impl FnOnce() -> ::sled::Result<T>) -> Result<T, StorageError> {
+        match catch_unwind(AssertUnwindSafe(call)) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(found(&self.folder, "reading", error)),
+            Err(_panic) => Err(damaged(&self.folder, "reading it panicked")),
+        }
+    }
 }
 
-#[expect(clippy::disallowed_methods, reason = "opening waits for the disk anyway, on a thread of its own")]
-fn pause() {
-    std::thread::sleep(LOCK_PAUSE);
+/// Removes what a crash left of sled's writing a snapshot; sled looks for such files under another name.
+fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(path)? {
+        let file = entry?.path();
+        if file.extension().is_some_and(|extension| extension == "generating") {
+            fs::remove_file(file)?;
+        }
+    }
+    Ok(())
 }
 
 /// Adds a value in parts; returns how many.
@@ -347,8 +471,8 @@ fn part_key(key: &[u8], part: u16) -> Vec<u8> {
     [b"p", key, &part.to_be_bytes()].concat()
 }
 
-/// Runs a call into sled; a panic inside counts as damage would, for it leaves the database unusable.
-fn guarded<T>(doing: &'static str, call: impl FnOnce() -> Result<T, ::sled::Error>) -> Result<T, StorageError> {
+/// Runs a call that writes; a panic inside counts as an error, for it leaves the handle unusable.
+fn writing<T>(doing: &'static str, call: impl FnOnce() -> ::sled::Result<T>) -> Result<T, StorageError> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(::sled::Error::Io(error))) => Err(io_error(doing, error)),
@@ -357,7 +481,8 @@ fn guarded<T>(doing: &'static str, call: impl FnOnce() -> Result<T, ::sled::Erro
     }
 }
 
-fn open_error(path: &Path, error: ::sled::Error) -> StorageError {
+/// What an error while opening or reading says about the folder.
+fn found(path: &Path, doing: &'static str, error: ::sled::Error) -> StorageError {
     match error {
         // sled has no error of its own for a lock that is taken.
         ::sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
@@ -368,20 +493,8 @@ fn open_error(path: &Path, error: ::sled::Error) -> StorageError {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
                 damaged(path, error.to_string())
             }
-            _other => io_error("opening", error),
+            _other => io_error(doing, error),
         },
         other => damaged(path, other.to_string()),
-    }
-}
-
-fn damaged(path: &Path, reason: String) -> StorageError {
-    StorageError::Damaged { path: path.to_owned(), reason }
-}
-
-fn io_error(doing: &'static str, source: io::Error) -> StorageError {
-    // sled rebuilds errors from kind and text, so the raw code may be gone; the kind remains.
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => StorageError::Full,
-        _other => StorageError::Io { doing, source },
     }
 }

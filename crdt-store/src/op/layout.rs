@@ -30,7 +30,7 @@ const VERSION: u8 = 1;
 /// Bytes of an idempotency key.
 pub(crate) const IDEMPOTENCY_BYTES_MAX: usize = 128;
 /// Dots in `beside`: every sibling of every section at the default limits.
-const BESIDE_MAX: usize = 512;
+pub(super) const BESIDE_MAX: usize = 512;
 
 /// The canonical bytes of an op that keeps the limits; longer texts than their length field holds cannot occur then.
 pub(crate) fn encode(store: &StoreId, op: &Op) -> Vec<u8> {
@@ -337,11 +337,11 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The origin that canonical bytes name, without checking anything else.
-pub(crate) fn origin_of(bytes: &Bytes) -> Option<Incarnation> {
+/// The dot that canonical bytes name, without checking anything else.
+pub(crate) fn dot_of(bytes: &Bytes) -> Option<Dot> {
     let mut reader = Reader { bytes, at: 0 };
     reader.take(MAGIC.len() + 1).ok()?;
     reader.text8().ok()?;
     reader.text8().ok()?;
-    reader.array().ok().map(Incarnation::from_bytes)
+    reader.dot().ok()
 }

@@ -27,10 +27,12 @@ pub(crate) struct Outcome {
     at_ms: u64,
 }
 
-/// The outcomes of the last 24 hours by idempotency key.
+/// The outcomes of the last 24 hours by idempotency key, and those of the writes under way.
 #[derive(Debug, Default)]
 pub(crate) struct Outcomes {
     by_key: BTreeMap<String, Outcome>,
+    /// Not durable yet; see [`Outcomes::commit`] and [`Outcomes::discard`].
+    staged: BTreeMap<String, Outcome>,
     /// Keys to remove from the disk with the next batch.
     stale: Vec<String>,
 }
@@ -42,10 +44,12 @@ impl Outcomes {
             let outcome = codec::decode_stored(Kind::Idempotency, &bytes)
                 .map_err(|error| unreadable("idempotency outcome", &error))?;
             let text = key.get(IDEMPOTENCY.len()..).and_then(|text| std::str::from_utf8(text).ok());
+            // Under no key it would answer for every write that has none.
+            let text = text.filter(|text| !text.is_empty());
             let text = text.ok_or_else(|| StoreError::Damaged("idempotency key is not text".to_owned()))?;
             by_key.insert(text.to_owned(), outcome);
         }
-        Ok(Self { by_key, stale: Vec::new() })
+        Ok(Self { by_key, ..Self::default() })
     }
 
     /// Forgets what is older than a day.
@@ -61,38 +65,64 @@ impl Outcomes {
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&Outcome> {
-        self.by_key.get(key)
+        self.staged.get(key).or_else(|| self.by_key.get(key))
     }
 
-    /// Adds to the batch what has to be stored and removed for a new outcome; call [`Outcomes::remember`] once it is.
-    pub(crate) fn store(
-        &self,
-        key: &str,
-        dot: Option<Dot>,
-        digest: [u8; 16],
-        now_ms: u64,
-        batch: &mut Batch,
-    ) -> Result<Outcome, StoreError> {
-        let outcome = Outcome { dot, digest, at_ms: now_ms };
-        let bytes = codec::encode_stored(Kind::Idempotency, &outcome).map_err(|error| unencodable(&error))?;
-        for stale in self.stale.iter().chain(self.oldest()) {
-            batch.delete(disk_key(stale));
+    /// Takes note of an outcome that becomes durable with the batch under way.
+    pub(crate) fn stage(&mut self, key: String, dot: Option<Dot>, digest: [u8; 16], now_ms: u64) {
+        self.staged.insert(key, Outcome { dot, digest, at_ms: now_ms });
+    }
+
+    /// Adds to the batch what has to be stored and removed for the outcomes under way.
+    pub(crate) fn store(&self, batch: &mut Batch) -> Result<(), StoreError> {
+        if self.staged.is_empty() {
+            return Ok(());
         }
-        batch.put(disk_key(key), bytes);
-        Ok(outcome)
+        for key in self.stale.iter().chain(self.oldest()) {
+            batch.delete(disk_key(key));
+        }
+        for (key, outcome) in &self.staged {
+            let bytes = codec::encode_stored(Kind::Idempotency, outcome).map_err(|error| unencodable(&error))?;
+            batch.put(disk_key(key), bytes);
+        }
+        Ok(())
     }
 
-    pub(crate) fn remember(&mut self, key: String, outcome: Outcome) {
+    /// Adds every outcome to the batch of a database that is written anew.
+    pub(crate) fn store_all(&self, batch: &mut Batch) -> Result<(), StoreError> {
+        for (key, outcome) in &self.by_key {
+            let bytes = codec::encode_stored(Kind::Idempotency, outcome).map_err(|error| unencodable(&error))?;
+            batch.put(disk_key(key), bytes);
+        }
+        Ok(())
+    }
+
+    /// The outcomes under way are durable.
+    pub(crate) fn commit(&mut self) {
+        if self.staged.is_empty() {
+            return;
+        }
         self.stale.clear();
-        if let Some(oldest) = self.oldest().cloned() {
+        for oldest in self.oldest().into_iter().cloned().collect::<Vec<_>>() {
             self.by_key.remove(&oldest);
         }
-        self.by_key.insert(key, outcome);
+        self.by_key.append(&mut self.staged);
     }
 
-    fn oldest(&self) -> Option<&String> {
-        let oldest = self.by_key.iter().min_by_key(|(_, outcome)| outcome.at_ms).map(|(key, _)| key);
-        oldest.filter(|_| self.by_key.len() >= OUTCOMES_MAX)
+    /// The outcomes under way came to nothing.
+    pub(crate) fn discard(&mut self) {
+        self.staged.clear();
+    }
+
+    /// Those that give way to the outcomes under way.
+    fn oldest(&self) -> Vec<&String> {
+        let excess = (self.by_key.len() + self.staged.len()).saturating_sub(OUTCOMES_MAX);
+        if excess == 0 {
+            return Vec::new();
+        }
+        let mut by_age: Vec<(&String, &Outcome)> = self.by_key.iter().collect();
+        by_age.sort_by_key(|(_, outcome)| outcome.at_ms);
+        by_age.into_iter().take(excess).map(|(key, _)| key).collect()
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     context::Context,
     error::{Refusal, StoreError},
     id::{DocKey, Dot},
+    mutation::Mutation,
     op::SignedOp,
     replica::Replica,
     sign::OriginRecord,
@@ -98,14 +99,19 @@ impl Replica {
                 Reception::New(dot) => {
                     merged.new_ops.push(dot);
                     is_changed = true;
-                    if dot.origin == life.incarnation {
-                        life = self.life_after(dot.counter);
+                    if life == self.life {
+                        life = self.life_after(self.shown_by(dot));
                     }
                 }
                 Reception::Duplicate => merged.duplicates += 1,
                 Reception::Equivocation { dot, is_replaced } => {
                     merged.equivocations.push(dot);
                     is_changed |= is_replaced;
+                    // Somebody writes under our life; the next dots would be used twice as well.
+                    if dot.origin == life.incarnation && !self.is_mutated(Mutation::KeepIncarnation) {
+                        life = self.next_life();
+                        is_changed = true;
+                    }
                 }
                 Reception::Refused(dot, refusal) => merged.refused.push((dot, refusal)),
             }
@@ -123,6 +129,14 @@ impl Replica {
         self.counters.clock_suspects +=
             u64::try_from(merged.new_ops.iter().filter(is_suspect).count()).unwrap_or(u64::MAX);
         Ok(merged)
+    }
+
+    /// How far our life has counted, by an op that came in: as its origin, or as what its author had seen.
+    fn shown_by(&self, dot: Dot) -> u64 {
+        let me = self.life.incarnation;
+        let own = if dot.origin == me { dot.counter } else { 0 };
+        let changes = self.store.held(dot).into_iter().flat_map(|held| &held.op.changes);
+        changes.map(|change| change.past.get(&me)).max().unwrap_or(0).max(own)
     }
 
     /// Credits what a peer has seen, at the end of a conversation in which it sent all that was missing here.
@@ -146,6 +160,9 @@ impl Replica {
     /// Takes note of what a peer has seen before anything is exchanged: if that includes ops of this life that are not
     /// known here, this life is over.
     pub(crate) fn heed(&mut self, theirs: &Context) -> Result<(), StoreError> {
+        if self.is_mutated(Mutation::KeepIncarnation) {
+            return Ok(());
+        }
         let life = self.life_after(theirs.highest(&self.life.incarnation));
         if life == self.life {
             return Ok(());
@@ -176,8 +193,8 @@ pub(crate) fn pair(origins: Vec<OriginRecord>, ops: Vec<SignedOp>) -> Vec<(Optio
     let by_life: BTreeMap<_, _> = origins.into_iter().map(|record| (record.incarnation, record)).collect();
     ops.into_iter()
         .map(|signed| {
-            let origin = crate::op::origin_of(&signed.bytes);
-            (origin.and_then(|origin| by_life.get(&origin).cloned()), signed)
+            let dot = crate::op::dot_of(&signed.bytes);
+            (dot.and_then(|dot| by_life.get(&dot.origin).cloned()), signed)
         })
         .collect()
 }

@@ -8,7 +8,7 @@ use crate::{
     document::Part,
     hlc::Hlc,
     id::{DocKey, Dot, ETag},
-    op::Sections,
+    op::{OpKind, Sections},
     store::Store,
 };
 
@@ -24,6 +24,8 @@ pub struct DocumentView {
     pub newest: Sections,
     /// The version.
     pub etag: ETag,
+    /// The ops that make up the version: every edit and deletion that nothing has superseded where it is seen.
+    pub live: Vec<Dot>,
     /// Sections that were edited concurrently and differ.
     pub conflicts: Vec<Conflict>,
     /// Someone deleted the document without having seen an edit that lives on. The edit stays until a person decides.
@@ -62,6 +64,10 @@ pub struct Sibling {
     pub author: String,
     /// That node's label.
     pub author_name: String,
+    /// What its author meant to do.
+    pub kind: OpKind,
+    /// Why, in the author's words.
+    pub message: String,
     /// The section's content; `None` where the edit removed the section.
     pub body: Option<Bytes>,
 }
@@ -77,6 +83,7 @@ pub(crate) fn view(store: &Store, key: &DocKey) -> Option<DocumentView> {
         sections: reading.sections.iter().map(|(name, value)| ((*name).to_owned(), (*value).clone())).collect(),
         newest: newest.body.cloned().unwrap_or_else(BTreeMap::new),
         etag: reading.etag(),
+        live: reading.dots().into_iter().collect(),
         conflicts: reading.conflicts.iter().map(|(section, parts)| conflict(store, section, parts)).collect(),
         deleted_concurrently: reading.is_deleted_concurrently,
         dot: newest.dot,
@@ -93,7 +100,16 @@ fn conflict(store: &Store, section: &str, parts: &[Part<'_>]) -> Conflict {
     parts.sort_by_key(|part| std::cmp::Reverse(part.rank()));
     let siblings = parts.iter().map(|part| {
         let (author, author_name) = author(store, part.dot);
-        Sibling { dot: part.dot, hlc: part.hlc, author, author_name, body: part.section(section).cloned() }
+        let op = store.held(part.dot).map(|held| &held.op);
+        Sibling {
+            dot: part.dot,
+            hlc: part.hlc,
+            author,
+            author_name,
+            kind: op.map(|op| op.kind).unwrap_or_default(),
+            message: op.map(|op| op.message.clone()).unwrap_or_default(),
+            body: part.section(section).cloned(),
+        }
     });
     Conflict { section: section.to_owned(), siblings: siblings.collect() }
 }

@@ -8,7 +8,7 @@ use crdts::CvRDT;
 use crate::{
     backend::Batch,
     context::Clock,
-    error::StoreError,
+    error::{StorageError, StoreError},
     id::{DocKey, Dot, ETag, head, sha256},
     op::{self, Change, Op, OpFault, OpKind, Sections, SignedOp},
     replica::{Life, Replica},
@@ -57,6 +57,30 @@ pub struct WriteMeta {
     pub schema: u16,
 }
 
+/// One write of a group: a whole op of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WriteRequest {
+    /// What is to become of which documents.
+    pub edits: Vec<Edit>,
+    /// What goes with it.
+    pub meta: WriteMeta,
+}
+
+/// Of more origins than this, a new document does not name all that was seen before it: each costs 24 bytes.
+const SEEN_IN_PAST_MAX: usize = 16;
+
+/// Writes in one group at most; those beyond it are refused.
+pub const GROUP_MAX: usize = 1_024;
+
+/// How far a group of writes has come.
+#[derive(Debug)]
+struct Group {
+    life: Life,
+    written: u64,
+    /// There is something to make durable.
+    is_changed: bool,
+}
+
 /// A write that is durable here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
@@ -81,54 +105,92 @@ impl Replica {
     /// [`StoreError::TooManySiblings`], [`StoreError::IdempotencyReuse`], [`StoreError::NotAuthor`],
     /// [`StoreError::NotAdmitted`], [`StoreError::Full`], [`StoreError::ReadOnly`], [`StoreError::Storage`].
     /// In each case nothing was written, in memory or on disk, and the next write starts afresh.
-    #[expect(clippy::needless_pass_by_value, reason = "a write is handed over; callers have no further use for it")]
-    pub fn write(&mut self, mut edits: Vec<Edit>, meta: WriteMeta, now_ms: u64) -> Result<Written, StoreError> {
+    pub fn write(&mut self, edits: Vec<Edit>, meta: WriteMeta, now_ms: u64) -> Result<Written, StoreError> {
+        let mut results = self.write_group(vec![WriteRequest { edits, meta }], now_ms);
+        results.pop().unwrap_or(Err(StoreError::Invalid { what: "a write of no documents" }))
+    }
+
+    /// Writes several requests, each as an op of its own that succeeds or fails by itself, as [`Replica::write`] says;
+    /// later ones see earlier ones.
+    ///
+    /// All that succeed become durable in one batch, which costs one wait for the disk. Where the storage refuses it,
+    /// none of them was written and all that would have succeeded fail. Results come in the order of the requests;
+    /// those beyond [`GROUP_MAX`] are refused.
+    pub fn write_group(&mut self, requests: Vec<WriteRequest>, now_ms: u64) -> Vec<Result<Written, StoreError>> {
+        self.outcomes.expire(now_ms);
+        let mut group = Group { life: self.life, written: 0, is_changed: false };
+        self.store.begin();
+        let enter = |(at, request)| match at {
+            0..GROUP_MAX => self.enter_write(request, &mut group, now_ms),
+            _ => Err(StoreError::TooLarge { what: "writes of one group", max: GROUP_MAX }),
+        };
+        let results: Vec<_> = requests.into_iter().enumerate().map(enter).collect();
+        if !group.is_changed {
+            self.store.roll_back();
+            return results;
+        }
+        let mut extra = Batch::new();
+        let kept = match self.outcomes.store(&mut extra) {
+            Ok(()) => self.keep(group.life, extra),
+            Err(error) => {
+                self.store.roll_back();
+                Err(error)
+            }
+        };
+        match kept {
+            Ok(_) => {
+                self.outcomes.commit();
+                self.counters.written += group.written;
+                results
+            }
+            Err(error) => {
+                self.outcomes.discard();
+                let mut error = Some(error);
+                let fail = |result: Result<Written, StoreError>| result.and_then(|_| Err(alike(&mut error)));
+                results.into_iter().map(fail).collect()
+            }
+        }
+    }
+
+    /// Enters one write into the open transaction; where it fails, nothing of it is there.
+    fn enter_write(&mut self, request: WriteRequest, group: &mut Group, now_ms: u64) -> Result<Written, StoreError> {
+        let WriteRequest { mut edits, meta } = request;
         edits.sort_by(|a, b| a.key.cmp(&b.key));
         self.check_write(&edits, &meta)?;
         let keys: Vec<DocKey> = edits.iter().map(|edit| edit.key.clone()).collect();
         let digest = digest(&edits, &meta);
-        self.outcomes.expire(now_ms);
         if let Some(outcome) = self.outcomes.get(&meta.idempotency_key) {
             if outcome.digest != digest {
                 return Err(StoreError::IdempotencyReuse);
             }
             return Ok(self.written(outcome.dot, keys, true));
         }
-        let life = Life { counter: self.life.counter + 1, ..self.life };
+        let life = Life { counter: group.life.counter + 1, ..group.life };
         let dot = Dot::new(life.incarnation, life.counter);
         let mut changes = Vec::with_capacity(edits.len());
         for edit in edits {
             changes.extend(self.change(edit, meta.op_kind, dot)?);
         }
-        if changes.is_empty() && meta.idempotency_key.is_empty() {
-            return Ok(self.written(None, keys, false));
-        }
         let dot = (!changes.is_empty()).then_some(dot);
-        let mut extra = Batch::new();
-        let outcome = match meta.idempotency_key.as_str() {
-            "" => None,
-            key => Some((key.to_owned(), self.outcomes.store(key, dot, digest, now_ms, &mut extra)?)),
-        };
-        match dot {
-            Some(dot) => self.commit_op(life, dot, changes, &meta, extra, now_ms)?,
-            None => {
-                self.store.begin();
-                self.keep(self.life, extra)?;
-            }
+        if let Some(dot) = dot {
+            self.enter_op(life, dot, changes, &meta, now_ms)?;
+            group.life = life;
+            group.written += 1;
+            group.is_changed = true;
         }
-        if let Some((key, outcome)) = outcome {
-            self.outcomes.remember(key, outcome);
+        if !meta.idempotency_key.is_empty() {
+            self.outcomes.stage(meta.idempotency_key, dot, digest, now_ms);
+            group.is_changed = true;
         }
         Ok(self.written(dot, keys, false))
     }
 
-    fn commit_op(
+    fn enter_op(
         &mut self,
         life: Life,
         dot: Dot,
         changes: Vec<Change>,
         meta: &WriteMeta,
-        extra: Batch,
         now_ms: u64,
     ) -> Result<(), StoreError> {
         let own = self.own_origin(life)?;
@@ -149,14 +211,11 @@ impl Replica {
         let signature = self.authority.sign(&bytes);
         let held = Held::new(op, SignedOp { bytes, signature }, false);
         self.check_room(&held)?;
-        self.store.begin();
         self.store.clock = clock;
         if let Some((record, author)) = own {
             self.store.add_origin(record, author);
         }
         self.store.enter(held);
-        self.keep(life, extra)?;
-        self.counters.written += 1;
         Ok(())
     }
 
@@ -210,8 +269,10 @@ impl Replica {
             (Some(body), None) => body.keys().cloned().collect(),
             (Some(body), Some(reading)) => {
                 let mut mask = changed(&reading.sections, body);
-                // A document that someone deleted is written whole: it exists again from here on.
+                // A document that someone deleted is written whole: it exists again from here on. That includes sections
+                // that an edit beside the deletion removed, or the deletion would stay beside that edit for ever.
                 if reading.is_deleted_concurrently {
+                    mask.extend(reading.edited().map(str::to_owned));
                     mask.extend(body.keys().cloned());
                     mask.extend(reading.sections.keys().map(|name| (*name).to_owned()));
                 }
@@ -244,9 +305,18 @@ impl Replica {
     /// What of a document this node has seen: the clocks of its live ops, but for those beside which something is
     /// missing here. Claiming their past would supersede edits that nobody here has read; so such an op stays, and
     /// shows as a conflict, unless a person settles the document.
+    ///
+    /// Where nothing is live here, all that was ever seen of the document is gone, perhaps with a tombstone that was
+    /// collected and that others still hold. Naming all that was seen keeps the new document from looking deleted
+    /// concurrently to them.
     fn past(&self, key: &DocKey, is_resolving: bool) -> Clock {
         let mut past = Clock::new();
         let live = self.store.document(key).map(crate::document::Document::live).unwrap_or_default();
+        let seen = self.store.context.clock();
+        let is_short = seen.dots.len() <= SEEN_IN_PAST_MAX.min(self.store.limits.past);
+        if live.is_empty() && !self.store.floor.is_empty() && is_short {
+            return seen.clone();
+        }
         for dot in live {
             if !is_resolving && !self.store.is_complete(key, dot) {
                 continue;
@@ -278,7 +348,7 @@ impl Replica {
     fn refuse(&self, fault: OpFault) -> StoreError {
         match fault {
             OpFault::Field(what) => StoreError::Invalid { what },
-            OpFault::Limit(what) => StoreError::TooLarge { what, max: self.store.limits.op_bytes },
+            OpFault::Limit(what) => StoreError::TooLarge { what, max: self.store.limits.of(what) },
             OpFault::Truncated | OpFault::Trailing | OpFault::Version | OpFault::OtherStore => {
                 StoreError::Invalid { what: "op" }
             }
@@ -294,6 +364,25 @@ impl Replica {
             is_replay,
         }
     }
+}
+
+/// The error of a batch for one more of its writes.
+fn alike(error: &mut Option<StoreError>) -> StoreError {
+    let Some(first) = error.take() else { return StoreError::ReadOnly };
+    let other = match &first {
+        StoreError::Full => StoreError::Full,
+        StoreError::ReadOnly => StoreError::ReadOnly,
+        StoreError::TooLarge { what, max } => StoreError::TooLarge { what, max: *max },
+        StoreError::Storage(StorageError::Io { doing, source }) => {
+            StoreError::Storage(StorageError::Io { doing, source: source.kind().into() })
+        }
+        other => StoreError::Storage(StorageError::Io {
+            doing: "writing a group",
+            source: std::io::Error::other(other.to_string()),
+        }),
+    };
+    *error = Some(other);
+    first
 }
 
 /// Sections whose content differs, either way.

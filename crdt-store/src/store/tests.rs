@@ -103,6 +103,56 @@ proptest! {
     }
 
     #[test]
+    fn collecting_at_any_moment_changes_nothing_that_merging_gives(seed in any::<u64>(), shuffle in any::<u64>()) {
+        let (ops, _) = history(seed, 30);
+        let mut chance = Chance(shuffle);
+        let mut other = ops.clone();
+        other.extend((0..ops.len()).map(|_| ops[chance.below(ops.len())].clone()));
+        for at in (1..other.len()).rev() {
+            other.swap(at, chance.below(at + 1));
+        }
+        let mut collecting = replica("reader");
+        for op in other {
+            collecting.merge(vec![op], NOW).expect("memory does not fail");
+            if chance.one_in(2) {
+                collecting.collect(u64::MAX, 0).expect("memory does not fail");
+            }
+        }
+        let plain = merged(&[&ops]);
+        prop_assert_eq!(collecting.context(), plain.context());
+        prop_assert_eq!(collecting.root(), plain.root());
+        let contents = |replica: &Replica| -> Vec<_> {
+            replica.documents().map(|view| (view.key, view.sections, view.conflicts)).collect()
+        };
+        prop_assert_eq!(contents(&collecting), contents(&plain));
+    }
+
+    #[test]
+    fn conversations_with_replicas_that_collect_end_alike_whoever_talks_first(seed in any::<u64>(), order in any::<u64>()) {
+        let mut chance = Chance(order);
+        let mut ends = Vec::new();
+        for _ in 0..2 {
+            let (_, mut replicas) = history(seed, 30);
+            for _ in 0..12 {
+                let (from, to) = [(0, 1), (1, 2), (0, 2)][chance.below(3)];
+                replicas[chance.below(3)].collect(u64::MAX, 0).expect("memory does not fail");
+                let (left, right) = replicas.split_at_mut(to);
+                sync(&mut left[from], &mut right[0]).expect("replicas understand each other");
+            }
+            for (from, to) in [(0, 1), (1, 2), (0, 2), (0, 1)] {
+                let (left, right) = replicas.split_at_mut(to);
+                sync(&mut left[from], &mut right[0]).expect("replicas understand each other");
+            }
+            for replica in &replicas {
+                prop_assert_eq!(replica.root(), replicas[0].root());
+                prop_assert_eq!(replica.context(), replicas[0].context());
+            }
+            ends.push((replicas[0].root(), replicas[0].context().clone()));
+        }
+        prop_assert_eq!(&ends[0], &ends[1]);
+    }
+
+    #[test]
     fn a_conversation_ends_where_merging_every_op_ends(seed in any::<u64>()) {
         let (ops, mut replicas) = history(seed, 30);
         for _ in 0..2 {

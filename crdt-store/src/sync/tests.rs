@@ -7,14 +7,15 @@ use crate::{
     testing::{HashAuthority, MESH, NOW, delete, golden, key, on, put, replica, replica_on, sync, sync_with, text},
 };
 
+mod below;
 mod simulation;
 
 fn accept() -> SyncSession {
-    SyncSession::accept(SyncConfig::default())
+    SyncSession::accept(SyncConfig::default(), [1; 16])
 }
 
 fn initiate() -> SyncSession {
-    SyncSession::initiate(SyncConfig::default())
+    SyncSession::initiate(SyncConfig::default(), [2; 16])
 }
 
 fn all(session: &mut SyncSession, replica: &Replica) -> Vec<Bytes> {
@@ -66,7 +67,7 @@ fn a_budget_ends_a_conversation_without_cover_and_the_next_goes_on() {
         put(&mut a, &format!("n{n}"), &[("x", &"z".repeat(1_000))]);
         put(&mut a, &format!("n{n}"), &[("x", &"y".repeat(1_000))]);
     }
-    let config = SyncConfig { chunk_bytes: 2_000, budget_bytes: 10_000 };
+    let config = SyncConfig { chunk_bytes: 2_000, budget_bytes: 10_000, ..SyncConfig::default() };
     let mut rounds = 0;
     while a.root() != b.root() {
         let before = b.summary().ops;
@@ -104,7 +105,7 @@ fn a_conversation_cut_anywhere_credits_nothing_false_and_the_next_one_heals() {
             put(&mut b, &format!("b{n}"), &[("x", "1")]);
         }
         delete(&mut a, "a5");
-        let mut sessions = (SyncSession::initiate(config), SyncSession::accept(config));
+        let mut sessions = (SyncSession::initiate(config, [2; 16]), SyncSession::accept(config, [1; 16]));
         let mut delivered = 0;
         'talk: while !(sessions.0.is_done() && sessions.1.is_done()) {
             for from_a in [true, false] {
