@@ -1,22 +1,18 @@
 //! Documents to a route table: what applies here, in order of precedence, with what does not validate left out.
 
-use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::{
     backend::BackendPolicy,
-    document::{
-        DocId, Document, SourceLines,
-        backend_traffic::{self, BackendTrafficSpec},
-        http_route::{self, PathMatch, RuleSpec},
-    },
-    host::HostPattern,
-    problem::{Faults, Problem},
-    scope::{Place, Scope},
-    table::{Backend, HostRules, RouteTable, Rule},
-    validate::validate,
+    document::{DocId, Document, TargetRef, backend_traffic},
+    in_force::{Layer, Sorted},
+    lock::Subject,
+    overlay::{Field, merged, overlay},
+    problem::{Problem, valid},
+    routes,
+    scope::Place,
+    strictest,
+    table::RouteTable,
 };
 
 /// What came of compiling.
@@ -24,125 +20,109 @@ use crate::{
 pub struct Compiled {
     /// What is in force at the place compiled for.
     pub table: RouteTable,
-    /// The documents that are not in force because they do not validate, wherever they are for, each with its faults.
+    /// The documents that do not validate, wherever they are for, each with its faults, by id. They are not in force;
+    /// those of [`crate::STRICTEST_KINDS`] refuse what they are about instead.
     pub problems: Vec<(DocId, Vec<Problem>)>,
+    /// The documents whose time is over, wherever they are for, by id.
+    pub expired: Vec<DocId>,
+    /// When the next document expires, in milliseconds since 1970: compile again then.
+    pub next_expiry_ms: Option<u64>,
+    /// The documents in force here that set fields a wider one locks, with those fields; what they say there is ignored.
+    pub locked_out: Vec<(DocId, Vec<Problem>)>,
 }
 
-/// Compiles the documents whose scope covers `here`. The order of `documents` does not matter.
+/// Compiles the documents whose scope covers `here` and whose time is not over at `now_ms`, milliseconds since 1970.
+/// The order of `documents` does not matter; several of one id are concurrent edits of it.
 ///
 /// For a `BackendTrafficPolicy` each field counts for itself: the narrowest scope that sets it wins, and within a scope
-/// the first name. For an `HTTPRoute` see [`RouteTable::route`]. Documents of other kinds have no effect; documents that
-/// do not validate are skipped and listed.
+/// the first name, unless a wider document locks the field. For an `HTTPRoute` see [`RouteTable::route`]. Documents of
+/// [`crate::STRICTEST_KINDS`] compose to the strictest, see [`RouteTable::authorization`], [`RouteTable::peer_mode`] and
+/// [`RouteTable::residency`]. Documents of other kinds have no effect; documents that do not validate are listed.
 #[must_use]
-pub fn compile(documents: &[Document], here: &Place) -> Compiled {
-    let mut problems = Vec::new();
-    let mut applying = Vec::new();
-    for document in documents {
-        match (validate(document), document.metadata.scope.parse::<Scope>()) {
-            (Err(faults), _) => problems.push((document.id(), faults)),
-            (Ok(()), Ok(scope)) if scope.covers(here) => applying.push((scope.breadth(), document)),
-            (Ok(()), Ok(_) | Err(_)) => {}
-        }
-    }
-    applying.sort_by(|(left_breadth, left), (right_breadth, right)| {
-        (left_breadth, &left.metadata.name).cmp(&(right_breadth, &right.metadata.name))
-    });
-    let applying: Vec<&Document> = applying.into_iter().map(|(_, document)| document).collect();
-    let mut table = RouteTable { backends: backends(&applying), ..RouteTable::default() };
-    routes(&applying, &mut table);
-    Compiled { table, problems }
+pub fn compile(documents: &[Document], here: &Place, now_ms: u64) -> Compiled {
+    let sorted = Sorted::new(documents, now_ms);
+    let table = table(&sorted, here);
+    let locked_out = locked_out(&sorted.at(here));
+    let Sorted { problems, expired, next_expiry_ms, .. } = sorted;
+    Compiled { table, problems, expired, next_expiry_ms, locked_out }
 }
 
-/// `applying` in order of precedence.
-fn backends(applying: &[&Document]) -> HashMap<Box<str>, BackendPolicy> {
-    let mut by_service: BTreeMap<&str, Vec<(DocId, BackendTrafficSpec)>> = BTreeMap::new();
-    for document in applying.iter().filter(|document| document.kind == "BackendTrafficPolicy") {
-        let Some(target) = &document.target_ref else { continue };
-        let spec = valid(|faults| backend_traffic::read(&document.spec, faults));
-        by_service.entry(&target.name).or_default().push((document.id(), spec));
-    }
-    by_service.into_iter().map(|(service, layers)| (Box::from(service), layered(&layers))).collect()
-}
-
-/// One policy of several layers, the first of which comes first.
-fn layered(layers: &[(DocId, BackendTrafficSpec)]) -> BackendPolicy {
-    let mut sources: Vec<usize> = Vec::new();
-    let default = BackendPolicy::default();
-    let algorithm = first(layers, &mut sources, |spec| spec.algorithm).unwrap_or(default.algorithm);
-    let lambda_per_ms = first(layers, &mut sources, |spec| spec.lambda_per_ms).unwrap_or(default.lambda_per_ms);
-    let epsilon = first(layers, &mut sources, |spec| spec.epsilon).unwrap_or(default.epsilon);
-    let draw = first(layers, &mut sources, |spec| spec.draw).unwrap_or(default.draw);
-    let nearest = first(layers, &mut sources, |spec| spec.nearest);
-    sources.sort_unstable();
-    sources.dedup();
-    let sources: Vec<String> =
-        sources.into_iter().filter_map(|index| layers.get(index)).map(|(id, _)| id.to_string()).collect();
-    let source = if sources.is_empty() { default.source } else { sources.join(", ") };
-    BackendPolicy { algorithm, lambda_per_ms, epsilon, draw, nearest, source }
-}
-
-/// The field of the first layer that sets it; that layer's number joins `sources`.
-fn first<T>(
-    layers: &[(DocId, BackendTrafficSpec)],
-    sources: &mut Vec<usize>,
-    field: impl Fn(&BackendTrafficSpec) -> Option<T>,
-) -> Option<T> {
-    let (index, value) = layers.iter().enumerate().find_map(|(index, (_, spec))| Some((index, field(spec)?)))?;
-    sources.push(index);
-    Some(value)
-}
-
-/// `applying` in order of precedence, so that the first rule for a host and path is the one that stays.
-fn routes(applying: &[&Document], table: &mut RouteTable) {
-    for document in applying.iter().filter(|document| document.kind == "HTTPRoute") {
-        let spec = valid(|faults| http_route::read(&document.spec, faults));
-        let id = document.id();
-        for (index, rule_spec) in spec.rules.iter().enumerate() {
-            let rule = Arc::new(rule(&id, index, rule_spec));
-            for host in &spec.hostnames {
-                let rules = match host {
-                    HostPattern::Exact(host) => table.exact.entry(Box::from(host.as_str())).or_default(),
-                    HostPattern::Below(suffix) => table.below.entry(Box::from(suffix.as_str())).or_default(),
-                };
-                rule_spec.matches.iter().for_each(|path| insert(rules, path, &rule));
-            }
-        }
-    }
-    for rules in table.exact.values_mut().chain(table.below.values_mut()) {
-        // The sort is stable, so of equal prefixes the one of highest precedence stays.
-        rules.prefixes.sort_by(|(left, _), (right, _)| right.len().cmp(&left.len()).then_with(|| left.cmp(right)));
-        rules.prefixes.dedup_by(|(later, _), (earlier, _)| later == earlier);
-    }
-}
-
-fn insert(rules: &mut HostRules, path: &PathMatch, rule: &Arc<Rule>) {
-    match path {
-        PathMatch::Prefix(prefix) => rules.prefixes.push((Box::from(prefix.as_str()), Arc::clone(rule))),
-        PathMatch::Exact(path) => {
-            if let Entry::Vacant(vacant) = rules.exact.entry(Box::from(path.as_str())) {
-                vacant.insert(Arc::clone(rule));
-            }
-        }
-    }
-}
-
-fn rule(id: &DocId, index: usize, spec: &RuleSpec) -> Rule {
-    let name = match &spec.name {
-        Some(name) => format!("{id}#{name}"),
-        None => format!("{id}#{index}"),
+/// What is in force at `here`.
+pub(crate) fn table(sorted: &Sorted<'_>, here: &Place) -> RouteTable {
+    let applying = sorted.at(here);
+    let entries = routes::entries(&applying);
+    let mut table = RouteTable {
+        routes: routes::routes(&entries),
+        tiers: routes::tiers(&entries),
+        backends: backends(&applying),
+        ..RouteTable::default()
     };
-    let mut cumulated = 0.0;
-    let mut backends = Vec::with_capacity(spec.backends.len());
-    for (service, weight) in spec.backends.iter().filter(|(_, weight)| *weight > 0) {
-        cumulated += f64::from(*weight);
-        backends.push(Backend { service: Arc::from(service.as_str()), cumulated });
-    }
-    Rule { name: Arc::from(name), backends, timeout: spec.timeout }
+    let covering: Vec<Layer<'_>> = sorted.all_at(here).collect();
+    strictest::compose(&covering, &mut table);
+    table
 }
 
-/// What `read` makes of a spec that has been validated, so that there are no faults to look at.
-fn valid<T>(read: impl FnOnce(&mut Faults<'_>) -> T) -> T {
-    read(&mut Faults::new(&SourceLines::default()))
+/// The layers among `applying` that are a `BackendTrafficPolicy` for `service`.
+pub(crate) fn backend_layers<'d>(applying: &[Layer<'d>], service: &str) -> Vec<Layer<'d>> {
+    applying.iter().copied().filter(|layer| backend_target(layer.document) == Some(service)).collect()
+}
+
+fn backend_target(document: &Document) -> Option<&str> {
+    let TargetRef { name, .. } = document.target_ref.as_ref()?;
+    (document.kind == "BackendTrafficPolicy").then_some(name.as_str())
+}
+
+fn backends(applying: &[Layer<'_>]) -> HashMap<Box<str>, BackendPolicy> {
+    let mut by_service: BTreeMap<&str, Vec<Layer<'_>>> = BTreeMap::new();
+    for layer in applying {
+        if let Some(service) = backend_target(layer.document) {
+            by_service.entry(service).or_default().push(*layer);
+        }
+    }
+    by_service.into_iter().map(|(service, layers)| (Box::from(service), backend(&layers))).collect()
+}
+
+/// One policy of several layers, in order of precedence.
+fn backend(layers: &[Layer<'_>]) -> BackendPolicy {
+    let fields = overlay(layers);
+    let spec = valid(|faults| backend_traffic::read(&merged(&fields), faults));
+    let settles =
+        |field: &Field<'_>, layer: &Layer<'_>| field.value.is_some() && std::ptr::eq(field.document, layer.document);
+    let sources = layers.iter().filter(|layer| fields.iter().any(|field| settles(field, layer)));
+    let sources: Vec<String> = sources.map(|layer| layer.document.id().to_string()).collect();
+    let default = BackendPolicy::default();
+    BackendPolicy {
+        algorithm: spec.algorithm.unwrap_or(default.algorithm),
+        lambda_per_ms: spec.lambda_per_ms.unwrap_or(default.lambda_per_ms),
+        epsilon: spec.epsilon.unwrap_or(default.epsilon),
+        draw: spec.draw.unwrap_or(default.draw),
+        nearest: spec.nearest,
+        source: if sources.is_empty() { default.source } else { sources.join(", ") },
+    }
+}
+
+fn locked_out(applying: &[Layer<'_>]) -> Vec<(DocId, Vec<Problem>)> {
+    // Widest first, so that of several locks the widest is told.
+    let lockers: Vec<(u8, Subject<'_>)> = (applying.iter().rev())
+        .filter(|layer| !layer.document.metadata.locked.is_empty())
+        .map(|layer| (layer.breadth, Subject::new(layer.document)))
+        .collect();
+    if lockers.is_empty() {
+        return Vec::new();
+    }
+    let mut out = Vec::new();
+    for layer in applying {
+        let narrow = Subject::new(layer.document);
+        let mut problems = Vec::new();
+        for (_, locker) in lockers.iter().filter(|(breadth, _)| *breadth > layer.breadth) {
+            narrow.conflicts(locker, &mut problems);
+        }
+        if !problems.is_empty() {
+            out.push((layer.document.id(), problems));
+        }
+    }
+    out.sort_by(|(left, _), (right, _)| left.cmp(right));
+    out
 }
 
 #[cfg(test)]

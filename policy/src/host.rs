@@ -1,11 +1,11 @@
 //! Host names: the ones routes are written for, and the ones requests carry.
 
-use std::{borrow::Cow, net::Ipv4Addr};
+use std::{borrow::Cow, fmt, net::Ipv4Addr};
 
 use crate::name::{NAME_BYTES_MAX, is_label, is_name};
 
 /// A host a route is written for, in lower case.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum HostPattern {
     /// This host and no other.
     Exact(String),
@@ -39,6 +39,27 @@ impl HostPattern {
             return Err(("has a `*` that is not the whole first label", Some("write `*.suffix`".to_owned())));
         }
         Err(("is not a host name", Some("write DNS labels joined by dots, or `*.suffix`".to_owned())))
+    }
+}
+
+impl HostPattern {
+    /// Whether every host that `other` is for is one that this is for.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(host), Self::Exact(inner)) => host == inner,
+            (Self::Below(suffix), Self::Exact(inner)) => parents(inner).any(|above| above == suffix),
+            (Self::Below(suffix), Self::Below(inner)) => suffix == inner || parents(inner).any(|above| above == suffix),
+            (Self::Exact(_), Self::Below(_)) => false,
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(host) => f.write_str(host),
+            Self::Below(suffix) => write!(f, "*.{suffix}"),
+        }
     }
 }
 

@@ -7,7 +7,10 @@
 //! - text to documents: [`accept_documents`] (or [`parse_documents`] and [`validate`] apart);
 //! - documents to what the replicated store holds and back: [`Document::to_sections`], [`Document::from_sections`];
 //! - documents to decisions: [`compile`] gives a [`RouteTable`], [`RouteTable::route`] names the service and
-//!   [`RouteTable::backend`] how to balance over its instances;
+//!   [`RouteTable::backend`] how to balance over its instances; [`RouteTable::authorization`],
+//!   [`RouteTable::peer_mode`] and [`RouteTable::residency`] say what is permitted;
+//! - what holds and whose word it is: [`effective`]; what a change would touch: [`impact`]; what a narrower document may
+//!   not say: [`locked_conflicts`]; edits and differences: [`merge_patch`], [`diff`], [`three_way`];
 //! - instances to one instance: [`nearest`], [`weigh`], [`draw`], [`draw_excluding`];
 //! - why it went there: [`explain`].
 //!
@@ -22,7 +25,7 @@
 //! spec: { loadBalancer: { algorithm: EdgeDecay, halfDistance: 40ms } }
 //! ";
 //! let documents = accept_documents(text, &Limits::default()).expect("the document is valid");
-//! let table = compile(&documents, &Place::default()).table;
+//! let table = compile(&documents, &Place::default(), 0).table;
 //!
 //! let request = RequestHead { host: "hello.mesh", path: "/", method: "GET" };
 //! let RouteDecision::Service { service, .. } = table.route(&request, 0.5) else { unreachable!("a default route") };
@@ -34,31 +37,49 @@
 //! assert_eq!(draw(&weighed, 0.9), Some(1));
 //! ```
 //!
-//! What is deliberately absent: authorisation, retries and outlier detection (kinds a later version enforces; until
-//! then their documents are carried as unknown kinds), and any access to the data path.
+//! What is deliberately absent: retries and outlier detection (kinds a later version knows; until then their documents
+//! are carried as unknown kinds), and any access to the data path: whoever has the request asks, and enforces.
 
+mod authorization;
 mod backend;
 mod compile;
+mod diff;
 mod document;
 mod draw;
+mod effective;
 pub mod explain;
 mod host;
+mod impact;
+mod in_force;
 mod inflight;
+mod lock;
 mod name;
+mod overlay;
+mod patch;
+mod pattern;
 mod problem;
+mod routes;
 mod scope;
+mod strictest;
 mod table;
 mod validate;
 mod weigh;
 
+pub use authorization::{Authorization, AuthzDecision, AuthzRequest, OPEN};
 pub use backend::{Algorithm, BackendPolicy, Draw, EPSILON_DEFAULT, HALF_DISTANCE_DEFAULT_MS};
 pub use compile::{Compiled, compile};
+pub use diff::{FieldChange, SideChange, diff, three_way};
 pub use document::{
-    API_VERSION, DocId, Document, ENFORCED_KINDS, Limits, Metadata, TargetRef, accept_documents, parse_documents,
+    API_VERSION, DocId, Document, KNOWN_KINDS, Limits, Metadata, PeerMode, STRICTEST_KINDS, TargetRef,
+    accept_documents, parse_documents,
 };
 pub use draw::{draw, draw_excluding};
+pub use effective::{Effective, EffectiveKind, FieldSource, Overridden, effective};
+pub use impact::{Expiry, Impact, ServiceTraffic, Touched, impact};
 pub use inflight::{inflight_estimate, inflight_from_own};
+pub use lock::locked_conflicts;
 pub use name::{is_label, is_name};
+pub use patch::merge_patch;
 pub use problem::{Problem, nearest_name};
 pub use scope::{Place, Scope, ScopeError};
 pub use table::{DEFAULT_ROUTE, RequestHead, RouteDecision, RouteTable};

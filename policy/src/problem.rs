@@ -99,6 +99,11 @@ impl<'a> Faults<'a> {
     }
 }
 
+/// What `read` makes of a spec that has been validated, so that there are no faults to look at.
+pub(crate) fn valid<T>(read: impl FnOnce(&mut Faults<'_>) -> T) -> T {
+    read(&mut Faults::new(&SourceLines::default()))
+}
+
 /// The name of `known` that `written` probably meant: the same but for case, hyphens and underscores, or else one
 /// within a third of its length in typing errors (optimal string alignment distance).
 #[must_use]

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 use crate::name::is_label;
 
 /// The part of the mesh a document applies to. Written `global`, `region:R`, `zone:R.Z` or `node:N`, where R, Z and N
@@ -32,6 +34,18 @@ impl Scope {
             Self::Region(region) => *region == place.region,
             Self::Zone { region, zone } => *region == place.region && *zone == place.zone,
             Self::Node(node) => *node == place.node_name,
+        }
+    }
+
+    /// Whether every place that `other` covers is covered by this one too. Which region a node is in, a scope does not
+    /// say: only its own node and everywhere contain a node.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Global, _) => true,
+            (Self::Region(region), Self::Region(inner) | Self::Zone { region: inner, .. }) => region == inner,
+            (Self::Zone { .. }, Self::Zone { .. }) | (Self::Node(_), Self::Node(_)) => self == other,
+            (Self::Region(_) | Self::Zone { .. } | Self::Node(_), _) => false,
         }
     }
 
@@ -95,7 +109,7 @@ pub enum ScopeError {
 }
 
 /// Where a node is: what scopes are compared with.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Place {
     /// The name its operator gave the node.
     pub node_name: String,
@@ -129,6 +143,23 @@ mod tests {
             assert_eq!(scope.to_string(), text);
             assert_eq!(scope.covers(&place()), covers, "{text}");
             assert_eq!(scope.breadth(), breadth, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_scope_contains_what_lies_within_it() {
+        let scopes = ["global", "region:eu", "zone:eu.z1", "zone:us.z1", "node:n1"];
+        let contained = [
+            ("global", vec!["global", "region:eu", "zone:eu.z1", "zone:us.z1", "node:n1"]),
+            ("region:eu", vec!["region:eu", "zone:eu.z1"]),
+            ("zone:eu.z1", vec!["zone:eu.z1"]),
+            ("zone:us.z1", vec!["zone:us.z1"]),
+            ("node:n1", vec!["node:n1"]),
+        ];
+        for (outer, expected) in contained {
+            let outer: Scope = outer.parse().unwrap();
+            let found = scopes.iter().filter(|inner| outer.contains(&inner.parse().unwrap()));
+            assert_eq!(found.copied().collect::<Vec<_>>(), expected, "{outer}");
         }
     }
 

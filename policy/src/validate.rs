@@ -1,24 +1,42 @@
 //! Whether a document makes sense, with every fault at once.
 
+use serde_json::Value;
+
 use crate::{
-    document::{API_VERSION, Document, ENFORCED_KINDS, TargetRef, backend_traffic, fields, fields::shown, http_route},
+    document::{
+        API_VERSION, DEPTH_MAX, Document, KNOWN_KINDS, Metadata, STRICTEST_KINDS, TargetRef, authorization,
+        backend_traffic, fields, fields::shown, http_route, is_told, peer_authentication, residency,
+    },
+    lock,
     name::{bend, is_label, is_name},
     problem::{Faults, Problem, nearest_name},
     scope::{Scope, ScopeError},
 };
 
-/// Checks a document: its envelope, and for the kinds this version enforces its spec. Documents of other kinds pass as
-/// far as their envelope is in order, so that newer nodes' documents travel through older ones.
+/// Checks a document: its envelope, and for the kinds this version knows its spec. Documents of other kinds pass as far
+/// as their envelope is in order, so that newer nodes' documents travel through older ones.
 ///
 /// # Errors
-/// Every fault at once, in the order of the document.
+/// Every fault at once: what of its stored sections could not be read, then the rest in the order of the document.
 pub fn validate(document: &Document) -> Result<(), Vec<Problem>> {
     let mut faults = Faults::new(&document.lines);
     envelope(document, &mut faults);
     match document.kind.as_str() {
         "BackendTrafficPolicy" => {
-            service_target(document, &mut faults);
+            target(document, &["Service"], &mut faults);
             backend_traffic::read(&document.spec, &mut faults);
+        }
+        "AuthorizationPolicy" => {
+            target(document, &["Service"], &mut faults);
+            authorization::read(&document.spec, &mut faults);
+        }
+        "PeerAuthentication" => {
+            target(document, &["Service", "Mesh"], &mut faults);
+            peer_authentication::read(&document.spec, &mut faults);
+        }
+        "Residency" => {
+            target(document, &["Service"], &mut faults);
+            residency::read(&document.spec, &mut faults);
         }
         "HTTPRoute" => {
             if document.target_ref.is_some() {
@@ -30,21 +48,31 @@ pub fn validate(document: &Document) -> Result<(), Vec<Problem>> {
         _ => any_spec(document, &mut faults),
     }
     size(document, &mut faults);
-    let problems = faults.into_problems();
+    let mut problems = document.unread.clone();
+    problems.extend(faults.into_problems().into_iter().filter(|problem| !is_told(problem, &document.unread)));
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 
 /// What the author of a valid document should know although nothing is wrong with it: that this version does not
-/// enforce its kind, and which kind may have been meant.
+/// enforce its kind, which kind may have been meant, and that a lock on it has no effect.
 #[must_use]
 pub fn notes(document: &Document) -> Vec<Problem> {
     let kind = document.kind.as_str();
-    if ENFORCED_KINDS.contains(&kind) {
+    if STRICTEST_KINDS.contains(&kind) {
+        let message = format!("`{kind}` is checked and composed, but not yet enforced on requests by this version");
+        let mut notes = vec![Problem::new("kind", message, None)];
+        if !document.metadata.locked.is_empty() {
+            let message = "has no effect: a narrower document of this kind can only permit less, never more";
+            notes.push(Problem::new("metadata.locked", message, Some("leave it out".to_owned())));
+        }
+        return notes;
+    }
+    if KNOWN_KINDS.contains(&kind) {
         return Vec::new();
     }
-    let hint = match nearest_name(kind, &ENFORCED_KINDS) {
+    let hint = match nearest_name(kind, &KNOWN_KINDS) {
         Some(name) => format!("did you mean `{name}`?"),
-        None => format!("this version enforces {}", ENFORCED_KINDS.join(", ")),
+        None => format!("this version knows {}", KNOWN_KINDS.join(", ")),
     };
     let message = format!("`{}` is stored and passed on, but not enforced by this version", shown(kind));
     vec![Problem::new("kind", message, Some(hint))]
@@ -81,12 +109,31 @@ fn envelope(document: &Document, faults: &mut Faults<'_>) {
             faults.hint(&path, format_args!("`{}` is not a label's value", shown(value)), LABEL_HINT);
         }
     }
+    locked(metadata, &document.spec, faults);
+    if let Some(expires_at) = &metadata.expires_at
+        && metadata.expires_at_ms().is_none()
+    {
+        let message = format_args!("`{}` is not a point in time after 1970 with its offset", shown(expires_at));
+        faults.hint("metadata.expiresAt", message, "write it as `2026-12-01T18:00:00Z`");
+    }
+}
+
+/// A lock names what the document itself settles: one on anything else is a slip.
+fn locked(metadata: &Metadata, spec: &Value, faults: &mut Faults<'_>) {
+    for (index, path) in metadata.locked.iter().enumerate() {
+        let field = fields::item("metadata.locked", index);
+        if metadata.locked.iter().take(index).any(|earlier| earlier == path) {
+            faults.hint(&field, format_args!("`{}` stands here twice", shown(path)), "keep one of them");
+        } else if let Some((fault, hint)) = lock::fault(spec, path) {
+            faults.push(&field, format_args!("`{}` {fault}", shown(path)), hint);
+        }
+    }
 }
 
 fn kind(kind: &str, faults: &mut Faults<'_>) {
     let letters = kind.bytes().all(|byte| byte.is_ascii_alphanumeric());
     if kind.len() > KIND_BYTES_MAX || !letters || !kind.starts_with(|first: char| first.is_ascii_uppercase()) {
-        let hint = match nearest_name(kind, &ENFORCED_KINDS) {
+        let hint = match nearest_name(kind, &KNOWN_KINDS) {
             Some(name) => format!("did you mean `{name}`?"),
             None => "a kind is up to 63 letters and digits and begins with a capital".to_owned(),
         };
@@ -94,7 +141,7 @@ fn kind(kind: &str, faults: &mut Faults<'_>) {
         return;
     }
     // No later kind will differ from one of ours in case alone, so this is a slip that must not pass as unknown.
-    if let Some(name) = ENFORCED_KINDS.iter().find(|name| **name != kind && name.eq_ignore_ascii_case(kind)) {
+    if let Some(name) = KNOWN_KINDS.iter().find(|name| **name != kind && name.eq_ignore_ascii_case(kind)) {
         faults.hint("kind", format_args!("`{kind}` is not a kind"), format!("did you mean `{name}`?"));
     }
 }
@@ -115,13 +162,18 @@ fn scope(scope: &str, faults: &mut Faults<'_>) {
     faults.hint("metadata.scope", format_args!("`{}` {error}", shown(scope)), hint);
 }
 
-fn service_target(document: &Document, faults: &mut Faults<'_>) {
+/// `kinds` are what documents of this kind can be about, the usual one first.
+fn target(document: &Document, kinds: &[&str], faults: &mut Faults<'_>) {
     let hint = "write `targetRef: { kind: Service, name: SERVICE }`";
     let Some(TargetRef { kind, name }) = &document.target_ref else {
         faults.hint("targetRef", "is missing", hint);
         return;
     };
-    if kind != "Service" {
+    if !kinds.contains(&kind.as_str()) {
+        let hint = match nearest_name(kind, kinds) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => hint.to_owned(),
+        };
         faults.hint("targetRef.kind", format_args!("`{}` is not what this kind is about", shown(kind)), hint);
     }
     if !is_label(name) {
@@ -141,6 +193,10 @@ fn any_spec(document: &Document, faults: &mut Faults<'_>) {
 
 /// The replicated store's limits, told here where the author still reads.
 fn size(document: &Document, faults: &mut Faults<'_>) {
+    if depth(&document.spec) >= DEPTH_MAX {
+        let message = format_args!("the document is more than {DEPTH_MAX} objects and lists deep");
+        faults.hint("spec", message, "say it with fewer levels");
+    }
     let sections = document.to_sections();
     if sections.len() > SECTIONS_MAX {
         faults.add("spec", format_args!("the document has {} sections, more than {SECTIONS_MAX}", sections.len()));
@@ -150,6 +206,16 @@ fn size(document: &Document, faults: &mut Faults<'_>) {
         let message = format_args!("the document has {bytes} bytes, more than {BODY_BYTES_MAX}");
         faults.hint("spec", message, "split it into several documents");
     }
+}
+
+/// Objects and lists within each other; none for a single value.
+fn depth(value: &Value) -> usize {
+    let inner = match value {
+        Value::Array(items) => items.iter().map(depth).max(),
+        Value::Object(map) => map.values().map(depth).max(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return 0,
+    };
+    inner.unwrap_or(0) + 1
 }
 
 /// Letters, digits and `-_./` in between: what Kubernetes takes as well.

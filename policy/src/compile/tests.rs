@@ -7,6 +7,9 @@ use crate::{
     scope::Place,
 };
 
+/// 2026-12-01T18:00:00Z.
+const NOW_MS: u64 = 1_796_148_000_000;
+
 fn here() -> Place {
     Place { node_name: "n1".into(), region: "eu".into(), zone: "z1".into() }
 }
@@ -20,9 +23,9 @@ fn policy(scope: &str, name: &str, service: &str, balancer: &str) -> Document {
 }
 
 fn compiled(documents: &[Document]) -> Compiled {
-    let forward = compile(documents, &here());
+    let forward = compile(documents, &here(), NOW_MS);
     let reversed: Vec<_> = documents.iter().rev().cloned().collect();
-    let backward = compile(&reversed, &here());
+    let backward = compile(&reversed, &here(), NOW_MS);
     for service in ["hello", "cart"] {
         assert_eq!(forward.table.backend(service), backward.table.backend(service), "the order does not matter");
     }
@@ -104,4 +107,40 @@ fn what_does_not_validate_is_listed_and_skipped_and_the_rest_is_in_force() {
         ]
     );
     assert_eq!(compiled.table.backend("hello").source, "global/BackendTrafficPolicy/good");
+}
+
+#[test]
+fn an_expired_document_is_not_in_force_and_the_next_expiry_is_told() {
+    let at = |mut document: Document, time: &str| {
+        document.metadata.expires_at = Some(time.to_owned());
+        document
+    };
+    let compiled = compiled(&[
+        at(policy("node:n1", "over", "hello", "{ epsilon: 9 }"), "2026-12-01T18:00:00Z"),
+        at(policy("zone:eu.z1", "later", "hello", "{ epsilon: 8 }"), "2026-12-01T19:00:00.001+01:00"),
+        at(policy("node:other", "much-later", "hello", "{ epsilon: 7 }"), "2027-01-01T00:00:00Z"),
+        policy("global", "always", "hello", "{ epsilon: 6 }"),
+    ]);
+    assert!(close(compiled.table.backend("hello").epsilon, 8.0), "{:?}", compiled.table.backend("hello"));
+    let expired: Vec<_> = compiled.expired.iter().map(ToString::to_string).collect();
+    assert_eq!(expired, ["node:n1/BackendTrafficPolicy/over"]);
+    assert_eq!(compiled.next_expiry_ms, Some(NOW_MS + 1));
+    assert_eq!(compiled.problems, []);
+    assert_eq!(compile(&[], &here(), NOW_MS).next_expiry_ms, None);
+}
+
+#[test]
+fn the_lock_of_an_expired_document_is_over_too() {
+    let mut wide = policy("global", "wide", "hello", "{ epsilon: 6 }");
+    wide.metadata.locked = vec!["loadBalancer.epsilon".into()];
+    let narrow = policy("node:n1", "narrow", "hello", "{ epsilon: 2 }");
+    let locked = compiled(&[wide.clone(), narrow.clone()]);
+    assert!(close(locked.table.backend("hello").epsilon, 6.0));
+    assert_eq!(locked.table.backend("hello").source, "global/BackendTrafficPolicy/wide");
+    assert_eq!(locked.locked_out.len(), 1);
+    assert_eq!(locked.locked_out[0].0, narrow.id());
+    wide.metadata.expires_at = Some("2026-12-01T17:00:00Z".into());
+    let free = compiled(&[wide, narrow]);
+    assert!(close(free.table.backend("hello").epsilon, 2.0));
+    assert_eq!(free.locked_out, []);
 }

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::fields::{Fields, shown};
+use super::fields::Fields;
 use crate::{
     backend::{Algorithm, Draw, lambda_of},
-    problem::{Faults, nearest_name},
+    problem::Faults,
 };
 
 /// What one document settles; what it leaves out a wider scope or the default does.
@@ -28,10 +28,10 @@ pub(crate) fn read(spec: &Value, faults: &mut Faults<'_>) -> BackendTrafficSpec 
     let Some(balancer) = fields.require("loadBalancer", hint, faults) else { return read };
     let Some(balancer) = Fields::open(balancer, &fields.at("loadBalancer"), &BALANCER, faults) else { return read };
 
-    read.algorithm = word(&balancer, "algorithm", &[("EdgeDecay", Algorithm::EdgeDecay)], &LATER_ALGORITHMS, faults);
+    read.algorithm = balancer.word("algorithm", &[("EdgeDecay", Algorithm::EdgeDecay)], &LATER_ALGORITHMS, faults);
     read.lambda_per_ms = decay(&balancer, faults);
     read.epsilon = within(&balancer, "epsilon", EPSILON_LEAST, EPSILON_MOST, faults);
-    read.draw = word(&balancer, "draw", &[("Single", Draw::Single)], &LATER_DRAWS, faults);
+    read.draw = balancer.word("draw", &[("Single", Draw::Single)], &LATER_DRAWS, faults);
     if let Some(subset) = balancer.get("subset")
         && let Some(subset) = Fields::open(subset, &balancer.at("subset"), &["nearest"], faults)
     {
@@ -58,34 +58,6 @@ fn within(fields: &Fields<'_>, name: &str, least: f64, most: f64, faults: &mut F
         return Some(number);
     }
     faults.add(&fields.at(name), format_args!("{number} is outside {least}..={most}"));
-    None
-}
-
-/// One of a closed set of words; `later` are words that people will find in our documents before this version knows
-/// what to do with them.
-fn word<T: Copy>(
-    fields: &Fields<'_>,
-    name: &str,
-    known: &[(&str, T)],
-    later: &[&str],
-    faults: &mut Faults<'_>,
-) -> Option<T> {
-    let text = fields.text(name, faults)?;
-    if let Some((_, value)) = known.iter().find(|(word, _)| *word == text) {
-        return Some(*value);
-    }
-    let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
-    let carried = format!("this version carries {}", words.join(", "));
-    let path = fields.at(name);
-    if later.contains(&text) {
-        faults.hint(&path, format_args!("`{text}` is not carried by this version"), carried);
-        return None;
-    }
-    let hint = match nearest_name(text, &words) {
-        Some(word) => format!("did you mean `{word}`?"),
-        None => carried,
-    };
-    faults.hint(&path, format_args!("`{}` is not a known word", shown(text)), hint);
     None
 }
 

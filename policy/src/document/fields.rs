@@ -106,6 +106,26 @@ impl<'v> Fields<'v> {
         Some(items.get(..most).unwrap_or(items))
     }
 
+    /// The items of a list that may not be empty, at most [`LIST_MOST`].
+    pub(crate) fn at_least_one(&self, name: &str, hint: &str, faults: &mut Faults<'_>) -> &'v [Value] {
+        let items = self.list(name, LIST_MOST, faults);
+        if items.is_some_and(<[Value]>::is_empty) {
+            faults.hint(&self.at(name), "is empty", hint);
+        }
+        items.unwrap_or_default()
+    }
+
+    /// The word in `name`, one of a closed set; see [`word`].
+    pub(crate) fn word<T: Copy>(
+        &self,
+        name: &str,
+        known: &[(&str, T)],
+        later: &[&str],
+        faults: &mut Faults<'_>,
+    ) -> Option<T> {
+        word(self.get(name)?, &self.at(name), known, later, faults)
+    }
+
     /// The duration in `name`, written as `300ms` or `2s`: above zero and at most `most`.
     pub(crate) fn duration(&self, name: &str, most: Duration, faults: &mut Faults<'_>) -> Option<Duration> {
         let value = self.get(name)?;
@@ -143,6 +163,33 @@ pub(crate) fn text<'v>(value: &'v Value, path: &str, faults: &mut Faults<'_>) ->
     }
 }
 
+/// One of a closed set of words; `later` are words that people will find in our documents before this version knows
+/// what to do with them.
+pub(crate) fn word<T: Copy>(
+    value: &Value,
+    path: &str,
+    known: &[(&str, T)],
+    later: &[&str],
+    faults: &mut Faults<'_>,
+) -> Option<T> {
+    let text = text(value, path, faults)?;
+    if let Some((_, value)) = known.iter().find(|(word, _)| *word == text) {
+        return Some(*value);
+    }
+    let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+    let carried = format!("this version carries {}", words.join(", "));
+    if later.contains(&text) {
+        faults.hint(path, format_args!("`{text}` is not carried by this version"), carried);
+        return None;
+    }
+    let hint = match nearest_name(text, &words) {
+        Some(word) => format!("did you mean `{word}`?"),
+        None => carried,
+    };
+    faults.hint(path, format_args!("`{}` is not a known word", shown(text)), hint);
+    None
+}
+
 /// The path of the field `name` of the object at `path`; names that are not plain words stand in brackets and quotes.
 pub(crate) fn join(path: &str, name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
@@ -168,6 +215,9 @@ pub(crate) fn shown(text: &str) -> String {
     }
     shown
 }
+
+/// Most items of a list that the author writes by hand.
+pub(crate) const LIST_MOST: usize = 64;
 
 /// Letters of an author's text that a message repeats.
 const SHOWN_MAX: usize = 80;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::fields::{Fields, item, shown, text};
+use super::fields::{Fields, LIST_MOST, item, shown, text};
 use crate::{
     host::HostPattern,
     name::{bend, is_label},
@@ -30,12 +30,28 @@ pub(crate) struct RuleSpec {
 }
 
 /// Which paths a rule is for. Case counts; the query does not take part.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PathMatch {
     /// The path and nothing else.
     Exact(String),
     /// The path and what is below it, by whole elements; without a final slash, so that `/` is empty.
     Prefix(String),
+}
+
+impl PathMatch {
+    /// Whether every path that `other` is for is one that this is for.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Prefix(prefix), Self::Prefix(path) | Self::Exact(path)) => is_below(path, prefix),
+            (Self::Exact(path), Self::Exact(inner)) => path == inner,
+            (Self::Exact(_), Self::Prefix(_)) => false,
+        }
+    }
+}
+
+/// Whether `path` is `prefix` or lies below it by whole elements. A prefix has no final slash; the root is empty.
+pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.is_empty())
 }
 
 /// Reads the spec at `spec`; complete where it leaves no faults.
@@ -52,7 +68,7 @@ fn hostnames(fields: &Fields<'_>, faults: &mut Faults<'_>) -> Vec<HostPattern> {
     fields.require("hostnames", hint, faults);
     let mut hosts = Vec::new();
     let path = fields.at("hostnames");
-    for (index, value) in at_least_one(fields, "hostnames", hint, faults).iter().enumerate() {
+    for (index, value) in fields.at_least_one("hostnames", hint, faults).iter().enumerate() {
         let path = item(&path, index);
         let Some(host) = text(value, &path, faults) else { continue };
         match HostPattern::read(host) {
@@ -68,7 +84,7 @@ fn rules(fields: &Fields<'_>, faults: &mut Faults<'_>) -> Vec<RuleSpec> {
     fields.require("rules", hint, faults);
     let mut rules: Vec<RuleSpec> = Vec::new();
     let path = fields.at("rules");
-    for (index, value) in at_least_one(fields, "rules", hint, faults).iter().enumerate() {
+    for (index, value) in fields.at_least_one("rules", hint, faults).iter().enumerate() {
         let path = item(&path, index);
         let Some(fields) = Fields::open(value, &path, &["name", "matches", "backendRefs", "timeouts"], faults) else {
             continue;
@@ -135,7 +151,7 @@ fn path_match(value: &Value, path: &str, faults: &mut Faults<'_>) -> Option<Path
 }
 
 /// What keeps `path` from ever matching a request, as Gateway API lists it, with the way out.
-fn path_fault(path: &str) -> Option<(&'static str, &'static str)> {
+pub(super) fn path_fault(path: &str) -> Option<(&'static str, &'static str)> {
     let element = |name: &str| path.split('/').any(|element| element == name);
     if !path.starts_with('/') {
         Some(("does not begin with `/`", "a path begins with `/`"))
@@ -160,7 +176,7 @@ fn backends(fields: &Fields<'_>, faults: &mut Faults<'_>) -> Vec<(String, u32)> 
     let path = fields.at("backendRefs");
     let found = faults.len();
     let mut backends = Vec::new();
-    for (index, value) in at_least_one(fields, "backendRefs", hint, faults).iter().enumerate() {
+    for (index, value) in fields.at_least_one("backendRefs", hint, faults).iter().enumerate() {
         let path = item(&path, index);
         let Some(fields) = Fields::open(value, &path, &["name", "weight"], faults) else { continue };
         fields.require("name", "name the service", faults);
@@ -179,16 +195,7 @@ fn backends(fields: &Fields<'_>, faults: &mut Faults<'_>) -> Vec<(String, u32)> 
     backends
 }
 
-/// The items of a list that may not be empty.
-fn at_least_one<'v>(fields: &Fields<'v>, name: &str, hint: &str, faults: &mut Faults<'_>) -> &'v [Value] {
-    let items = fields.list(name, LIST_MOST, faults);
-    if items.is_some_and(<[Value]>::is_empty) {
-        faults.hint(&fields.at(name), "is empty", hint);
-    }
-    items.unwrap_or_default()
-}
-
-fn label(fields: &Fields<'_>, name: &str, faults: &mut Faults<'_>) -> Option<String> {
+pub(super) fn label(fields: &Fields<'_>, name: &str, faults: &mut Faults<'_>) -> Option<String> {
     let text = fields.text(name, faults)?;
     if is_label(text) {
         return Some(text.to_owned());
@@ -198,8 +205,6 @@ fn label(fields: &Fields<'_>, name: &str, faults: &mut Faults<'_>) -> Option<Str
     None
 }
 
-/// Most hostnames, rules, matches of a rule and backends of a rule.
-const LIST_MOST: usize = 64;
 /// As in Gateway API.
 const WEIGHT_MOST: u32 = 1_000_000;
 const TIMEOUT_MOST: Duration = Duration::from_secs(24 * 3600);

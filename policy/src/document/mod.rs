@@ -1,15 +1,23 @@
-//! Policy documents: the envelope every kind shares, and the specs of the kinds this version enforces.
+//! Policy documents: the envelope every kind shares, and the specs of the kinds this version reads.
 
+pub(crate) mod authorization;
 pub(crate) mod backend_traffic;
-mod canonical;
+pub(crate) mod canonical;
 mod envelope;
 pub(crate) mod fields;
 pub(crate) mod http_route;
 mod lines;
 mod parse;
+pub(crate) mod peer_authentication;
+pub(crate) mod residency;
 mod sections;
+mod time;
 mod tree;
 
-pub use envelope::{API_VERSION, DocId, Document, ENFORCED_KINDS, Metadata, TargetRef};
+pub use envelope::{API_VERSION, DocId, Document, KNOWN_KINDS, Metadata, STRICTEST_KINDS, TargetRef};
 pub(crate) use lines::SourceLines;
+pub(crate) use parse::{DEPTH_MAX, is_told};
 pub use parse::{Limits, accept_documents, parse_documents};
+pub use peer_authentication::PeerMode;
+#[cfg(test)]
+pub(crate) use sections::tests::any_json;

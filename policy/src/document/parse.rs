@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    envelope::{self, Document},
+    envelope::{self, Document, Unknown},
     tree::{self, Read},
 };
 use crate::{
@@ -29,9 +29,14 @@ pub struct Limits {
 impl Default for Limits {
     /// 1 MiB, 64 documents, depth 32, 50,000 values, 32 aliases.
     fn default() -> Self {
+        // Reading YAML takes about 30 KiB of stack a level where nothing is optimised: 64 levels overflow a thread's 2 MiB.
         Self { text_bytes: 1 << 20, documents: 64, depth: 32, nodes: 50_000, aliases: 32 }
     }
 }
+
+/// Deepest document that is valid wherever it came from, in objects and lists within each other, itself counted; what
+/// one text may hold is less.
+pub(crate) const DEPTH_MAX: usize = 64;
 
 /// Reads the documents in `text`: YAML (several documents, or a list of them) or JSON (one after the other, or a
 /// list). A byte order mark and CRLF line ends are fine, empty documents are left out.
@@ -74,7 +79,7 @@ fn parse(text: &str, limits: &Limits) -> Result<Vec<(Document, Vec<Problem>)>, V
     let mut parsed = Vec::with_capacity(reads.len());
     for Read { value, lines } in reads.into_iter().filter(|read| !read.value.is_null()) {
         let mut faults = Faults::new(&lines);
-        let mut document = envelope::read(&value, &mut faults);
+        let mut document = envelope::read(&value, Unknown::Refused, &mut faults);
         let id = document.id();
         if faults.is_empty() && !ids.insert(id.clone()) {
             faults.hint("metadata.name", format_args!("{id} stands in this text twice"), "keep one of them");
@@ -90,11 +95,8 @@ fn all_faults(parsed: Vec<(Document, Vec<Problem>)>) -> Vec<Problem> {
     let several = parsed.len() > 1;
     let mut all = Vec::new();
     for (index, (document, mut problems)) in parsed.into_iter().enumerate() {
-        let further = validate(&document).err().unwrap_or_default();
-        for problem in further {
-            // A field that could not be read has been told of already; what validation says of it or of what should be
-            // in it only follows from that.
-            if !problems.iter().any(|known| is_within(&problem.field, &known.field)) {
+        for problem in validate(&document).err().unwrap_or_default() {
+            if !is_told(&problem, &problems) {
                 problems.push(problem);
             }
         }
@@ -104,8 +106,13 @@ fn all_faults(parsed: Vec<(Document, Vec<Problem>)>) -> Vec<Problem> {
     all
 }
 
-fn is_within(field: &str, of: &str) -> bool {
-    of == WHOLE || field.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+/// Whether one of `known` is of the field of `problem` or of a field around it: what could not be read has been told of,
+/// and what validation says of it or of what should be in it only follows from that.
+pub(crate) fn is_told(problem: &Problem, known: &[Problem]) -> bool {
+    known.iter().any(|known| {
+        let rest = problem.field.strip_prefix(known.field.as_str());
+        known.field == WHOLE || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    })
 }
 
 #[cfg(test)]

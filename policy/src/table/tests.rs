@@ -9,7 +9,7 @@ use crate::{
 
 fn table(text: &str) -> RouteTable {
     let documents = accept_documents(text, &Limits::default()).expect("the documents are valid");
-    let compiled = compile(&documents, &Place { node_name: "n1".into(), region: "eu".into(), zone: "z1".into() });
+    let compiled = compile(&documents, &Place { node_name: "n1".into(), region: "eu".into(), zone: "z1".into() }, 0);
     assert_eq!(compiled.problems, []);
     compiled.table
 }

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::{notes, validate};
-use crate::document::{Document, TargetRef};
+use crate::document::{Document, KNOWN_KINDS, Limits, TargetRef, accept_documents};
 
 fn backend(balancer: &serde_json::Value) -> Document {
     let mut document = Document::new("BackendTrafficPolicy", "global", "hello");
@@ -104,12 +104,12 @@ fn lists_longer_than_their_limit_are_refused() {
 
 #[test]
 fn unknown_kinds_pass_untouched_with_a_note() {
-    let mut document = Document::new("AuthorizationPolicy", "global", "readonly");
+    let mut document = Document::new("RateLimit", "global", "readonly");
     document.spec = json!({"action": "ALLOW", "rules": [{"anything": [1, 2, {"x": null}]}]});
     document.target_ref = Some(TargetRef { kind: "Mesh".into(), name: "Any Thing".into() });
     assert_eq!(validate(&document), Ok(()));
     let note = &notes(&document)[0];
-    assert_eq!(note.message, "`AuthorizationPolicy` is stored and passed on, but not enforced by this version");
+    assert_eq!(note.message, "`RateLimit` is stored and passed on, but not enforced by this version");
     assert_eq!(
         notes(&Document::new("HTTPRoutes", "global", "a"))[0].hint.as_deref(),
         Some("did you mean `HTTPRoute`?")
@@ -171,4 +171,61 @@ fn what_the_store_could_not_hold_is_refused_here() {
     document.metadata.description = Some("x".repeat(1025));
     document.metadata.labels.insert("a b".into(), "c d".into());
     assert_eq!(faults(&document).len(), 3);
+}
+
+#[test]
+fn a_document_is_at_most_64_levels_deep() {
+    let deep = |levels: usize| (1..levels).fold(json!(1), |inner, _| json!([inner]));
+    let mut document = Document::new("Other", "global", "a");
+    // The document and its spec are two of them.
+    document.spec = json!({ "deep": deep(63) });
+    assert_eq!(validate(&document), Ok(()));
+    document.spec = json!({ "deep": deep(64) });
+    assert_eq!(faults(&document), ["spec: the document is more than 64 objects and lists deep"]);
+}
+
+#[test]
+fn locks_and_expiry_are_checked_with_a_way_out() {
+    let mut document = backend(&json!({"epsilon": 2}));
+    document.metadata.locked = ["loadBalancer", "loadBalancer.epsilon"].map(str::to_owned).to_vec();
+    document.metadata.expires_at = Some("2026-12-01T18:00:00+01:00".into());
+    assert_eq!(validate(&document), Ok(()));
+    document.metadata.locked = ["loadBalancer.epsilom", "loadBalancer", "loadBalancer"].map(str::to_owned).to_vec();
+    document.metadata.expires_at = Some("in two hours".into());
+    let told: String = validate(&document).unwrap_err().iter().map(|problem| format!("{problem}\n")).collect();
+    assert_eq!(
+        told,
+        "field `metadata.locked[0]`: `loadBalancer.epsilom` names no field that stands in `spec.loadBalancer`\n  \
+         hint: did you mean `epsilon`?\n\
+         field `metadata.locked[2]`: `loadBalancer` stands here twice\n  hint: keep one of them\n\
+         field `metadata.expiresAt`: `in two hours` is not a point in time after 1970 with its offset\n  \
+         hint: write it as `2026-12-01T18:00:00Z`\n"
+    );
+    // Of a kind nobody knows as well: the envelope is the same for all.
+    let mut other = Document::new("Other", "global", "a");
+    other.metadata.locked = vec!["nothing".into()];
+    assert_eq!(faults(&other), ["metadata.locked[0]: `nothing` names no field that stands in `spec`"]);
+}
+
+#[test]
+fn kinds_that_compose_to_the_strictest_come_with_their_notes() {
+    let mut document = Document::new("Residency", "global", "a");
+    let messages = |document: &Document| notes(document).into_iter().map(|note| note.field).collect::<Vec<_>>();
+    assert_eq!(messages(&document), ["kind"]);
+    document.metadata.locked = vec!["allowRegions".into()];
+    assert_eq!(messages(&document), ["kind", "metadata.locked"]);
+}
+
+#[test]
+fn every_example_of_the_policy_page_is_valid_and_every_known_kind_has_one() {
+    let page = include_str!("../../../docs/policy.md");
+    let mut kinds = std::collections::BTreeSet::new();
+    for example in page.split("```yaml\n").skip(1) {
+        let text = example.split("```").next().unwrap();
+        match accept_documents(text, &Limits::default()) {
+            Ok(documents) => kinds.extend(documents.into_iter().map(|document| document.kind)),
+            Err(problems) => panic!("{problems:#?} in\n{text}"),
+        }
+    }
+    assert_eq!(kinds, KNOWN_KINDS.map(str::to_owned).into());
 }

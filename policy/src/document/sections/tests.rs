@@ -88,6 +88,80 @@ fn sections_that_merged_into_something_invalid_give_every_fault_and_what_could_b
 }
 
 #[test]
+fn locks_and_expiry_travel_in_the_metadata() {
+    let mut document = policy();
+    document.metadata.locked = vec!["loadBalancer.lambda".into()];
+    document.metadata.expires_at = Some("2026-12-01T18:00:00Z".into());
+    let sections = document.to_sections();
+    assert_eq!(
+        std::str::from_utf8(&sections["metadata"]).unwrap(),
+        r#"{"expiresAt":"2026-12-01T18:00:00Z","labels":{"a":"1","b":"2"},"locked":["loadBalancer.lambda"]}"#
+    );
+    assert_eq!(Document::from_sections("BackendTrafficPolicy", "node:n1", "a", &sections).unwrap(), document);
+    for text in [document.to_yaml(), document.to_json().to_string()] {
+        assert_eq!(accept_documents(&text, &Limits::default()).unwrap(), [document.clone()], "{text}");
+    }
+}
+
+/// What a newer version may write: fields and sections this one has never heard of, numbers spelled otherwise.
+fn newer() -> BTreeMap<String, Vec<u8>> {
+    [
+        ("metadata", r#"{"labels":{"a":"1"},"owner":{"team":"edge"},"weight":1.0}"#),
+        ("targetRef", r#"{"kind":"Service","name":"hello","selector":{"v":"2"}}"#),
+        ("spec.loadBalancer", r#"{"epsilon": 2,"hedging":{"after":"10ms"}}"#),
+        ("spec.later", r#"[1,{"deep":null}]"#),
+        ("spec.broken", "not json"),
+        ("status", r#"{"phase":"new"}"#),
+    ]
+    .map(|(section, text)| (section.to_owned(), text.as_bytes().to_vec()))
+    .into()
+}
+
+#[test]
+fn what_this_version_does_not_know_goes_back_byte_by_byte() {
+    for kind in ["BackendTrafficPolicy", "Later"] {
+        let (document, problems) = Document::read_sections(kind, "global", "a", &newer());
+        assert_eq!(document.to_sections(), newer(), "{kind}");
+        let faults: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
+        if kind == "Later" {
+            assert_eq!(faults, ["spec.broken"]);
+        } else {
+            assert_eq!(faults, ["spec.broken", "status", "metadata.owner", "metadata.weight", "targetRef.selector"]);
+        }
+        // It does not pass as a document that says less than it does.
+        assert!(crate::validate(&document).is_err(), "{kind}");
+    }
+    let mut sound = newer();
+    sound.remove("spec.broken");
+    let document = Document::from_sections("Later", "global", "a", &sound).unwrap();
+    assert_eq!(document.to_sections(), sound);
+    assert_eq!(document.metadata.unknown["owner"]["team"], "edge");
+    assert!(Document::from_sections("BackendTrafficPolicy", "global", "a", &sound).is_err());
+}
+
+#[test]
+fn what_a_person_changes_in_a_document_of_a_newer_version_does_not_cost_the_rest() {
+    let (mut document, _) = Document::read_sections("Later", "global", "a", &newer());
+    document.metadata.description = Some("seen".into());
+    document.spec["later"] = Value::from(7);
+    let sections = document.to_sections();
+    let text = |section: &str| std::str::from_utf8(&sections[section]).unwrap();
+    assert_eq!(text("metadata"), r#"{"description":"seen","labels":{"a":"1"},"owner":{"team":"edge"},"weight":1}"#);
+    assert_eq!(text("spec.later"), "7");
+    for untouched in ["targetRef", "spec.loadBalancer", "spec.broken", "status"] {
+        assert_eq!(sections[untouched], newer()[untouched], "{untouched}");
+    }
+}
+
+#[test]
+fn text_with_unknown_fields_of_the_envelope_is_a_slip_also_for_unknown_kinds() {
+    let text =
+        "apiVersion: marram.dev/v1\nkind: Later\nmetadata: { name: a, expireAt: '2026-12-01T18:00:00Z' }\nspec: {}\n";
+    let problems = accept_documents(text, &Limits::default()).unwrap_err();
+    assert_eq!(problems[0].hint.as_deref(), Some("did you mean `expiresAt`?"));
+}
+
+#[test]
 fn junk_in_sections_is_refused_and_does_not_panic() {
     for bytes in [&b""[..], b"\xff\xfe", b"nul", b"1 2", b"[[[[", &[b'['; 4096]] {
         for section in ["metadata", "targetRef", "spec.loadBalancer", "", "spec."] {
@@ -124,6 +198,18 @@ proptest! {
         for text in [document.to_yaml(), document.to_json().to_string()] {
             let read = parse_documents(&text, &Limits::default());
             prop_assert_eq!(read, Ok(vec![document.clone()]), "{}", text);
+        }
+    }
+
+    #[test]
+    fn any_sections_go_back_byte_by_byte(values in prop::collection::btree_map("metadata|targetRef|status|spec\\.[a-z]{1,3}", any_json(), 0..5), junk in "[a-z]{0,5}") {
+        let mut sections: BTreeMap<String, Vec<u8>> =
+            values.into_iter().map(|(section, value)| (section, value.to_string().into_bytes())).collect();
+        sections.entry("metadata".to_owned()).or_insert_with(|| b"{}".to_vec());
+        sections.insert("spec.junk".to_owned(), junk.into_bytes());
+        for kind in ["HTTPRoute", "Later"] {
+            let (document, _) = Document::read_sections(kind, "global", "a", &sections);
+            prop_assert_eq!(document.to_sections(), sections.clone());
         }
     }
 

@@ -1,0 +1,102 @@
+//! Which documents count, and in what order: those that validate, are not expired, and cover a place.
+
+use crate::{
+    document::{DocId, Document},
+    problem::Problem,
+    scope::{Place, Scope},
+    validate::validate,
+};
+
+/// Every document with its standing, narrowest scope first, within a scope by name.
+#[derive(Debug)]
+pub(crate) struct Sorted<'d> {
+    layers: Vec<(Scope, Layer<'d>)>,
+    /// Those that do not validate, each with its faults, by id.
+    pub(crate) problems: Vec<(DocId, Vec<Problem>)>,
+    /// Those whose time is over, by id.
+    pub(crate) expired: Vec<DocId>,
+    /// When the next one expires, in milliseconds since 1970.
+    pub(crate) next_expiry_ms: Option<u64>,
+}
+
+/// One document in its place of the order.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layer<'d> {
+    /// [`Scope::breadth`] of its scope.
+    pub(crate) breadth: u8,
+    pub(crate) standing: Standing,
+    pub(crate) document: &'d Document,
+}
+
+/// Whether a document counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It does.
+    InForce,
+    /// Its time is over.
+    Expired,
+    /// It does not validate.
+    Faulty,
+}
+
+impl Layer<'_> {
+    /// Whether both are the same document, by place and not by what they say.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.document, other.document)
+    }
+}
+
+impl<'d> Sorted<'d> {
+    /// Sorts `documents` as they stand at `now_ms`, milliseconds since 1970. Their order does not matter.
+    pub(crate) fn new(documents: &'d [Document], now_ms: u64) -> Self {
+        let mut sorted = Self { layers: Vec::new(), problems: Vec::new(), expired: Vec::new(), next_expiry_ms: None };
+        for document in documents {
+            let validated = validate(document);
+            let standing = if document.metadata.is_expired(now_ms) {
+                sorted.expired.push(document.id());
+                Standing::Expired
+            } else if validated.is_err() {
+                Standing::Faulty
+            } else {
+                Standing::InForce
+            };
+            if standing != Standing::Expired
+                && let Some(at) = document.metadata.expires_at_ms()
+            {
+                sorted.next_expiry_ms = Some(sorted.next_expiry_ms.map_or(at, |next| next.min(at)));
+            }
+            if let Err(faults) = validated {
+                sorted.problems.push((document.id(), faults));
+            }
+            if let Ok(scope) = document.metadata.scope.parse::<Scope>() {
+                let layer = Layer { breadth: scope.breadth(), standing, document };
+                sorted.layers.push((scope, layer));
+            }
+        }
+        sorted.layers.sort_by(|(_, left), (_, right)| {
+            let key = |layer: &Layer<'d>| (layer.breadth, &layer.document.metadata.name);
+            // Documents of one id are concurrent edits: their content decides, as it is the same on every node.
+            let content = || left.document.to_sections().cmp(&right.document.to_sections());
+            key(left).cmp(&key(right)).then_with(|| left.document.id().cmp(&right.document.id())).then_with(content)
+        });
+        sorted.problems.sort_by(|(left, _), (right, _)| left.cmp(right));
+        sorted.expired.sort();
+        sorted
+    }
+
+    /// Those in force at `here`.
+    pub(crate) fn at(&self, here: &Place) -> Vec<Layer<'d>> {
+        self.all_at(here).filter(|layer| layer.standing == Standing::InForce).collect()
+    }
+
+    /// Those that cover `here`, whatever their standing.
+    pub(crate) fn all_at(&self, here: &Place) -> impl Iterator<Item = Layer<'d>> {
+        self.layers.iter().filter(|(scope, _)| scope.covers(here)).map(|(_, layer)| *layer)
+    }
+
+    /// The scopes that documents have, each once.
+    pub(crate) fn scopes(&self) -> impl Iterator<Item = &Scope> {
+        let mut last = None;
+        self.layers.iter().map(|(scope, _)| scope).filter(move |scope| last.replace(*scope) != Some(*scope))
+    }
+}

@@ -1,0 +1,146 @@
+//! Locks: fields that a wider document keeps narrower ones from setting.
+//!
+//! A lock is a path below the spec and covers everything under it. On a `BackendTrafficPolicy` it holds field by field;
+//! on an `HTTPRoute`, whose fields are lists, `hostnames` keeps the hosts and `rules` the requests that its rules match.
+//! On kinds that compose to the strictest a lock has no effect: they need none.
+
+use serde_json::Value;
+
+use crate::{
+    document::{
+        DocId, Document,
+        fields::{item, shown},
+        http_route::{self, HttpRouteSpec, PathMatch},
+    },
+    host::HostPattern,
+    overlay::{leaves, slot},
+    problem::{Faults, Problem, nearest_name, valid},
+    scope::Scope,
+};
+
+/// What `document` sets although one of `others`, each wider than it, locks it: a problem for each such field. What is
+/// set there is ignored, so a local write is to be refused; where it came by merge it is to be told.
+///
+/// `others` are the documents in force. That a region or a zone is wider than a node is only known where the node is:
+/// for a document of the scope `node:N` only global locks count here, and [`crate::Compiled::locked_out`] on that node
+/// lists the rest.
+#[must_use]
+pub fn locked_conflicts(document: &Document, others: &[Document]) -> Vec<Problem> {
+    let Ok(scope) = document.metadata.scope.parse::<Scope>() else { return Vec::new() };
+    let mut wider: Vec<(u8, DocId, &Document)> = Vec::new();
+    for other in others {
+        let Ok(other_scope) = other.metadata.scope.parse::<Scope>() else { continue };
+        if other_scope.contains(&scope) && other_scope.breadth() > scope.breadth() {
+            wider.push((other_scope.breadth(), other.id(), other));
+        }
+    }
+    wider.sort_by(|(left_breadth, left, _), (right_breadth, right, _)| {
+        (right_breadth, left).cmp(&(left_breadth, right))
+    });
+    let narrow = Subject::new(document);
+    let mut problems = Vec::new();
+    for (_, _, other) in wider {
+        narrow.conflicts(&Subject::new(other), &mut problems);
+    }
+    problems
+}
+
+/// A document that may lock or be locked out, its routes read once.
+#[derive(Debug)]
+pub(crate) struct Subject<'d> {
+    document: &'d Document,
+    route: HttpRouteSpec,
+}
+
+impl<'d> Subject<'d> {
+    pub(crate) fn new(document: &'d Document) -> Self {
+        let is_route = document.kind == "HTTPRoute";
+        let read = || valid(|faults| http_route::read(&document.spec, faults));
+        Self { document, route: if is_route { read() } else { HttpRouteSpec::default() } }
+    }
+
+    /// Adds to `problems` what this one sets although `wide` locks it, each field once.
+    pub(crate) fn conflicts(&self, wide: &Self, problems: &mut Vec<Problem>) {
+        let (narrow, locker) = (self.document, wide.document);
+        if narrow.kind != locker.kind || locker.metadata.locked.is_empty() {
+            return;
+        }
+        let fields = match narrow.kind.as_str() {
+            "BackendTrafficPolicy" if narrow.target_ref == locker.target_ref => {
+                let paths = leaves(&narrow.spec).into_iter().map(|(path, _)| path);
+                paths.filter(|path| locks(locker, path)).map(|path| format!("spec.{path}")).collect()
+            }
+            "HTTPRoute" => self.route_conflicts(wide),
+            _ => Vec::new(),
+        };
+        let mut faults = Faults::new(&narrow.lines);
+        for field in fields {
+            if !problems.iter().any(|known| known.field == field) {
+                let id = locker.id();
+                faults.hint(&field, format_args!("is locked by {id}"), format!("leave it out, or change it in {id}"));
+            }
+        }
+        problems.extend(faults.into_problems());
+    }
+
+    fn route_conflicts(&self, wide: &Self) -> Vec<String> {
+        let (inner, outer) = (&self.route, &wide.route);
+        let is_kept = |host: &HostPattern| outer.hostnames.iter().any(|kept| kept.covers(host));
+        let mut fields = Vec::new();
+        if locks(wide.document, "hostnames") {
+            let hosts = inner.hostnames.iter().enumerate().filter(|(_, host)| is_kept(host));
+            fields.extend(hosts.map(|(index, _)| item("spec.hostnames", index)));
+        } else if locks(wide.document, "rules") && inner.hostnames.iter().any(is_kept) {
+            for (index, rule) in inner.rules.iter().enumerate() {
+                let path = format!("{}.matches", item("spec.rules", index));
+                let kept =
+                    |path: &PathMatch| outer.rules.iter().flat_map(|rule| &rule.matches).any(|kept| kept.covers(path));
+                let matches = rule.matches.iter().enumerate().filter(|(_, path)| kept(path));
+                fields.extend(matches.map(|(number, _)| item(&path, number)));
+            }
+        }
+        fields
+    }
+}
+
+/// Whether `document` locks the field at `path`.
+pub(crate) fn locks(document: &Document, path: &str) -> bool {
+    let path = slot(path);
+    document.metadata.locked.iter().any(|lock| {
+        let rest = path.strip_prefix(slot(lock));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    })
+}
+
+/// What is wrong with a lock on `path` in a document that says `spec`, with the way out.
+pub(crate) fn fault(spec: &Value, path: &str) -> Option<(String, Option<String>)> {
+    if let Some(below) = path.strip_prefix("spec.") {
+        return Some(("does not lie below the spec".to_owned(), Some(format!("write `{}`", shown(below)))));
+    }
+    let mut value = spec;
+    let mut walked = "spec".to_owned();
+    for name in path.split('.') {
+        let Value::Object(fields) = value else {
+            let whole = walked.strip_prefix("spec.").unwrap_or(&walked);
+            return Some((
+                format!("goes on where `{walked}` has no fields"),
+                Some(format!("lock `{whole}` as a whole")),
+            ));
+        };
+        let Some(next) = fields.get(name) else {
+            let known: Vec<&str> = fields.keys().map(String::as_str).collect();
+            let hint = match (nearest_name(name, &known), name.contains('[')) {
+                (_, true) => "lists are locked as a whole: leave out what is in brackets".to_owned(),
+                (Some(near), false) => format!("did you mean `{near}`?"),
+                (None, false) => "a document locks what it sets itself".to_owned(),
+            };
+            return Some((format!("names no field that stands in `{}`", shown(&walked)), Some(hint)));
+        };
+        walked = format!("{walked}.{}", shown(name));
+        value = next;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;
