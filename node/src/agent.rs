@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -37,11 +37,12 @@ use crate::machine;
 use crate::proxy::{ProxyContext, ProxyParts};
 use crate::snapshot::{Here, Published};
 use crate::state::State;
-use crate::store::{Opened, StoreHandle};
+use crate::store::{Opened, StoreHandle, unix_ms};
 use crate::supervise::supervised;
 use crate::sync::Syncer;
 use crate::tally::Tally;
 use crate::telemetry::MetricsHandle;
+use crate::watch::WatchLog;
 
 /// When this variable is set the agent stops as soon as its standard input closes; `marram demo` uses it, so that no
 /// agent outlives a demo that was killed.
@@ -57,6 +58,10 @@ const SEEDS_MAX: usize = 64;
 const LONELY_RETRY: Duration = Duration::from_secs(5);
 /// How often a node looks whether its own address has changed.
 const ADDRESS_CHECK: Duration = Duration::from_secs(30);
+/// The first look for old deletions after the start; by then peers have told what they have.
+const COLLECT_FIRST: Duration = Duration::from_secs(60);
+/// Time between two looks for old deletions; the age of a deletion where that is less.
+const COLLECT_EVERY: Duration = Duration::from_secs(600);
 /// The one gossip cell of this version.
 const CELL: &str = "0";
 /// Table of the instances that were registered by the admin API.
@@ -135,7 +140,9 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     let first = {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         // Policy on disk is in force before the first request, not a moment after.
-        state.take_policy(&opened.first.documents, opened.first.broken.clone(), opened.first.state.clone());
+        let first = &opened.first;
+        state.take_policy(&first.documents, first.broken.clone(), first.state.clone(), unix_ms(&*clock));
+        state.recovered = opened.recovered.as_ref().map(crate::store::told);
         state.snapshot(clock.now())
     };
     let published = Arc::new(Published::new(first));
@@ -154,8 +161,10 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     }
     let listeners = listen(&config, threads, &proxy)?;
     let stop = CancellationToken::new();
-    let (watch, _) = broadcast::channel(256);
+    let watch = WatchLog::new(lives.generation);
     let (book, seeds) = remembered(&opened, &config);
+    // Seeds may be the nodes of the book under other names.
+    opened.store.know_peers(book.len().max(usize::from(!seeds.is_empty())));
     let (cell, gossip_in) = cell(&config, &identity, lives.generation, &links, &clock);
     let changes = cell.subscribe();
     let syncer = Arc::new(Syncer::new(opened.store.clone(), links.clone(), Arc::clone(&clock)));
@@ -177,7 +186,7 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
         proxy: Arc::clone(&proxy),
         store: opened.store.clone(),
         syncer,
-        watch: watch.clone(),
+        watch,
         generation: lives.generation,
         keeper: Arc::clone(&keeper),
     };
@@ -220,6 +229,10 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     tasks.push(supervised("seeds", {
         let (links, seeds) = (links.clone(), Arc::<[String]>::from(seeds));
         move || look_for_company(links.clone(), Arc::clone(&seeds))
+    }));
+    tasks.push(supervised("collect", {
+        let (store, age) = (opened.store.clone(), config.store.tombstone_age);
+        move || collect(store.clone(), age)
     }));
     tasks.push(supervised("addresses", {
         let (config, bound, events) = (Arc::new(config.clone()), links.local_addr(), events.clone());
@@ -346,6 +359,15 @@ async fn addresses(config: &Config, bound: SocketAddr) -> Vec<String> {
             warn!(%fault, "no route to peers yet: set mesh.advertise in node.toml so that they can find this node");
             Vec::new()
         }
+    }
+}
+
+/// Lets go of old deletions now and then.
+async fn collect(store: StoreHandle, age: Duration) {
+    tokio::time::sleep(COLLECT_FIRST.min(age)).await;
+    loop {
+        store.collect(age);
+        tokio::time::sleep(COLLECT_EVERY.min(age)).await;
     }
 }
 
@@ -573,8 +595,11 @@ fn door(dir: &Path, listen: SocketAddr, state: &Arc<Mutex<State>>, keeper: &Arc<
     JoinServerConfig { dir: dir.to_owned(), listen, names: Arc::new(names), peers: Arc::new(peers) }
 }
 
-/// The folder belongs to one agent at a time; the lock goes with the process.
-fn lock(dir: &Path) -> anyhow::Result<fs::File> {
+/// The folder belongs to one agent at a time, or to a verb that touches its store; the lock goes with the process.
+///
+/// # Errors
+/// When another process has it, or there is no such folder: the message names the way out.
+pub fn lock(dir: &Path) -> anyhow::Result<fs::File> {
     let path = dir.join("lock");
     let file =
         fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).with_context(|| {
@@ -583,7 +608,10 @@ fn lock(dir: &Path) -> anyhow::Result<fs::File> {
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("another agent runs in {}\n  hint: one agent per folder", dir.display())
+            bail!(
+                "another agent runs in {}, or a `marram store` verb\n  hint: one agent per folder, and those verbs while none runs",
+                dir.display()
+            )
         }
         Err(fault) => Err(fault).with_context(|| format!("lock {}", path.display())),
     }

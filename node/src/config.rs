@@ -40,6 +40,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// The proxy for local applications.
     pub proxy: ProxyConfig,
+    /// The policy store.
+    pub store: StoreConfig,
     /// Services of this node, the same as `PUT /v1/services/{name}/instances/{id}`.
     #[serde(rename = "service")]
     pub services: Vec<ServiceConfig>,
@@ -130,6 +132,15 @@ pub struct ProxyConfig {
     /// How long an endpoint that gave no connection or no answer is not drawn by this node. Default: `5s`.
     #[serde(with = "humantime_serde")]
     pub eject_time: Duration,
+}
+
+/// The policy store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// How long a deletion is remembered. A node that was away for less catches up by the writes alone; one that was away for longer compares what it holds, which costs some kilobytes more. Nothing deleted comes back either way. Default: `7d`.
+    #[serde(with = "humantime_serde")]
+    pub tombstone_age: Duration,
 }
 
 /// What an instance speaks.
@@ -267,6 +278,12 @@ impl Default for GossipConfig {
 impl Default for AdminConfig {
     fn default() -> Self {
         Self { bind: SocketAddr::new(loopback(), 7070) }
+    }
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { tombstone_age: Duration::from_millis(crdt_store::TOMBSTONE_AGE_MS) }
     }
 }
 

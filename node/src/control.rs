@@ -30,15 +30,16 @@ use crate::machine::{self, CpuMeter};
 use crate::proxy::{Outcome, ProxyContext};
 use crate::snapshot::Published;
 use crate::state::{Life, State};
-use crate::store::{StoreChange, StoreEvent, StoreHandle};
+use crate::store::{StoreChange, StoreEvent, StoreHandle, unix_ms};
 use crate::sync::Syncer;
 use crate::tally::Tally;
+use crate::watch::WatchLog;
 
 /// How often loads, shares and the like are looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// How often counters are carried over to the metrics.
 const EXPORT_EVERY: Duration = Duration::from_secs(1);
-/// A node that answered a probe of ours within this time is not cut off because others call it dead.
+/// A node that answered a probe of ours within this time is not given up because others call it dead.
 const HEARD_LATELY: Duration = Duration::from_secs(3);
 /// Own loads go out at most this often.
 const LOADS_EVERY: Duration = Duration::from_secs(1);
@@ -75,7 +76,7 @@ pub struct Control {
     /// Sync conversations.
     pub syncer: Arc<Syncer>,
     /// Events for `GET /v1/watch`.
-    pub watch: broadcast::Sender<WatchEvent>,
+    pub watch: WatchLog,
     /// Counters of the links and of gossip, for the metrics.
     pub tally: Tally,
     /// Addresses on which this node itself listens for applications; an instance there would be a loop.
@@ -117,6 +118,8 @@ struct Running {
     loads: (Loads, Duration),
     offers: Option<Offers>,
     lookups: HashMap<NodeId, AbortHandle>,
+    /// Deaths by hearsay of nodes that had answered a moment ago, and when to look at each again.
+    doubted: HashMap<NodeId, Duration>,
     /// Writers that wait for the next snapshot.
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -125,6 +128,12 @@ impl Control {
     /// Locks the state. Only the control thread does, and never across an await.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The wall clock in milliseconds since 1970.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        unix_ms(&*self.clock)
     }
 
     /// Runs until the channels close.
@@ -142,6 +151,7 @@ impl Control {
             loads: (Loads::default(), Duration::ZERO),
             offers: None,
             lookups: HashMap::new(),
+            doubted: HashMap::new(),
             waiting: Vec::new(),
             control: self,
         };
@@ -229,24 +239,49 @@ impl Running {
 
     fn handle_store(&mut self, event: StoreEvent) {
         match event {
-            StoreEvent::Changed(change) => {
-                let StoreChange { documents, broken, state, changed, push, from, in_force } = *change;
-                self.waiting.extend(in_force);
-                let root = crate::state::hex(&state.root);
-                self.control.state().take_policy(&documents, broken, state);
-                self.dirty = true;
-                // The root goes out with the next tick, not up to a second later.
-                self.loads.1 = Duration::ZERO;
-                if !push.is_empty() {
-                    self.push(&push, from);
-                }
-                if changed.is_empty() {
-                    return;
-                }
-                info!(root, changed = changed.len(), "policy changed");
-                self.control.watch.send(WatchEvent::Policy { root, documents: changed }).ok();
-            }
+            StoreEvent::Changed(change) => self.take_change(*change),
             StoreEvent::Writable(writable) => self.control.state().read_only = writable.err(),
+        }
+    }
+
+    fn take_change(&mut self, change: StoreChange) {
+        let StoreChange { documents, broken, state, changed, conflicts, push, push_to_all, from, in_force } = change;
+        self.waiting.extend(in_force);
+        let root = crate::state::hex(&state.root);
+        let expired = self.control.state().take_policy(&documents, broken, state, self.control.unix_ms());
+        self.dirty = true;
+        // The root goes out with the next tick, not up to a second later.
+        self.loads.1 = Duration::ZERO;
+        if !push.is_empty() {
+            self.push(&push, push_to_all, from);
+        }
+        if !expired.is_empty() {
+            info!(expired = expired.len(), "policy documents expired");
+        }
+        let mut documents = changed;
+        documents
+            .extend(expired.iter().map(ToString::to_string).filter(|id| !documents.contains(id)).collect::<Vec<_>>());
+        if !documents.is_empty() {
+            info!(root, changed = documents.len(), "policy changed");
+            self.control.watch.tell(WatchEvent::Policy { root, documents });
+        }
+        for (document, sections) in conflicts {
+            match sections.as_slice() {
+                [] => info!(document, "policy conflict settled"),
+                some => {
+                    warn!(document, sections = some.join(", "), "policy conflict: `marram policy conflicts` shows it");
+                }
+            }
+            self.control.watch.tell(WatchEvent::Conflict { document, sections });
+        }
+    }
+
+    /// Has policy compiled anew once a document's time is over.
+    fn expire(&self) {
+        let now_ms = self.control.unix_ms();
+        let due = self.control.state().next_expiry_ms.take_if(|at| *at <= now_ms);
+        if due.is_some() && !self.control.store.reread() {
+            self.control.state().next_expiry_ms = due;
         }
     }
 
@@ -255,19 +290,20 @@ impl Running {
         info!(service = change.service, instance = change.instance, healthy = change.healthy, detail, "instance");
         let service = change.service.clone();
         self.control.state().local.take_health(change);
-        self.control.watch.send(WatchEvent::Service { service }).ok();
+        self.control.watch.tell(WatchEvent::Service { service });
         self.tell_offers();
     }
 
-    /// Sends new ops to a few peers other than the one they came from.
-    fn push(&mut self, bytes: &Bytes, from: Option<NodeId>) {
+    /// Sends new ops to a few peers other than the one they came from, or to all of them.
+    fn push(&mut self, bytes: &Bytes, to_all: bool, from: Option<NodeId>) {
         use rand::seq::IndexedRandom as _;
         let peers: Vec<NodeId> = {
             let state = self.control.state();
             let alive = state.swim.members().filter(|m| matches!(m.liveness, Liveness::Alive | Liveness::Suspect));
             alive.map(|member| member.node).filter(|node| Some(*node) != from).collect()
         };
-        for peer in peers.sample(&mut self.chance, PUSH_FANOUT) {
+        let count = if to_all { peers.len() } else { PUSH_FANOUT };
+        for peer in peers.sample(&mut self.chance, count) {
             if let Err(fault) = self.control.links.send_message(*peer, StreamKind::Push, bytes.clone()) {
                 debug!(peer = %peer, %fault, "push not sent; the next sync carries it");
             }
@@ -317,6 +353,14 @@ impl Running {
     }
 
     fn verdict(&mut self, node: NodeId, liveness: Liveness, incarnation: u32, reason: &str, now: Duration) {
+        self.doubted.remove(&node);
+        // A death by hearsay of a node that answered us a moment ago: across a healing partition others may still believe
+        // what they could not see. It is told what is said of it and objects; until then it goes on as it is here.
+        if liveness == Liveness::Dead && self.was_heard_lately(node, now) {
+            debug!(member = %node, reason, "a death that is not believed yet");
+            self.doubted.insert(node, now + HEARD_LATELY);
+            return;
+        }
         let name = {
             let mut state = self.control.state();
             if !state.catalog.take_verdict(node, liveness, incarnation, reason, now) {
@@ -331,17 +375,12 @@ impl Running {
             Liveness::Joining | Liveness::Alive | Liveness::Left => info!(member = name, state, reason, "membership"),
         }
         metrics::counter!("marram_membership_verdicts_total", "state" => state.clone()).increment(1);
-        self.control.watch.send(WatchEvent::Node { node: name, state, reason: reason.to_owned() }).ok();
+        self.control.watch.tell(WatchEvent::Node { node: name, state, reason: reason.to_owned() });
         match liveness {
             Liveness::Dead => {
-                let last_ack = self.control.state().swim.member(&node).and_then(|member| member.last_ack);
-                // A death by hearsay of a node that answered us a moment ago: across a healing partition others may
-                // still believe what they could not see. Nothing of ours with it is cut; it will object by itself.
-                if last_ack.is_none_or(|at| now.saturating_sub(at) > HEARD_LATELY) {
-                    self.control.proxy.peer_dead(node);
-                    // QUIC would keep the silent connection for its idle timeout and nobody would dial meanwhile.
-                    self.control.links.close_peer(node, "found dead");
-                }
+                self.control.proxy.peer_dead(node);
+                // QUIC would keep the silent connection for its idle timeout and nobody would dial meanwhile.
+                self.control.links.close_peer(node, "found dead");
             }
             Liveness::Alive => self.control.syncer.start(node),
             // Who says goodbye still answers what it has; new requests go elsewhere, and its links tell when it is gone.
@@ -349,7 +388,22 @@ impl Running {
         }
     }
 
+    fn was_heard_lately(&self, node: NodeId, now: Duration) -> bool {
+        let last_ack = self.control.state().swim.member(&node).and_then(|member| member.last_ack);
+        last_ack.is_some_and(|at| now.saturating_sub(at) <= HEARD_LATELY)
+    }
+
+    /// Nodes whose death was doubted and who have not objected since are dead.
+    fn believe_deaths(&mut self, now: Duration) {
+        let due: Vec<NodeId> = self.doubted.iter().filter(|(_, at)| **at < now).map(|(node, _)| *node).collect();
+        for node in due {
+            self.doubted.remove(&node);
+            self.take_earlier_verdict(node, now);
+        }
+    }
+
     fn tick(&mut self, now: Duration) {
+        self.believe_deaths(now);
         let cpu = self.cpu.measure(now, self.cores);
         let snapshot = self.control.published.load();
         let trips: HashMap<NodeId, Duration> = self
@@ -374,7 +428,11 @@ impl Running {
         // Distances move a little all the time: requests see them at the pace of the tick.
         self.dirty = true;
         self.tell_loads(loads, now);
-        self.control.syncer.tick(now, &self.roots());
+        let roots = self.roots();
+        self.control.store.set_alive_peers(roots.len());
+        self.control.store.know_peers(roots.len());
+        self.control.syncer.tick(now, &roots);
+        self.expire();
         self.control.keeper.tick(now);
         if now >= self.next_export {
             self.next_export = now + EXPORT_EVERY;

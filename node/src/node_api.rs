@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use policy::Document;
+use crdt_store::Dot;
 use policy::explain::Explanation;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use policy::{DocId, Document};
+use tokio::sync::{mpsc, oneshot};
 use transport::trust::LeafSource;
 
 use crate::agent::INSTANCES_TABLE;
-use crate::api::{ApiError, ApiFuture, Condition, NodeApi, WatchEvent};
+use crate::api::{ApiError, ApiFuture, NodeApi, WaitFor, Write, WriteOptions};
 use crate::config::ServiceConfig;
 use crate::control::Control;
 use crate::event::Event;
 use crate::machine;
 use crate::state::Life;
 use crate::view::{
-    Applied, ConflictView, LinkView, NodeView, PolicyView, ProblemView, Registration, ServiceSummary, Status,
+    Applied, ConflictView, DocumentDiff, EffectiveView, LinkView, NodeView, PlanView, PolicyView, ProblemView,
+    Registration, RevisionView, ServiceSummary, Status, SyncStatus,
 };
+use crate::watch::Watch;
+use crate::{plan, wait};
 
 /// A running node, as the admin API sees it.
 #[derive(Debug)]
@@ -126,8 +130,8 @@ impl NodeApi for AgentApi {
         }
     }
 
-    fn events(&self) -> broadcast::Receiver<WatchEvent> {
-        self.control.watch.subscribe()
+    fn watch(&self, since: Option<&str>) -> Watch {
+        self.control.watch.watch(since)
     }
 
     fn put_instance(&self, service: String, id: String, registration: Registration) -> ApiFuture<'_, ()> {
@@ -147,20 +151,46 @@ impl NodeApi for AgentApi {
         Box::pin(self.control.store.list())
     }
 
-    fn policy(&self, scope: String, kind: String, name: String) -> ApiFuture<'_, PolicyView> {
-        Box::pin(self.control.store.get(scope, kind, name))
+    fn policy(&self, id: DocId, at: Option<Dot>) -> ApiFuture<'_, PolicyView> {
+        Box::pin(self.control.store.get(id, at))
     }
 
-    fn apply(&self, documents: Vec<Document>, condition: Condition) -> ApiFuture<'_, Applied> {
-        Box::pin(self.control.store.apply(documents, condition))
+    fn history(&self, id: DocId) -> ApiFuture<'_, Vec<RevisionView>> {
+        Box::pin(self.control.store.history(id))
     }
 
-    fn delete_policy(&self, scope: String, kind: String, name: String, condition: Condition) -> ApiFuture<'_, Applied> {
-        Box::pin(self.control.store.delete(scope, kind, name, condition))
+    fn write(&self, write: Write, options: WriteOptions) -> ApiFuture<'_, Applied> {
+        Box::pin(async move {
+            let wait = options.wait;
+            let mut applied = self.control.store.write(write, options).await?;
+            if wait.peers != WaitFor::Nobody {
+                applied.replicated_to = Some(wait::replicated(&self.control, &applied, wait).await);
+            }
+            Ok(applied)
+        })
+    }
+
+    fn diff(&self, documents: Vec<Document>) -> ApiFuture<'_, Vec<DocumentDiff>> {
+        Box::pin(plan::diff(&self.control, documents))
+    }
+
+    fn plan(&self, documents: Vec<Document>) -> ApiFuture<'_, PlanView> {
+        Box::pin(plan::plan(&self.control, documents))
     }
 
     fn conflicts(&self) -> ApiFuture<'_, Vec<ConflictView>> {
         Box::pin(self.control.store.conflicts())
+    }
+
+    fn effective(&self, service: String, node: Option<String>) -> ApiFuture<'_, EffectiveView> {
+        Box::pin(plan::effective(&self.control, service, node))
+    }
+
+    fn sync_status(&self) -> ApiFuture<'_, SyncStatus> {
+        Box::pin(async move {
+            let numbers = self.control.store.numbers().await?;
+            Ok(self.control.state().sync_status(numbers, &self.control.store.acks().borrow(), self.control.clock.now()))
+        })
     }
 }
 

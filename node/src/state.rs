@@ -3,13 +3,13 @@
 //! The loop in [`crate::control`] feeds it and carries out what it says; the admin API reads views of it. It sits
 //! behind one mutex that is never held across an await and never taken on a data thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use policy::explain::{DistanceSource, Excluded, Explanation, Subject};
-use policy::{DocId, Document, Place, Problem, RouteTable};
+use policy::{DocId, Document, Place, Problem, RouteTable, ServiceTraffic};
 use transport::NodeId;
 use transport::rtt::RttFilter;
 use transport::swim::{Liveness, Swim};
@@ -22,8 +22,11 @@ use crate::local::LocalInstances;
 use crate::pick;
 use crate::shares::{EndpointKey, Shares};
 use crate::snapshot::{Endpoint, Here, ServiceView, Snapshot};
-use crate::store::StoreState;
-use crate::view::{InstanceView, LinkView, MemberCounts, NodeView, PolicyStatus, ProblemView, ServiceSummary, Status};
+use crate::store::{Acks, StoreNumbers, StoreState};
+use crate::view::{
+    InstanceView, LinkView, MemberCounts, NodeView, PeerSyncView, PolicyStatus, ProblemView, ServiceSummary, Status,
+    SyncCounters, SyncStatus,
+};
 
 /// A service counts as used by this node for so long after its last request.
 const CLIENT_FOR: Duration = Duration::from_secs(10);
@@ -49,8 +52,16 @@ pub struct State {
     pub store: StoreState,
     /// Why the store refuses writes, when it does.
     pub read_only: Option<String>,
+    /// What had to be done to open the store, when it was damaged; until the next start.
+    pub recovered: Option<String>,
     /// Documents that do not validate, with what is done meanwhile.
     pub broken: Vec<(DocId, Vec<Problem>)>,
+    /// Documents whose time is over; they are stored and not in force.
+    pub expired: Vec<DocId>,
+    /// Documents that say something which a wider one keeps to itself.
+    pub locked_out: Vec<(DocId, Vec<Problem>)>,
+    /// When the next document's time is over, in Unix milliseconds; `None` also once that has been acted upon.
+    pub next_expiry_ms: Option<u64>,
     /// The compiled policy in force.
     pub table: Arc<RouteTable>,
     /// Processor share in use, 0..=1.
@@ -103,7 +114,6 @@ impl State {
         let mut catalog = Catalog::new(here.node);
         let own = catalog.take_facts(here.node, (role, public_key), (0, 1), facts.clone(), now);
         debug_assert_eq!(own, Ok(()), "an empty catalog takes its own node");
-        let place = place(&here);
         Self {
             here,
             facts,
@@ -114,8 +124,12 @@ impl State {
             shares: Shares::default(),
             store: StoreState::default(),
             read_only: None,
+            recovered: None,
             broken: Vec::new(),
-            table: Arc::new(policy::compile(&[], &place).table),
+            expired: Vec::new(),
+            locked_out: Vec::new(),
+            next_expiry_ms: None,
+            table: Arc::new(RouteTable::default()),
             cpu: 0.0,
             life: Life::Starting,
             link_rtt: HashMap::new(),
@@ -125,13 +139,65 @@ impl State {
         }
     }
 
-    /// Takes the documents in force: compiles them and keeps what does not validate for `/v1/problems`.
-    pub fn take_policy(&mut self, documents: &[Document], broken: Vec<(DocId, Vec<Problem>)>, store: StoreState) {
-        let compiled = policy::compile(documents, &place(&self.here));
+    /// Takes the documents there are: compiles those in force at `now_ms` (Unix milliseconds) and keeps for
+    /// `/v1/problems` what is not. Returns the documents whose time is over since the last call.
+    pub fn take_policy(
+        &mut self,
+        documents: &[Document],
+        broken: Vec<(DocId, Vec<Problem>)>,
+        store: StoreState,
+        now_ms: u64,
+    ) -> Vec<DocId> {
+        let compiled = policy::compile(documents, &place(&self.here), now_ms);
         self.table = Arc::new(compiled.table);
         self.broken = broken;
-        self.broken.extend(compiled.problems);
+        for (id, problems) in compiled.problems {
+            if !self.broken.iter().any(|(known, _)| *known == id) {
+                self.broken.push((id, problems));
+            }
+        }
+        self.locked_out = compiled.locked_out;
+        self.next_expiry_ms = compiled.next_expiry_ms;
         self.store = store;
+        let before = std::mem::replace(&mut self.expired, compiled.expired);
+        self.expired.iter().filter(|id| !before.contains(id)).cloned().collect()
+    }
+
+    /// Where a node is, by its label; `None` for one that is not known here.
+    #[must_use]
+    pub fn place_of(&self, name: &str) -> Option<Place> {
+        let known = self.catalog.by_name(name)?;
+        Some(Place {
+            node_name: known.facts.name.clone(),
+            region: known.facts.region.clone(),
+            zone: known.facts.zone.clone(),
+        })
+    }
+
+    /// Every node that has not left, with where it is.
+    #[must_use]
+    pub fn places(&self) -> Vec<(String, Place)> {
+        let staying = self.catalog.nodes().filter(|known| known.liveness != Liveness::Left);
+        staying.filter_map(|known| Some((known.facts.name.clone(), self.place_of(&known.facts.name)?))).collect()
+    }
+
+    /// How this node's requests of the last minute spread over services; empty when there were none.
+    #[must_use]
+    pub fn traffic(&self, snapshot: &Snapshot) -> Vec<ServiceTraffic> {
+        let endpoints =
+            || snapshot.services.iter().flat_map(|(name, view)| view.endpoints.iter().map(move |e| (name, e)));
+        let picks: Vec<(EndpointKey, u64)> =
+            endpoints().map(|(_, endpoint)| (share_key(endpoint), endpoint.stats.picks().0)).collect();
+        let mut by_service: BTreeMap<&String, f64> = BTreeMap::new();
+        for ((service, _), share) in endpoints().zip(self.shares.observed(&picks)) {
+            *by_service.entry(service).or_default() += share;
+        }
+        let told = by_service.into_iter().map(|(service, share)| ServiceTraffic {
+            service: service.to_string(),
+            node: self.here.name.clone(),
+            share,
+        });
+        told.filter(|traffic| traffic.share > 0.0).collect()
     }
 
     /// What this node tells others it offers.
@@ -259,11 +325,51 @@ impl State {
                 root: hex(&self.store.root),
                 documents: self.store.documents,
                 conflicts: self.store.conflicts,
+                tombstones: self.store.tombstones,
                 writable: self.read_only.is_none(),
             },
             links,
             leaf_not_after,
             node_not_after,
+        }
+    }
+
+    /// `GET /v1/sync/status`, from the store's numbers and what peers have confirmed.
+    #[must_use]
+    pub fn sync_status(&self, numbers: StoreNumbers, acks: &Acks, now: Duration) -> SyncStatus {
+        let StoreNumbers { summary, counters, floor_hash, lags } = numbers;
+        let staying = |known: &&KnownNode| known.node != self.here.node && known.liveness != Liveness::Left;
+        let peers = self.catalog.nodes().filter(staying).map(|known| PeerSyncView {
+            node: known.facts.name.clone(),
+            state: known.liveness.to_string(),
+            root_equal: known.loads.policy_root == summary.root,
+            last_sync_s: acks.of(&known.node).map(|ack| now.saturating_sub(ack.at).as_secs_f64()),
+            lag: lags.get(&known.node).copied(),
+        });
+        SyncStatus {
+            root: hex(&summary.root),
+            context_hash: hex(&summary.context_hash),
+            floor_hash: hex(&floor_hash),
+            incarnation: summary.incarnation.to_string(),
+            counter: summary.counter,
+            documents: summary.documents,
+            tombstones: summary.tombstones,
+            conflicts: summary.conflicts,
+            live_bytes: summary.live_bytes,
+            origins: summary.origins,
+            gaps: summary.gaps,
+            counters: SyncCounters {
+                written: counters.written,
+                merged: counters.merged,
+                duplicates: counters.duplicates,
+                refused: counters.refused.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+                equivocations: counters.equivocations,
+                claims_pending: counters.claims_pending,
+                claims_applied: counters.claims_applied,
+                clock_suspects: counters.clock_suspects,
+                incarnations: counters.incarnations,
+            },
+            peers: peers.collect(),
         }
     }
 
@@ -319,7 +425,7 @@ impl State {
     /// `GET /v1/services`.
     #[must_use]
     pub fn services(&self, snapshot: &Snapshot) -> Vec<ServiceSummary> {
-        let mut all: std::collections::BTreeMap<String, Vec<InstanceView>> = std::collections::BTreeMap::new();
+        let mut all: BTreeMap<String, Vec<InstanceView>> = BTreeMap::new();
         for known in self.catalog.nodes() {
             let me = known.node == self.here.node;
             for offer in &known.offers.instances {
@@ -363,7 +469,35 @@ impl State {
             detail: format!("policy writes are refused, routing goes on: {reason}"),
             problems: Vec::new(),
         });
-        documents.chain(disk).collect()
+        let expired = self.expired.iter().map(|id| ProblemView {
+            about: id.to_string(),
+            code: "policy_expired".to_owned(),
+            detail: "its metadata.expiresAt has passed: it is stored and not in force; write it anew or delete it"
+                .to_owned(),
+            problems: Vec::new(),
+        });
+        let locked = self.locked_out.iter().map(|(id, problems)| ProblemView {
+            about: id.to_string(),
+            code: "policy_locked".to_owned(),
+            detail: "it sets fields that a wider document has locked; these have no effect".to_owned(),
+            problems: problems.clone(),
+        });
+        let forked = self.store.equivocators.iter().map(|node| ProblemView {
+            about: format!("node {node}"),
+            code: "equivocation".to_owned(),
+            detail: format!(
+                "{node} signed two histories under one stamp; the same one of the two is in force everywhere. Its folder \
+                 or its key was copied: stop the copy, and let the node join anew under another name"
+            ),
+            problems: Vec::new(),
+        });
+        let recovered = self.recovered.iter().map(|told| ProblemView {
+            about: "store".to_owned(),
+            code: "store_recovered".to_owned(),
+            detail: format!("{told}, then restart the agent to end this notice"),
+            problems: Vec::new(),
+        });
+        documents.chain(disk).chain(recovered).chain(expired).chain(locked).chain(forked).collect()
     }
 }
 

@@ -3,29 +3,44 @@
 //! Commands go in through a bounded queue and each carries the place for its answer. Whatever changed the replica is
 //! told to the control loop as a [`StoreEvent`], in the order in which it became durable.
 
+mod acks;
 mod authority;
+mod care;
+mod change;
+mod conflicts;
+mod group;
+mod prepare;
+mod read;
+mod refill;
+mod replays;
+mod talk;
 mod thread;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crdt_store::{DocKey, Replica, SledStorage, StoreError};
+use crdt_store::{Authority, Counters, DocKey, Dot, Recovered, StoreError, Summary, open_or_recover, snapshot_path};
 use policy::{DocId, Document, Problem};
-use tokio::sync::{mpsc, oneshot};
-use tracing::warn;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, warn};
 use transport::trust::Identity;
 use transport::{Clock, NodeId};
 
-use crate::api::{ApiError, Condition};
-use crate::view::{Applied, ConflictView, PolicyView};
+pub use acks::{Ack, Acks};
+
+use crate::api::{ApiError, Write, WriteOptions};
+use crate::view::{Applied, ConflictView, PolicyView, RevisionView};
 
 /// Commands waiting for the store thread; one more from the admin API waits, one more from peers is dropped.
 const QUEUE: usize = 256;
 /// How long a durable write waits to be in force on its own node before it is answered all the same.
 const IN_FORCE_WAIT: Duration = Duration::from_secs(1);
+/// The snapshot is written at most this often, and only after a change.
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
 /// Folder of the database within the node's folder.
 const FOLDER: &str = "store";
 
@@ -41,7 +56,8 @@ pub enum StoreEvent {
 /// The replica after a change.
 #[derive(Debug, Default)]
 pub struct StoreChange {
-    /// Documents in force now, for compilation.
+    /// Documents as they stand now, for compilation. Of kinds that compose to the strictest each concurrent edit, also
+    /// one that does not validate.
     pub documents: Vec<Document>,
     /// Documents that merged into something that does not validate, with its faults; of each the newest whole edit is
     /// among `documents` when that one is good.
@@ -50,12 +66,16 @@ pub struct StoreChange {
     pub state: StoreState,
     /// `scope/kind/name` of what changed.
     pub changed: Vec<String>,
+    /// Documents whose conflicts are others than before, each with the sections in conflict now; none when settled.
+    pub conflicts: Vec<(String, Vec<String>)>,
     /// The new ops for peers; empty for none.
     pub push: Bytes,
+    /// Somebody waits for peers: every one of them gets the new ops at once.
+    pub push_to_all: bool,
     /// The peer that sent them, which needs no copy.
     pub from: Option<NodeId>,
     /// Who waits until the change is in force on this node.
-    pub in_force: Option<oneshot::Sender<()>>,
+    pub in_force: Vec<oneshot::Sender<()>>,
 }
 
 /// A write that is durable, and the news of its being in force here.
@@ -63,6 +83,27 @@ pub struct StoreChange {
 struct Stored {
     applied: Applied,
     in_force: Option<oneshot::Receiver<()>>,
+}
+
+/// A write that somebody asked for.
+#[derive(Debug)]
+struct Ask {
+    write: Write,
+    options: WriteOptions,
+    answer: Answer<Stored>,
+}
+
+/// The replica in numbers, for `GET /v1/sync/status`.
+#[derive(Debug)]
+pub struct StoreNumbers {
+    /// What it holds.
+    pub summary: Summary,
+    /// What it has counted since it was opened.
+    pub counters: Counters,
+    /// Hash over what collected tombstones stand for.
+    pub floor_hash: [u8; 8],
+    /// Per peer: ops we have that it had not when it last confirmed.
+    pub lags: BTreeMap<NodeId, u64>,
 }
 
 /// The replica in short.
@@ -74,12 +115,19 @@ pub struct StoreState {
     pub documents: usize,
     /// Documents with conflicts.
     pub conflicts: usize,
+    /// Tombstones that are kept.
+    pub tombstones: usize,
+    /// Nodes that signed two ops under one stamp since the process started.
+    pub equivocators: Vec<String>,
 }
 
 /// The way to the store thread.
 #[derive(Debug, Clone)]
 pub struct StoreHandle {
     commands: mpsc::Sender<Command>,
+    acks: watch::Receiver<Acks>,
+    alive_peers: Arc<AtomicUsize>,
+    peers: Arc<AtomicUsize>,
 }
 
 /// Where an answer goes.
@@ -87,17 +135,23 @@ type Answer<T> = oneshot::Sender<Result<T, ApiError>>;
 
 #[derive(Debug)]
 enum Command {
-    Apply { documents: Vec<Document>, condition: Condition, answer: Answer<Stored> },
-    Delete { key: DocKey, condition: Condition, answer: Answer<Stored> },
+    Write(Box<Ask>),
     List { answer: Answer<Vec<PolicyView>> },
-    Get { key: DocKey, answer: Answer<PolicyView> },
+    Get { key: DocKey, at: Option<Dot>, answer: Answer<PolicyView> },
+    History { key: DocKey, answer: Answer<Vec<RevisionView>> },
     Conflicts { answer: Answer<Vec<ConflictView>> },
+    Documents { answer: Answer<Vec<Document>> },
+    Check { documents: Vec<Document>, answer: Answer<()> },
+    Numbers { answer: Answer<StoreNumbers> },
+    Reread,
+    Collect { age: Duration },
     Push { from: NodeId, bytes: Bytes },
     SyncStart { initiate: bool, peer: NodeId, answer: oneshot::Sender<Option<(u64, Vec<Bytes>)>> },
     SyncMessage { session: u64, bytes: Bytes, answer: oneshot::Sender<SyncStep> },
     SyncEnd { session: u64 },
     PutRecord { table: &'static str, key: Vec<u8>, value: Vec<u8>, answer: Option<Answer<()>> },
     DeleteRecord { table: &'static str, key: Vec<u8>, answer: Answer<()> },
+    Snapshot,
     Close { answer: oneshot::Sender<()> },
 }
 
@@ -124,6 +178,8 @@ pub struct Opened {
     pub first: StoreChange,
     /// Records of each table asked for.
     pub records: BTreeMap<&'static str, Records>,
+    /// What had to be done for it; `None` where all was well.
+    pub recovered: Option<Recovered>,
 }
 
 impl Stored {
@@ -137,10 +193,11 @@ impl Stored {
 }
 
 impl StoreHandle {
-    /// Opens the store in `dir` and starts its thread. Every later change goes to `events`.
+    /// Opens the store in `dir` and starts its thread, from within a runtime. Every later change goes to `events`. A
+    /// damaged database is set aside and refilled, see [`open_or_recover`].
     ///
     /// # Errors
-    /// When the disk or what is on it refuses.
+    /// When the disk refuses, or what is on it is another mesh's or of a newer version.
     pub fn open(
         dir: &Path,
         identity: Arc<Identity>,
@@ -148,11 +205,17 @@ impl StoreHandle {
         tables: &[&'static str],
         events: mpsc::Sender<StoreEvent>,
     ) -> Result<Opened, StoreError> {
-        let storage = SledStorage::open(&dir.join(FOLDER))?;
+        let folder = folder(dir);
         let mesh = identity.mesh().to_owned();
-        let now_ms = unix_ms(&*clock);
-        let authority = Arc::new(authority::NodeAuthority::new(identity));
-        let mut replica = Replica::open(Box::new(storage), authority, &mesh, rand::random(), now_ms)?;
+        let opened = open_or_recover(&folder, authority(identity), &mesh, rand::random(), unix_ms(&*clock))?;
+        let (mut replica, recovered) = (opened.replica, opened.recovered);
+        let mut care = care::Care::new(snapshot_path(&folder));
+        if let Some(recovered) = &recovered {
+            metrics::counter!("marram_store_recoveries_total").increment(1);
+            error!("{}", told(recovered));
+            // What came back must not be lost to the next fault.
+            care.snapshot(&replica);
+        }
         let records = tables
             .iter()
             .map(|table| {
@@ -162,38 +225,37 @@ impl StoreHandle {
             })
             .collect();
         let (commands, inbox) = mpsc::channel(QUEUE);
-        let mut thread = thread::StoreThread::new(replica, clock, events);
+        let (acks_told, acks) = watch::channel(Acks::default());
+        let (alive_peers, peers) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let refill = refill::Refill::new(recovered.is_some(), clock.now());
+        let wiring = thread::Wiring {
+            events,
+            acks: acks_told,
+            alive_peers: Arc::clone(&alive_peers),
+            peers: Arc::clone(&peers),
+        };
+        let mut thread = thread::StoreThread::new(replica, clock, wiring, care, refill);
         let first = thread.change(&[], Bytes::new(), None);
         let spawned = std::thread::Builder::new().name("store".to_owned()).spawn(move || thread.run(inbox));
         if let Err(source) = spawned {
             return Err(StoreError::Storage(crdt_store::StorageError::Io { doing: "starting its thread", source }));
         }
-        Ok(Opened { store: Self { commands }, first, records })
+        tokio::spawn(ask_for_snapshots(commands.downgrade()));
+        Ok(Opened { store: Self { commands, acks, alive_peers, peers }, first, records, recovered })
     }
 
-    /// Writes documents as one change; durable when it returns, and in force on this node unless its control loop is
-    /// held up for more than a second.
+    /// So many peers are known and could be heard; the number only grows.
+    pub fn know_peers(&self, count: usize) {
+        self.peers.fetch_max(count, Ordering::Relaxed);
+    }
+
+    /// Carries out a write; durable when it returns, and in force on this node unless its control loop is held up for
+    /// more than a second. Writes that wait together share one batch on the disk.
     ///
     /// # Errors
     /// Every [`ApiError`]; then nothing was written.
-    pub async fn apply(&self, documents: Vec<Document>, condition: Condition) -> Result<Applied, ApiError> {
-        let stored = self.ask(|answer| Command::Apply { documents, condition, answer }).await?;
-        Ok(stored.in_force().await)
-    }
-
-    /// Deletes a document; durable when it returns.
-    ///
-    /// # Errors
-    /// Every [`ApiError`]; then nothing was written.
-    pub async fn delete(
-        &self,
-        scope: String,
-        kind: String,
-        name: String,
-        condition: Condition,
-    ) -> Result<Applied, ApiError> {
-        let key = DocKey::new(kind, scope, name);
-        let stored = self.ask(|answer| Command::Delete { key, condition, answer }).await?;
+    pub async fn write(&self, write: Write, options: WriteOptions) -> Result<Applied, ApiError> {
+        let stored = self.ask(|answer| Command::Write(Box::new(Ask { write, options, answer }))).await?;
         Ok(stored.in_force().await)
     }
 
@@ -205,12 +267,67 @@ impl StoreHandle {
         self.ask(|answer| Command::List { answer }).await
     }
 
-    /// One live document.
+    /// One document as it is, or as the write `at` left it.
     ///
     /// # Errors
     /// [`ApiError::NotFound`], and [`ApiError::Unavailable`] when the node is stopping.
-    pub async fn get(&self, scope: String, kind: String, name: String) -> Result<PolicyView, ApiError> {
-        self.ask(|answer| Command::Get { key: DocKey::new(kind, scope, name), answer }).await
+    pub async fn get(&self, id: DocId, at: Option<Dot>) -> Result<PolicyView, ApiError> {
+        self.ask(|answer| Command::Get { key: doc_key(&id), at, answer }).await
+    }
+
+    /// What was written of one document, newest first, as far back as it is remembered.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`], [`ApiError::Storage`], and [`ApiError::Unavailable`] when the node is stopping.
+    pub async fn history(&self, id: DocId) -> Result<Vec<RevisionView>, ApiError> {
+        self.ask(|answer| Command::History { key: doc_key(&id), answer }).await
+    }
+
+    /// The documents that compilation starts from, every side of a conflict among them where that matters.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`] when the node is stopping.
+    pub async fn documents(&self) -> Result<Vec<Document>, ApiError> {
+        self.ask(|answer| Command::Documents { answer }).await
+    }
+
+    /// Whether these documents could be written together as far as others are concerned: what would be said of them in
+    /// a write, with nothing written.
+    ///
+    /// # Errors
+    /// [`ApiError::Invalid`], and [`ApiError::Unavailable`] when the node is stopping.
+    pub async fn check(&self, documents: Vec<Document>) -> Result<(), ApiError> {
+        self.ask(|answer| Command::Check { documents, answer }).await
+    }
+
+    /// The replica in numbers.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`] when the node is stopping.
+    pub async fn numbers(&self) -> Result<StoreNumbers, ApiError> {
+        self.ask(|answer| Command::Numbers { answer }).await
+    }
+
+    /// What peers have confirmed to have on disk, and the news of it.
+    #[must_use]
+    pub fn acks(&self) -> watch::Receiver<Acks> {
+        self.acks.clone()
+    }
+
+    /// Says how many peers are alive: removals that carry no signature need the word of two of them where there are two.
+    pub fn set_alive_peers(&self, count: usize) {
+        self.alive_peers.store(count, Ordering::Relaxed);
+    }
+
+    /// Has every document told to the control loop again, with nothing changed; `false` when the store is busy.
+    #[must_use]
+    pub fn reread(&self) -> bool {
+        self.commands.try_send(Command::Reread).is_ok()
+    }
+
+    /// Lets go of tombstones older than `age`; left for the next time when the store is busy.
+    pub fn collect(&self, age: Duration) {
+        self.tell(Command::Collect { age });
     }
 
     /// Every conflict.
@@ -292,7 +409,48 @@ impl StoreHandle {
     }
 }
 
-fn unix_ms(clock: &dyn Clock) -> u64 {
+/// The store's name of a document.
+fn doc_key(id: &DocId) -> DocKey {
+    DocKey::new(id.kind.clone(), id.scope.clone(), id.name.clone())
+}
+
+/// The folder of the database within a node's folder.
+#[must_use]
+pub fn folder(dir: &Path) -> PathBuf {
+    dir.join(FOLDER)
+}
+
+/// A node's keys and judgement, as the store needs them.
+#[must_use]
+pub fn authority(identity: Arc<Identity>) -> Arc<dyn Authority> {
+    Arc::new(authority::NodeAuthority::new(identity))
+}
+
+/// A recovery in one sentence, for the log and for `GET /v1/problems`.
+#[must_use]
+pub fn told(recovered: &Recovered) -> String {
+    let Recovered { set_aside, reason, documents, .. } = recovered;
+    let aside = set_aside.as_ref().and_then(|path| path.file_name());
+    let what = match aside {
+        Some(name) => format!("the policy store was damaged ({reason}) and is set aside as {}", name.display()),
+        None => format!("the policy store had lost writes: {reason}"),
+    };
+    format!("{what}; {documents} documents came back from this disk, peers bring the rest; check the disk")
+}
+
+/// Has a snapshot written every minute, as long as there is a store.
+async fn ask_for_snapshots(commands: mpsc::WeakSender<Command>) {
+    loop {
+        tokio::time::sleep(SNAPSHOT_EVERY).await;
+        let Some(commands) = commands.upgrade() else { return };
+        if commands.send(Command::Snapshot).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The wall clock, in milliseconds since 1970.
+pub(crate) fn unix_ms(clock: &dyn Clock) -> u64 {
     u64::try_from(clock.unix().as_millis()).unwrap_or(u64::MAX)
 }
 

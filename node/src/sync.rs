@@ -24,6 +24,8 @@ const OUTBOX: usize = 256;
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Base pause between two rounds of anti-entropy; jittered by half.
 const ROUND: Duration = Duration::from_millis(1500);
+/// Peers visited in one round.
+const PEERS_A_ROUND: usize = 3;
 /// Peers whose root is equal are visited now and then all the same, in case gossip is wrong or stuck.
 const EQUAL_ROUND: Duration = Duration::from_secs(30);
 /// Two conversations with one peer are at least this far apart, unless its link just came up.
@@ -74,26 +76,28 @@ impl Syncer {
         });
     }
 
-    /// Anti-entropy: now and then a conversation with a random peer whose root differs, rarely with any.
+    /// Anti-entropy: now and then conversations with random peers whose root differs, rarely with any.
     ///
     /// `peers` are the peers that are alive, each with whether its root equals ours.
     pub fn tick(self: &Arc<Self>, now: Duration, peers: &[(NodeId, bool)]) {
-        let chosen = {
+        let chosen: Vec<NodeId> = {
             let mut plan = self.plan();
             plan.ended.retain(|_, ended| now.saturating_sub(*ended) < EQUAL_ROUND);
             let different: Vec<NodeId> = peers.iter().filter(|(_, equal)| !equal).map(|(node, _)| *node).collect();
             let mut chance = rand::rng();
             if now >= plan.next_round && !different.is_empty() {
                 plan.next_round = now + ROUND.mul_f64(chance.random_range(0.5..1.5));
-                different.choose(&mut chance).copied().filter(|peer| plan.is_rested(peer, now))
+                // Several, for right after a cut some of them are out of reach and not yet known to be.
+                let rested = |peer: &NodeId| plan.is_rested(peer, now);
+                different.sample(&mut chance, PEERS_A_ROUND).copied().filter(rested).collect()
             } else if now >= plan.next_equal_round {
                 plan.next_equal_round = now + EQUAL_ROUND.mul_f64(chance.random_range(0.5..1.5));
-                peers.choose(&mut chance).map(|(node, _)| *node)
+                peers.choose(&mut chance).map(|(node, _)| *node).into_iter().collect()
             } else {
-                None
+                Vec::new()
             }
         };
-        if let Some(peer) = chosen {
+        for peer in chosen {
             self.start(peer);
         }
     }

@@ -9,6 +9,14 @@ use utoipa::ToSchema;
 
 use crate::config::{CheckConfig, Location, Protocol};
 
+pub use documents::{
+    Applied, AppliedDocument, ConflictSide, ConflictView, DocumentDiff, EffectiveKindView, EffectiveView,
+    FieldChangeView, FieldSourceView, ImpactView, OverriddenView, PeerSyncView, PlanView, PolicyView, Replicated,
+    RevisionView, SideChangeView, SyncCounters, SyncStatus, TouchedView,
+};
+
+mod documents;
+
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
@@ -60,6 +68,9 @@ pub struct PolicyStatus {
     pub documents: usize,
     /// Documents with concurrent edits that a person should look at.
     pub conflicts: usize,
+    /// Deleted documents that are still remembered.
+    #[serde(default)]
+    pub tombstones: usize,
     /// False while the disk refuses writes.
     pub writable: bool,
 }
@@ -222,61 +233,6 @@ pub struct Registration {
     pub checks: Vec<CheckConfig>,
 }
 
-/// One policy document with what the store knows of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct PolicyView {
-    /// `global`, `region:R`, `zone:R.Z` or `node:N`.
-    pub scope: String,
-    /// Kind of the document.
-    pub kind: String,
-    /// Name within scope and kind.
-    pub name: String,
-    /// Hash of the document's live dots; the ETag.
-    pub etag: String,
-    /// The node that wrote the newest part of it.
-    pub author: String,
-    /// Unix milliseconds of that write by its author's clock.
-    pub written_ms: u64,
-    /// Sections with concurrent edits.
-    pub conflicts: Vec<String>,
-    /// True when somebody deleted it while somebody else edited it; the edit stayed.
-    pub deleted_concurrently: bool,
-    /// The document itself.
-    #[schema(value_type = Object)]
-    pub document: serde_json::Value,
-}
-
-/// One element of `GET /v1/conflicts`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct ConflictView {
-    /// Scope of the document.
-    pub scope: String,
-    /// Kind of the document.
-    pub kind: String,
-    /// Name of the document.
-    pub name: String,
-    /// The section both sides wrote.
-    pub section: String,
-    /// Every side; the first is in force.
-    pub sides: Vec<ConflictSide>,
-}
-
-/// One side of a conflict.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct ConflictSide {
-    /// The write, `incarnation:counter`.
-    pub dot: String,
-    /// The node that wrote it.
-    pub author: String,
-    /// Unix milliseconds of that write by its author's clock.
-    pub written_ms: u64,
-    /// True for the side in force on every node.
-    pub in_force: bool,
-    /// What it wrote; `null` where it removed the section.
-    #[schema(value_type = Object)]
-    pub value: serde_json::Value,
-}
-
 /// One element of `GET /v1/problems`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProblemView {
@@ -289,30 +245,4 @@ pub struct ProblemView {
     /// Faults field by field.
     #[schema(value_type = Vec<Object>)]
     pub problems: Vec<policy::Problem>,
-}
-
-/// Answer to a policy write.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Applied {
-    /// The write, `incarnation:counter`.
-    pub dot: String,
-    /// Policy root after it.
-    pub root: String,
-    /// Each document with its new ETag; `changed` is false when it already said the same.
-    pub documents: Vec<AppliedDocument>,
-}
-
-/// One document of a write.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct AppliedDocument {
-    /// Scope of the document.
-    pub scope: String,
-    /// Kind of the document.
-    pub kind: String,
-    /// Name of the document.
-    pub name: String,
-    /// `created`, `changed`, `unchanged` or `deleted`.
-    pub change: String,
-    /// Its ETag now; empty when deleted.
-    pub etag: String,
 }

@@ -44,6 +44,14 @@ pub(super) async fn documents(headers: &HeaderMap, body: Body) -> Result<Vec<Doc
         .map_err(|problems| Refusal::faults(Code::PolicyInvalid, problems))
 }
 
+/// A merge patch: any JSON.
+pub(super) async fn merge_patch(headers: &HeaderMap, body: Body) -> Result<serde_json::Value, Refusal> {
+    require_type(headers, &["application/merge-patch+json", "application/json"], "application/merge-patch+json")?;
+    let bytes = read(body).await?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Refusal::new(Code::Malformed, format!("the patch is no JSON: {error}")))
+}
+
 /// A JSON body of a known shape; a wrong shape is a fault of its field.
 pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, wrong: Code) -> Result<T, Refusal> {
     require_type(headers, &["application/json"], "application/json")?;

@@ -4,9 +4,14 @@
 //! who may talk. Over TCP, reads are free to local processes, writes need the admin token, and the Host header must name
 //! this machine, so that no web page can reach it by a name of its own. `docs/admin-api.md` lists every endpoint.
 
+mod asked;
 mod body;
+mod conflicts;
 mod explain;
 mod gate;
+mod history;
+#[expect(unused_qualifications, reason = "written by the path macro, which names parameter types through their module")]
+mod looks;
 #[expect(unused_qualifications, reason = "written by the path macro, which names parameter types through their module")]
 mod policies;
 mod problem;
@@ -15,6 +20,7 @@ mod services;
 mod socket;
 mod status;
 mod token;
+#[expect(unused_qualifications, reason = "written by the path macro, which names parameter types through their module")]
 mod watch;
 
 #[cfg(test)]
@@ -83,9 +89,15 @@ fn documented_routes() -> OpenApiRouter<Admin> {
         .routes(routes!(services::heartbeat))
         .routes(routes!(explain::explain))
         .routes(routes!(policies::list))
-        .routes(routes!(policies::one, policies::put, policies::remove))
+        .routes(routes!(policies::one, policies::put, policies::patch, policies::remove))
+        .routes(routes!(history::history))
+        .routes(routes!(history::rollback))
+        .routes(routes!(conflicts::resolve))
         .routes(routes!(policies::apply))
-        .routes(routes!(policies::conflicts))
+        .routes(routes!(looks::diff))
+        .routes(routes!(conflicts::list))
+        .routes(routes!(looks::effective))
+        .routes(routes!(looks::sync_status))
         .routes(routes!(status::problems))
         .routes(routes!(watch::watch))
         .routes(routes!(status::metrics))

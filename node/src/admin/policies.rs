@@ -1,20 +1,21 @@
-//! Policy documents: read, written under a condition, applied together, in conflict.
+//! Policy documents: read, written under a condition, patched, deleted, applied together.
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use policy::{Document, Problem};
-use serde::Deserialize;
+use crdt_store::Dot;
+use policy::{DocId, Document, Problem};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
-use super::Admin;
-use super::body;
+use super::asked::{Waiting, WriteAnswers, WriteHeaders, WriteRefusals, options};
 use super::problem::{Code, ProblemBody, Refusal, Version};
-use crate::api::{ApiError, Condition};
-use crate::view::{Applied, ConflictView, PolicyView};
+use super::{Admin, body};
+use crate::api::{ApiError, Condition, Write, WriteOptions};
+use crate::view::{Applied, PlanView, PolicyView, Replicated};
 
 /// Which documents to list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -25,6 +26,38 @@ pub(super) struct Filter {
     kind: Option<String>,
     /// Only this scope.
     scope: Option<String>,
+}
+
+/// Which version of a document.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct When {
+    /// As this write left it, `incarnation:counter`; default: as it is.
+    at: Option<String>,
+}
+
+/// How `POST /v1/apply` is to be done.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Applying {
+    /// `all`: check everything, tell what it would do, and store nothing.
+    #[serde(rename = "dryRun")]
+    dry_run: Option<String>,
+    /// Other nodes that are to have it on disk before it is answered: a number, `majority` or `all`; default 0.
+    wait: Option<String>,
+    /// The longest wait, at most 25s; default `5s`. Then the answer is 202 with the nodes that have it.
+    timeout: Option<String>,
+}
+
+/// What `POST /v1/apply` answers: what was done, or with `dryRun=all` what would be.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "a description for machines; each answer is written as what it is")]
+pub(super) enum ApplyAnswer {
+    Applied(Applied),
+    Plan(PlanView),
 }
 
 /// Every live document, unknown kinds included.
@@ -44,108 +77,110 @@ pub(super) async fn list(
     Ok(Json(policies))
 }
 
-/// One document, with its ETag.
+/// One document, with its ETag; with `?at=` as an earlier write left it.
 #[utoipa::path(get, path = "/v1/policies/{scope}/{kind}/{name}", tag = "policy",
-    params(Address),
+    params(Address, When),
     responses(
-        (status = 200, body = PolicyView, headers(("ETag" = String, description = "Hash of the document's live writes"))),
+        (status = 200, body = PolicyView, headers(("ETag" = String, description = "Hash of the document's live writes; not for an earlier version"))),
+        (status = 400, description = "`malformed`: `at` is no write", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "`not_found`", body = ProblemBody, content_type = "application/problem+json"),
     ))]
-pub(super) async fn one(State(admin): State<Admin>, Path(at): Path<Address>) -> Result<Response, Refusal> {
-    let policy = admin.api.policy(at.scope, at.kind, at.name).await?;
+pub(super) async fn one(
+    State(admin): State<Admin>,
+    Path(at): Path<Address>,
+    Query(when): Query<When>,
+) -> Result<Response, Refusal> {
+    let dot = when.at.as_deref().map(|text| dot("at", text)).transpose()?;
+    let policy = admin.api.policy(at.id(), dot).await?;
     let etag = policy.etag.clone();
     Ok(with_etag(Json(policy).into_response(), &etag))
 }
 
 /// Writes one document. With `If-Match` only if it still has that ETag, with `If-None-Match: *` only if it does not exist.
 #[utoipa::path(put, path = "/v1/policies/{scope}/{kind}/{name}", tag = "policy",
-    params(Address,
-        ("If-Match" = Option<String>, Header, description = "ETag the document must still have"),
-        ("If-None-Match" = Option<String>, Header, description = "`*`: the document must not exist"),
-    ),
+    params(Address, Waiting, WriteHeaders),
     request_body(content((Object = "application/yaml"), (Object = "application/json")), description = "The document"),
-    responses(
-        (status = 200, description = "On disk and in force here", body = Applied),
-        (status = 201, description = "Created, on disk and in force here", body = Applied),
-        (status = 400, description = "`malformed`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 401, description = "`token_required`, `token_wrong`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "`denied`: this node only relays", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 409, description = "`limit`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 412, description = "`stale_context`: with both versions", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "`policy_invalid`: every fault; nothing was stored", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 507, description = "`storage_full`: nothing was stored, routing goes on", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+    responses(WriteAnswers, WriteRefusals))]
 pub(super) async fn put(
     State(admin): State<Admin>,
     Path(at): Path<Address>,
+    Query(waiting): Query<Waiting>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
     let documents = body::documents(&headers, body).await?;
     let document = the_one_at(documents, &at)?;
-    let condition = condition(&admin, &headers, &at).await?;
+    let options = options(&admin, &headers, &waiting, Some(&at.id())).await?;
     let mine = document.to_json();
-    match admin.api.apply(vec![document], condition.clone()).await {
-        Ok(applied) => Ok(written(applied)),
-        Err(ApiError::Stale { current }) => Err(stale(&admin, &at, current, &condition, mine).await),
-        Err(error) => Err(error.into()),
-    }
+    write(&admin, Write::Apply(vec![document]), options, Some((at.id(), mine))).await
+}
+
+/// Changes fields of one document that exists, by RFC 7396: what is `null` is removed, what is not named stays.
+#[utoipa::path(patch, path = "/v1/policies/{scope}/{kind}/{name}", tag = "policy",
+    params(Address, Waiting, WriteHeaders),
+    request_body(content((Object = "application/merge-patch+json"), (Object = "application/json")), description = "The merge patch"),
+    responses(WriteAnswers, WriteRefusals))]
+pub(super) async fn patch(
+    State(admin): State<Admin>,
+    Path(at): Path<Address>,
+    Query(waiting): Query<Waiting>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let patch = body::merge_patch(&headers, body).await?;
+    let options = options(&admin, &headers, &waiting, Some(&at.id())).await?;
+    let mine = match (&options.condition, admin.api.policy(at.id(), None).await) {
+        (Condition::Match(_), Ok(current)) => policy::merge_patch(&current.document, &patch),
+        _ => Value::Null,
+    };
+    write(&admin, Write::Patch { id: at.id(), patch }, options, Some((at.id(), mine))).await
 }
 
 /// Deletes one document, under the same conditions as a write.
-#[utoipa::path(delete, path = "/v1/policies/{scope}/{kind}/{name}", tag = "policy",
-    params(Address, ("If-Match" = Option<String>, Header, description = "ETag the document must still have")),
-    responses(
-        (status = 200, description = "Deleted, on disk and in force here", body = Applied),
-        (status = 401, description = "`token_required`, `token_wrong`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "`denied`: this node only relays", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 404, description = "`not_found`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 412, description = "`stale_context`: with both versions", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 507, description = "`storage_full`: not deleted", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+#[utoipa::path(
+    delete,
+    path = "/v1/policies/{scope}/{kind}/{name}",
+    tag = "policy",
+    params(Address, Waiting, WriteHeaders),
+    responses(WriteAnswers, WriteRefusals)
+)]
 pub(super) async fn remove(
     State(admin): State<Admin>,
     Path(at): Path<Address>,
+    Query(waiting): Query<Waiting>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let condition = condition(&admin, &headers, &at).await?;
-    let Address { scope, kind, name } = at.clone();
-    match admin.api.delete_policy(scope, kind, name, condition.clone()).await {
-        Ok(applied) => Ok(Json(applied).into_response()),
-        Err(ApiError::Stale { current }) => Err(stale(&admin, &at, current, &condition, Value::Null).await),
-        Err(error) => Err(error.into()),
-    }
+    let options = options(&admin, &headers, &waiting, Some(&at.id())).await?;
+    write(&admin, Write::Delete(at.id()), options, Some((at.id(), Value::Null))).await
 }
 
-/// Writes several documents as one change: all or nothing.
+/// Writes several documents as one change: all or nothing. A single one may come with a condition.
 #[utoipa::path(post, path = "/v1/apply", tag = "policy",
+    params(Applying, WriteHeaders),
     request_body(content((Object = "application/yaml"), (Object = "application/json")), description = "One or several documents"),
-    responses(
-        (status = 200, description = "On disk and in force here", body = Applied),
-        (status = 400, description = "`malformed`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 401, description = "`token_required`, `token_wrong`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "`denied`: this node only relays", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 409, description = "`limit`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "`body_too_large`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_media_type`", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "`policy_invalid`: every fault of every document; nothing was stored", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 507, description = "`storage_full`: nothing was stored, routing goes on", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+    responses(WriteAnswers, WriteRefusals, (status = 200, description = "On disk and in force here; with `dryRun=all` what it would do", body = ApplyAnswer)))]
 pub(super) async fn apply(
     State(admin): State<Admin>,
+    Query(applying): Query<Applying>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Applied>, Refusal> {
+) -> Result<Response, Refusal> {
+    let Applying { dry_run, wait, timeout } = applying;
     let documents = body::documents(&headers, body).await?;
-    Ok(Json(admin.api.apply(documents, Condition::Any).await?))
-}
-
-/// Concurrent edits of one section that a person should look at; each side, and which one is in force.
-#[utoipa::path(get, path = "/v1/conflicts", tag = "policy", responses((status = 200, body = Vec<ConflictView>)))]
-pub(super) async fn conflicts(State(admin): State<Admin>) -> Result<Json<Vec<ConflictView>>, Refusal> {
-    Ok(Json(admin.api.conflicts().await?))
+    let single = match documents.as_slice() {
+        [only] => Some((only.id(), only.to_json())),
+        _ => None,
+    };
+    let waiting = Waiting { wait, timeout };
+    let options = options(&admin, &headers, &waiting, single.as_ref().map(|(id, _)| id)).await?;
+    match dry_run.as_deref() {
+        None => write(&admin, Write::Apply(documents), options, single).await.map(as_ok),
+        Some("all") => Ok(Json(admin.api.plan(documents).await?).into_response()),
+        Some(other) => {
+            let detail = format!("dryRun=`{}`: only `all` is known", other.escape_debug());
+            Err(Refusal::new(Code::Malformed, detail))
+        }
+    }
 }
 
 /// Where a document stands.
@@ -160,8 +195,42 @@ pub(super) struct Address {
     name: String,
 }
 
+impl Address {
+    /// The document's id.
+    pub(super) fn id(&self) -> DocId {
+        DocId { scope: self.scope.clone(), kind: self.kind.clone(), name: self.name.clone() }
+    }
+}
+
+/// Carries a write out; `single` is the one document it is about, with what it asks for.
+pub(super) async fn write(
+    admin: &Admin,
+    write: Write,
+    options: WriteOptions,
+    single: Option<(DocId, Value)>,
+) -> Result<Response, Refusal> {
+    let condition = options.condition.clone();
+    match (admin.api.write(write, options).await, single) {
+        (Ok(applied), _) => Ok(written(applied)),
+        (Err(ApiError::Stale { current }), Some((id, mine))) => Err(stale(admin, id, current, &condition, mine).await),
+        (Err(error), _) => Err(error.into()),
+    }
+}
+
+/// A write named `incarnation:counter` in a field or parameter.
+pub(super) fn dot(field: &str, text: &str) -> Result<Dot, Refusal> {
+    let wrong = |_fault| {
+        let detail = format!(
+            "{field}: `{}` is no write; one reads INCARNATION:COUNTER, as the history lists them",
+            text.escape_debug()
+        );
+        Refusal::new(Code::Malformed, detail)
+    };
+    text.parse().map_err(wrong)
+}
+
 /// The body of a PUT is one document, and the one its path names.
-fn the_one_at(documents: Vec<Document>, at: &Address) -> Result<Document, Refusal> {
+pub(super) fn the_one_at(documents: Vec<Document>, at: &Address) -> Result<Document, Refusal> {
     let count = documents.len();
     let mut documents = documents.into_iter();
     let (Some(document), None) = (documents.next(), documents.next()) else {
@@ -184,35 +253,11 @@ fn the_one_at(documents: Vec<Document>, at: &Address) -> Result<Document, Refusa
     if problems.is_empty() { Ok(document) } else { Err(Refusal::faults(Code::PolicyInvalid, problems)) }
 }
 
-/// The condition that the headers state.
-async fn condition(admin: &Admin, headers: &HeaderMap, at: &Address) -> Result<Condition, Refusal> {
-    let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default().trim());
-    match (text(header::IF_MATCH), text(header::IF_NONE_MATCH)) {
-        (None, None) => Ok(Condition::Any),
-        (None, Some("*")) => Ok(Condition::Absent),
-        (Some("*"), None) => {
-            // "The document exists": said with the ETag it has now, so that a race cannot slip between.
-            let Address { scope, kind, name } = at.clone();
-            let missing =
-                |_error| Refusal::new(Code::StaleContext, "If-Match: * asks for a document that does not exist");
-            Ok(Condition::Match(admin.api.policy(scope, kind, name).await.map_err(missing)?.etag))
-        }
-        (Some(etag), None) => match etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"')) {
-            Some(etag) if !etag.is_empty() && !etag.contains('"') => Ok(Condition::Match(etag.to_owned())),
-            _ => Err(Refusal::new(Code::Malformed, "If-Match takes one ETag in quotes, as answered, or *")),
-        },
-        (None, Some(_)) => Err(Refusal::new(Code::Malformed, "If-None-Match takes only * here")),
-        (Some(_), Some(_)) => Err(Refusal::new(Code::Malformed, "If-Match and If-None-Match exclude each other")),
-    }
-}
-
-/// Both versions, so that the author can decide without another request.
-async fn stale(admin: &Admin, at: &Address, current: String, condition: &Condition, mine: Value) -> Refusal {
-    let Address { scope, kind, name } = at.clone();
-    let now = admin.api.policy(scope, kind, name).await.ok();
-    let current = match now {
-        Some(now) => Version { etag: now.etag, document: now.document },
-        None => Version { etag: current, document: Value::Null },
+/// Both versions and what differs, so that the author can decide without another request.
+async fn stale(admin: &Admin, id: DocId, current: String, condition: &Condition, mine: Value) -> Refusal {
+    let current = match admin.api.policy(id, None).await {
+        Ok(now) => Version { etag: now.etag, document: now.document },
+        Err(_) => Version { etag: current, document: Value::Null },
     };
     let (relied_on, detail) = match condition {
         Condition::Match(etag) => (etag.clone(), "the document changed since that ETag was read; nothing was stored"),
@@ -226,11 +271,27 @@ fn written(applied: Applied) -> Response {
     let first = applied.documents.first();
     let created = first.is_some_and(|document| document.change == "created");
     let etag = first.map(|document| document.etag.clone()).unwrap_or_default();
-    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-    with_etag((status, Json(applied)).into_response(), &etag)
+    let status = match (&applied.replicated_to, created) {
+        (Some(replicated), _) if !Replicated::is_reached(replicated) => StatusCode::ACCEPTED,
+        (_, true) => StatusCode::CREATED,
+        (_, false) => StatusCode::OK,
+    };
+    let response = (status, Json(applied)).into_response();
+    with_etag(response, &etag)
+}
+
+/// Several documents are not "created" as a whole.
+fn as_ok(mut response: Response) -> Response {
+    if response.status() == StatusCode::CREATED {
+        *response.status_mut() = StatusCode::OK;
+    }
+    response
 }
 
 fn with_etag(mut response: Response, etag: &str) -> Response {
+    if etag.is_empty() {
+        return response;
+    }
     if let Ok(value) = HeaderValue::from_str(&format!("\"{etag}\"")) {
         response.headers_mut().insert(header::ETAG, value);
     }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::api::ApiError;
+use crate::view::FieldChangeView;
 
 /// The media type of every refusal.
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
@@ -35,6 +36,9 @@ pub struct ProblemBody {
     /// For `stale_context`: what the request relied on and asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yours: Option<Version>,
+    /// For `stale_context`: field by field what differs, from the document as it is now to what the request asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<FieldChangeView>,
 }
 
 /// One fault of a body.
@@ -77,6 +81,10 @@ pub enum Code {
     RequestTimeout,
     /// A limit of the store.
     Limit,
+    /// There is nothing to settle.
+    NoConflict,
+    /// The idempotency key was used for another write.
+    IdempotencyReuse,
     /// The document changed since the ETag was read.
     StaleContext,
     /// The body is over the limit.
@@ -99,7 +107,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the documentation's test.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Malformed,
         Self::TokenRequired,
         Self::TokenWrong,
@@ -108,6 +116,8 @@ impl Code {
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::Limit,
+        Self::NoConflict,
+        Self::IdempotencyReuse,
         Self::StaleContext,
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
@@ -147,6 +157,10 @@ impl Code {
                 ("request_timeout", StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time")
             }
             Self::Limit => ("limit", StatusCode::CONFLICT, "a limit is reached"),
+            Self::NoConflict => ("no_conflict", StatusCode::CONFLICT, "there is nothing to settle"),
+            Self::IdempotencyReuse => {
+                ("idempotency_reuse", StatusCode::CONFLICT, "the idempotency key was used for another write")
+            }
             Self::StaleContext => ("stale_context", StatusCode::PRECONDITION_FAILED, "the document changed meanwhile"),
             Self::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
             Self::UnsupportedMediaType => {
@@ -206,7 +220,13 @@ impl Refusal {
     }
 
     fn body(self) -> ProblemBody {
-        let (current, yours) = self.versions.map(|both| *both).unzip();
+        let (current, yours): (Option<Version>, Option<Version>) = self.versions.map(|both| *both).unzip();
+        let changes = match (&current, &yours) {
+            (Some(current), Some(yours)) if !yours.document.is_null() => {
+                crate::plan::changes(&current.document, &yours.document)
+            }
+            _ => Vec::new(),
+        };
         ProblemBody {
             kind: format!("urn:marram:problem:{}", self.code.as_str()),
             title: self.code.title().to_owned(),
@@ -216,6 +236,7 @@ impl Refusal {
             problems: self.problems,
             current,
             yours,
+            changes,
         }
     }
 }
@@ -231,6 +252,8 @@ impl From<ApiError> for Refusal {
                 let yours = Version { etag: String::new(), document: Value::Null };
                 Self::new(Code::StaleContext, detail).with_versions(current, yours)
             }
+            ApiError::NoConflict(_) => Self::new(Code::NoConflict, detail),
+            ApiError::IdempotencyReuse => Self::new(Code::IdempotencyReuse, detail),
             ApiError::Denied(_) => Self::new(Code::Denied, detail),
             ApiError::Limit(_) => Self::new(Code::Limit, detail),
             ApiError::Storage(_) => Self::new(Code::StorageFull, detail),

@@ -53,6 +53,12 @@ impl Call {
         self
     }
 
+    /// One more header, where there is something to say.
+    pub(super) fn header(mut self, name: &'static str, value: Option<&str>) -> Self {
+        self.headers.extend(value.map(|value| (HeaderName::from_static(name), value.to_owned())));
+        self
+    }
+
     /// Only if the document does not exist.
     pub(super) fn create_only(mut self, create_only: bool) -> Self {
         self.headers.extend(create_only.then(|| (IF_NONE_MATCH, "*".to_owned())));

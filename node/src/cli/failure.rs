@@ -5,11 +5,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ::policy::Problem;
+use crdt_store::{BundleError, StorageError, StoreError};
 use transport::trust::{JoinError, TrustError};
 
 use crate::admin::{ProblemBody, TokenError};
 use crate::config::ConfigError;
 use crate::telemetry::LogError;
+use crate::view::FieldChangeView;
+
+/// Fields shown of a document that is not as expected.
+const CHANGES_SHOWN: usize = 8;
 
 /// Exit codes; their meaning stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +106,22 @@ pub enum CliError {
     /// The mesh did not let this node in; nothing but an empty folder is left.
     #[error(transparent)]
     Join(#[from] JoinError),
+    /// The store on disk does not open, or does not take what it was given.
+    #[error("{}: {}", path.display(), chain(source.as_ref()))]
+    Store {
+        /// Its folder.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<StoreError>,
+    },
+    /// The file is no bundle that this node can use; or could not be written.
+    #[error("{}: {}", path.display(), chain(source.as_ref()))]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<BundleError>,
+    },
     /// The agent or the demo failed.
     #[error("{0:#}")]
     Agent(anyhow::Error),
@@ -122,6 +143,7 @@ impl CliError {
             Self::Unreachable { .. } => Exit::Unreachable,
             Self::Refused(problem) => exit_of_status(problem.status),
             Self::Join(error) => exit_of_join(error),
+            Self::Bundle { source, .. } => exit_of_bundle(source),
             Self::Config(ConfigError::Read { .. })
             | Self::Unexpected { .. }
             | Self::File { .. }
@@ -129,6 +151,7 @@ impl CliError {
             | Self::Token(_)
             | Self::Log(_)
             | Self::Trust(_)
+            | Self::Store { .. }
             | Self::Agent(_)
             | Self::Output(_)
             | Self::Runtime(_) => Exit::Failed,
@@ -147,6 +170,9 @@ impl CliError {
         if lines.is_empty() {
             lines.push(format!("error: {self}"));
         }
+        if let Self::Refused(body) = self {
+            lines.extend(body.changes.iter().take(CHANGES_SHOWN).map(differs));
+        }
         if let Some(hint) = self.hint() {
             lines.push(format!("  hint: {hint}"));
         }
@@ -159,6 +185,19 @@ impl CliError {
             Self::Unreachable { .. } => {
                 "is the agent running? `marram agent --dir DIR`; readers take --admin URL or --dir DIR"
             }
+            Self::Store { source, .. } => match **source {
+                StoreError::Damaged(_) | StoreError::Storage(StorageError::Damaged { .. }) => {
+                    "`marram store verify --dir DIR` lists what is wrong; the agent refills the store when it starts"
+                }
+                _ => return None,
+            },
+            Self::Bundle { source, .. } => match **source {
+                BundleError::Damaged { .. } => {
+                    "write it again where it came from: `marram store export --dir DIR FILE`"
+                }
+                BundleError::OtherStore { .. } => "import it at a node of that mesh",
+                _ => return None,
+            },
             Self::Occupied(_) => "run it with `marram agent --dir DIR`, or choose another --dir",
             Self::Refused(body) => match body.code.as_str() {
                 "token_required" | "token_wrong" => {
@@ -173,6 +212,21 @@ impl CliError {
     }
 }
 
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let more = source.to_string();
+        // Some errors repeat their cause in their own words.
+        if !text.ends_with(&more) {
+            text.push_str(&format!(": {more}"));
+        }
+        cause = source.source();
+    }
+    text
+}
+
 fn stale_hint(body: &ProblemBody) -> String {
     match &body.current {
         Some(current) if !current.etag.is_empty() => {
@@ -183,6 +237,12 @@ fn stale_hint(body: &ProblemBody) -> String {
         }
         _ => "look with `marram policy get`, then write again".to_owned(),
     }
+}
+
+/// One field in which the document differs from what was to be written.
+fn differs(change: &FieldChangeView) -> String {
+    let shown = |value: &Option<serde_json::Value>| value.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+    format!("  {} is {} there, {} here", change.path, shown(&change.before), shown(&change.after))
 }
 
 fn told(problem: &Problem) -> String {
@@ -201,6 +261,14 @@ const fn exit_of_status(status: u16) -> Exit {
         401 | 403 | 421 => Exit::Denied,
         400 | 413 | 415 | 422 => Exit::Invalid,
         503 => Exit::Degraded,
+        _ => Exit::Failed,
+    }
+}
+
+/// A file that cannot be used is something else than a disk that fails.
+const fn exit_of_bundle(error: &BundleError) -> Exit {
+    match error {
+        BundleError::Damaged { .. } | BundleError::Newer { .. } | BundleError::OtherStore { .. } => Exit::Invalid,
         _ => Exit::Failed,
     }
 }

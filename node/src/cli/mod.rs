@@ -10,6 +10,7 @@ mod policy;
 mod route;
 mod settings;
 mod start;
+mod store;
 mod table;
 mod target;
 
@@ -49,7 +50,8 @@ Look
   route explain  why requests go where they go            marram route explain hello --dir a
 
 Policy
-  policy         apply, list, get, delete, conflicts      marram policy apply --dir a -f split.yaml
+  policy         write, look, undo, settle conflicts      marram policy apply --dir a -f split.yaml
+  store          verify, export, import; agent stopped    marram store verify --dir a
 
 Settings
   config         check or print a node.toml               marram config check --dir a
@@ -76,6 +78,9 @@ enum Command {
     /// Policy documents.
     #[command(subcommand)]
     Policy(policy::PolicyVerb),
+    /// The policy store on disk, while its agent is stopped.
+    #[command(subcommand)]
+    Store(store::StoreVerb),
     /// The file node.toml.
     #[command(subcommand)]
     Config(settings::ConfigVerb),
@@ -109,6 +114,7 @@ fn execute(command: Command) -> Result<Exit, CliError> {
         Command::Services(verb) => verb.run(),
         Command::Route(verb) => verb.run(),
         Command::Policy(verb) => verb.run(),
+        Command::Store(verb) => verb.run(),
         Command::Config(verb) => verb.run(),
     }
 }

@@ -6,13 +6,15 @@ use ::policy::Problem;
 use ::policy::explain::{CapacitySource, DistanceSource, Excluded, Subject, explain};
 use ::policy::{BackendPolicy, Capacity};
 use clap::{CommandFactory as _, Parser as _};
+use crdt_store::{BundleError, BundleFault, StoreError};
 
 use super::target::{Output, Reach, Target};
 use super::*;
 use crate::admin::ProblemBody;
 use crate::view::{
-    Applied, AppliedDocument, Capabilities, CheckView, ConflictSide, ConflictView, InstanceView, LinkView,
-    MemberCounts, NodeView, PolicyStatus, ProblemView, ServiceSummary, Status,
+    Applied, AppliedDocument, Capabilities, CheckView, ConflictSide, ConflictView, DocumentDiff, EffectiveKindView,
+    EffectiveView, FieldChangeView, FieldSourceView, InstanceView, LinkView, MemberCounts, NodeView, OverriddenView,
+    PolicyStatus, ProblemView, Replicated, ServiceSummary, SideChangeView, Status,
 };
 
 #[test]
@@ -45,6 +47,21 @@ fn every_call_that_scripts_rely_on_parses() {
         "policy get global/HTTPRoute/shop",
         "policy delete region:eu/HTTPRoute/shop --if-match abc",
         "policy conflicts",
+        "policy apply -f a.yaml -m why --idempotency-key k --wait majority --timeout 10s",
+        "policy apply -f a.yaml --dry-run",
+        "policy patch global/HTTPRoute/shop -p {} --wait 2",
+        "policy patch global/HTTPRoute/shop -f p.json --if-match abc",
+        "policy get global/HTTPRoute/shop --at x:1",
+        "policy diff -f a.yaml -f b.yaml",
+        "policy effective hello --node b",
+        "policy history global/HTTPRoute/shop -o wide",
+        "policy rollback global/HTTPRoute/shop --to x:1 -m why",
+        "policy resolve global/HTTPRoute/shop --take x:1",
+        "policy resolve global/HTTPRoute/shop -f a.yaml --wait all",
+        "policy sync -o json",
+        "store verify --dir a",
+        "store export --dir a shop.bundle",
+        "store import --dir b shop.bundle",
         "config check node.toml",
         "config check --dir a",
         "config print --dir a",
@@ -69,6 +86,17 @@ fn calls_that_make_no_sense_are_usage_faults() {
         "policy get HTTPRoute/shop",
         "policy get global/HTTPRoute/",
         "policy apply -f a --if-match x --create-only",
+        "policy apply -f a --wait most",
+        "policy apply -f a --timeout soon",
+        "policy patch global/HTTPRoute/shop",
+        "policy patch global/HTTPRoute/shop -p {} -f x",
+        "policy rollback global/HTTPRoute/shop",
+        "policy resolve global/HTTPRoute/shop",
+        "policy resolve global/HTTPRoute/shop --take x:1 -f a",
+        "store",
+        "store verify",
+        "store export --dir a",
+        "store import shop.bundle",
         "config check",
         "config check node.toml --dir a",
         "nodes -o yaml",
@@ -159,7 +187,12 @@ fn refused(status: u16, code: &str, problems: Vec<Problem>) -> CliError {
         problems,
         current: None,
         yours: None,
+        changes: Vec::new(),
     }))
+}
+
+fn bundle_fault(source: BundleError) -> CliError {
+    CliError::Bundle { path: PathBuf::from("shop.bundle"), source: Box::new(source) }
 }
 
 #[test]
@@ -171,6 +204,7 @@ fn exit_codes_follow_from_what_failed() {
         (refused(404, "not_found", Vec::new()), Exit::Failed),
         (refused(507, "storage_full", Vec::new()), Exit::Failed),
         (refused(503, "unavailable", Vec::new()), Exit::Degraded),
+        (refused(409, "no_conflict", Vec::new()), Exit::Failed),
         (refused(412, "stale_context", Vec::new()), Exit::Stale),
         (refused(401, "token_required", Vec::new()), Exit::Denied),
         (refused(403, "denied", Vec::new()), Exit::Denied),
@@ -182,6 +216,10 @@ fn exit_codes_follow_from_what_failed() {
         (CliError::Documents(Vec::new()), Exit::Invalid),
         (CliError::File { path: PathBuf::from("f"), source: file() }, Exit::Failed),
         (CliError::Config(crate::config::Config::parse("node.toml", "x = 1").unwrap_err()), Exit::Invalid),
+        (bundle_fault(BundleError::Newer { version: 9 }), Exit::Invalid),
+        (bundle_fault(BundleError::OtherStore { found: "m/global".to_owned() }), Exit::Invalid),
+        (bundle_fault(BundleError::Io { doing: "writing", source: file() }), Exit::Failed),
+        (CliError::Store { path: PathBuf::from("a/store"), source: Box::new(StoreError::Newer) }, Exit::Failed),
         (CliError::Agent(anyhow::anyhow!("x")), Exit::Failed),
     ] {
         assert_eq!(error.exit(), expected, "{error:?}");
@@ -206,6 +244,17 @@ fn failures_are_told_with_their_hints() {
         (
             CliError::Config(crate::config::Config::parse("node.toml", "regio = 'x'").unwrap_err()),
             "error: node.toml: line 1: unknown field `regio`\n  hint: did you mean `region`?",
+        ),
+        (
+            bundle_fault(BundleError::Damaged { offset: 14, fault: BundleFault::Cut }),
+            "error: shop.bundle: bundle is damaged at byte 14: the file ends here\n  hint: write it again where it came from: `marram store export --dir DIR FILE`",
+        ),
+        (
+            CliError::Store {
+                path: PathBuf::from("a/store"),
+                source: Box::new(StoreError::Damaged("bits".to_owned())),
+            },
+            "error: a/store: stored state is damaged: bits\n  hint: `marram store verify --dir DIR` lists what is wrong; the agent refills the store when it starts",
         ),
     ] {
         assert_eq!(error.report(), expected);
@@ -359,7 +408,7 @@ fn a_status_tells_links_certificates_and_problems() {
         state: "ready".to_owned(),
         uptime_s: 300,
         members: MemberCounts { alive: 2, dead: 1, ..MemberCounts::default() },
-        policy: PolicyStatus { root: "00ff".to_owned(), documents: 3, conflicts: 1, writable: false },
+        policy: PolicyStatus { root: "00ff".to_owned(), documents: 3, conflicts: 1, tombstones: 0, writable: false },
         links: vec![LinkView {
             node: "b".to_owned(),
             remote: "10.0.0.6:7440".to_owned(),
@@ -404,16 +453,19 @@ fn policy_results_name_documents_and_versions() {
         dot: "x:7".to_owned(),
         root: "00ff".to_owned(),
         documents: vec![document("created", "e1"), document("deleted", "")],
+        ..Applied::default()
     };
     assert_eq!(
-        policy::applied_text(&applied),
+        policy::text::applied_text(&applied),
         "created global/HTTPRoute/shop  etag e1\ndeleted global/HTTPRoute/shop\nstored as x:7, policy root 00ff\n"
     );
     let side = |author: &str, in_force| ConflictSide {
         dot: "x:1".to_owned(),
         author: author.to_owned(),
         written_ms: 1_800_000_000_000,
+        message: String::new(),
         in_force,
+        deleted: false,
         value: serde_json::json!({"epsilon": 2}),
     };
     let conflict = ConflictView {
@@ -422,14 +474,114 @@ fn policy_results_name_documents_and_versions() {
         name: "shop".to_owned(),
         section: "spec.loadBalancer".to_owned(),
         sides: vec![side("a", true), side("b", false)],
+        base: serde_json::Value::Null,
+        changes: Vec::new(),
     };
-    let text = policy::conflicts_text(&[conflict]);
+    let text = policy::text::conflicts_text(&[conflict]);
     assert!(
         text.starts_with("global/BackendTrafficPolicy/shop  section spec.loadBalancer\n  in force  a  2027-01-15"),
         "{text}"
     );
     assert!(text.contains("            {\"epsilon\":2}\n"), "{text}");
-    assert_eq!(policy::conflicts_text(&[]), "no conflicts\n");
+    assert_eq!(policy::text::conflicts_text(&[]), "no conflicts\n");
+}
+
+#[test]
+fn what_came_of_a_wait_is_told() {
+    let applied = |nodes: &[&str], wanted| Applied {
+        dot: "x:7".to_owned(),
+        root: "00ff".to_owned(),
+        replayed: true,
+        replicated_to: Some(Replicated { nodes: nodes.iter().map(|node| (*node).to_owned()).collect(), wanted }),
+        ..Applied::default()
+    };
+    assert_eq!(
+        policy::text::applied_text(&applied(&["b", "c"], 2)),
+        "stored earlier as x:7, policy root 00ff\non disk at b, c: 2 of 2 wanted\n"
+    );
+    let missed = policy::text::applied_text(&applied(&[], 2));
+    assert!(missed.ends_with("on disk at nobody yet: 0 of 2 wanted; not in time, it goes on spreading\n"), "{missed}");
+}
+
+#[test]
+fn a_conflict_shows_what_each_side_did_to_what_was_there() {
+    let side = |author: &str, in_force, deleted| ConflictSide {
+        dot: "x:1".to_owned(),
+        author: author.to_owned(),
+        written_ms: 1_800_000_000_000,
+        message: "too slow".to_owned(),
+        in_force,
+        deleted,
+        value: serde_json::Value::Null,
+    };
+    let change = SideChangeView {
+        path: "spec.loadBalancer.lambda".to_owned(),
+        base: Some(serde_json::json!(0.5)),
+        sides: vec![Some(serde_json::json!(0.1)), None],
+        agrees: false,
+    };
+    let conflict = ConflictView {
+        scope: "global".to_owned(),
+        kind: "BackendTrafficPolicy".to_owned(),
+        name: "shop".to_owned(),
+        section: String::new(),
+        sides: vec![side("west", true, false), side("east", false, true)],
+        base: serde_json::Value::Null,
+        changes: vec![change],
+    };
+    let expected = "\
+global/BackendTrafficPolicy/shop  deleted while it was edited
+  in force  west  2027-01-15 08:00:00Z  (x:1)  \"too slow\"
+            east  2027-01-15 08:00:00Z  (x:1)  deleted it  \"too slow\"
+    FIELD                     BEFORE  west  east
+    spec.loadBalancer.lambda  0.5     0.1   -
+to settle one: `marram policy resolve SCOPE/KIND/NAME --take DOT`, or -f with the document as you want it
+";
+    assert_eq!(policy::text::conflicts_text(&[conflict]), expected);
+}
+
+#[test]
+fn differences_and_effective_policy_read_field_by_field() {
+    let change = |path: &str, before, after| FieldChangeView { path: path.to_owned(), before, after };
+    let diff = DocumentDiff {
+        scope: "global".to_owned(),
+        kind: "HTTPRoute".to_owned(),
+        name: "shop".to_owned(),
+        change: "changed".to_owned(),
+        changes: vec![change("spec.a", None, Some(1.into())), change("spec.b", Some("x".into()), None)],
+    };
+    assert_eq!(
+        policy::text::diffs_text(&[diff]),
+        "changed global/HTTPRoute/shop\n  spec.a: - → 1\n  spec.b: \"x\" → -\n"
+    );
+    let field = FieldSourceView {
+        path: "loadBalancer.lambda".to_owned(),
+        value: 1.into(),
+        document: "global/BackendTrafficPolicy/x".to_owned(),
+        locked_by: Some("global/BackendTrafficPolicy/x".to_owned()),
+        overridden: vec![OverriddenView {
+            document: "node:a/BackendTrafficPolicy/y".to_owned(),
+            value: 2.into(),
+            why: "locked".to_owned(),
+        }],
+    };
+    let effective = EffectiveView {
+        service: "hello".to_owned(),
+        node: "a".to_owned(),
+        region: "eu".to_owned(),
+        zone: String::new(),
+        kinds: vec![EffectiveKindView {
+            kind: "BackendTrafficPolicy".to_owned(),
+            spec: serde_json::Value::Null,
+            fields: vec![field],
+        }],
+    };
+    let text = policy::text::effective_text(&effective, None);
+    assert!(text.starts_with("SERVICE hello  at a (eu)\nBackendTrafficPolicy\nFIELD"), "{text}");
+    assert!(
+        text.contains("global/BackendTrafficPolicy/x (locked)  2 of node:a/BackendTrafficPolicy/y: locked"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -497,4 +649,37 @@ fn options_with_faults_make_nothing() {
     let report = error.report();
     assert!(report.contains("error: field `region`") && report.contains("error: field `admin.bind`"), "{report}");
     assert!(!dir.exists());
+}
+
+#[test]
+fn a_verified_store_is_told_in_numbers_with_every_fault() {
+    let mut report = crdt_store::Report {
+        documents: 3,
+        conflicts: 1,
+        tombstones: 2,
+        ops: 7,
+        root: Some([0xab; 16]),
+        disk_bytes: 524_288,
+        snapshot_ops: Some(7),
+        faults: Vec::new(),
+    };
+    let text = store::report_text(std::path::Path::new("a/store"), &report);
+    let expected = "\
+store      a/store
+documents  3
+conflicts  1
+tombstones 2
+ops        7
+root       abababababababababababababababab
+disk       524288 bytes
+snapshot   7 ops
+ok
+";
+    assert_eq!(text, expected);
+    (report.root, report.snapshot_ops) = (None, None);
+    report.faults = vec!["op x:1: checksum does not match".to_owned(), "the store does not open: y".to_owned()];
+    let text = store::report_text(std::path::Path::new("a/store"), &report);
+    assert!(text.contains("root       unknown\n") && text.contains("snapshot   none that reads\n"), "{text}");
+    assert!(text.contains("fault      op x:1: checksum") && text.contains("fault      the store does"), "{text}");
+    assert!(!text.contains("\nok\n"), "{text}");
 }

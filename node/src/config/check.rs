@@ -25,6 +25,7 @@ const CAPACITY_MAX: f64 = 1e6;
 const CONNECTIONS_MAX: usize = 1_000_000;
 const HEAD_BYTES_MIN: usize = 1024;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+const TOMBSTONE_AGE_MIN: Duration = Duration::from_secs(1);
 const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 impl Config {
@@ -35,6 +36,7 @@ impl Config {
         self.check_place(&mut found);
         check_mesh(&self.mesh, &mut found);
         check_proxy(&self.proxy, &mut found);
+        self.check_store(&mut found);
         self.check_admin(&mut found);
         self.check_services(&mut found);
         self.check_listeners(&mut found);
@@ -71,6 +73,14 @@ impl Config {
         if !self.admin.bind.ip().is_loopback() {
             let hint = "use 127.0.0.1 or [::1]; from elsewhere, go through ssh or the socket DIR/admin.sock";
             found.add("admin.bind", format!("{} is not a loopback address", self.admin.bind.ip()), Some(hint));
+        }
+    }
+
+    fn check_store(&self, found: &mut Found) {
+        let age = self.store.tombstone_age;
+        if age < TOMBSTONE_AGE_MIN {
+            let message = format!("{} is under 1s", humantime::format_duration(age));
+            found.add("store.tombstone_age", message, Some("7d suits nodes that are away over a weekend"));
         }
     }
 

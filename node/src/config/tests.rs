@@ -72,7 +72,7 @@ fn every_field_is_documented() {
     let value = Value::try_from(full).unwrap();
     for name in names(&value) {
         let is_free = name.contains("labels.")
-            || ["mesh", "gossip", "admin", "proxy", "service", "listener"].contains(&name.as_str());
+            || ["mesh", "gossip", "admin", "proxy", "store", "service", "listener"].contains(&name.as_str());
         assert!(is_free || text.contains(&format!("`{name}`")), "docs/config.md does not mention `{name}`");
     }
 }

@@ -56,7 +56,7 @@ targetRef: { kind: Service, name: hello }
 spec: { loadBalancer: { subset: { nearest: 2 } } }
 ";
     let documents = parse_documents(text, &policy::Limits::default()).unwrap();
-    compile(&documents, &Place::default()).table
+    compile(&documents, &Place::default(), 0).table
 }
 
 fn names(endpoints: &[Arc<Endpoint>]) -> Vec<&str> {

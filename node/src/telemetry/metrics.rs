@@ -109,6 +109,7 @@ fn record_status(status: &Status, problems: usize) {
     }
     gauge!("marram_policy_documents").set(status.policy.documents as f64);
     gauge!("marram_policy_conflicts").set(status.policy.conflicts as f64);
+    gauge!("marram_store_tombstones").set(status.policy.tombstones as f64);
     gauge!("marram_policy_writable").set(f64::from(u8::from(status.policy.writable)));
     gauge!("marram_problems").set(problems as f64);
     for (certificate, not_after) in [("leaf", status.leaf_not_after), ("node", status.node_not_after)] {

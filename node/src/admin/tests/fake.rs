@@ -5,27 +5,28 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use crdt_store::Dot;
 use policy::explain::{CapacitySource, DistanceSource, Excluded, Explanation, Subject, explain};
-use policy::{BackendPolicy, Capacity, Document};
+use policy::{BackendPolicy, Capacity, DocId, Document};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{AdminServer, TOKEN_FILE_NAME};
-use crate::api::{ApiError, ApiFuture, Condition, NodeApi, WatchEvent};
+use crate::api::{ApiError, ApiFuture, Condition, NodeApi, Settle, WaitFor, Write, WriteOptions};
 use crate::telemetry::MetricsHandle;
 use crate::view::{
-    Applied, AppliedDocument, ConflictView, MemberCounts, NodeView, PolicyStatus, PolicyView, ProblemView,
-    Registration, ServiceSummary, Status,
+    Applied, AppliedDocument, ConflictView, DocumentDiff, EffectiveView, ImpactView, MemberCounts, NodeView, PlanView,
+    PolicyStatus, PolicyView, ProblemView, Registration, Replicated, RevisionView, ServiceSummary, Status, SyncStatus,
 };
+use crate::watch::{Watch, WatchLog};
 
 /// Answers like a node; a few names make it fail on purpose.
 pub(super) struct FakeNode {
-    pub(super) events: broadcast::Sender<WatchEvent>,
+    pub(super) events: WatchLog,
     pub(super) not_ready: Mutex<Option<String>>,
     pub(super) calls: Mutex<Vec<String>>,
 }
@@ -66,7 +67,7 @@ pub(super) fn status() -> Status {
         state: "ready".to_owned(),
         uptime_s: 5,
         members: MemberCounts { alive: 1, ..MemberCounts::default() },
-        policy: PolicyStatus { root: "00".to_owned(), documents: 1, conflicts: 0, writable: true },
+        policy: PolicyStatus { root: "00".to_owned(), documents: 1, conflicts: 0, tombstones: 0, writable: true },
         links: Vec::new(),
         leaf_not_after: 1_800_000_000,
         node_not_after: 1_900_000_000,
@@ -81,7 +82,7 @@ fn applied(document: &Document, change: &str) -> Applied {
         change: change.to_owned(),
         etag: "new".to_owned(),
     };
-    Applied { dot: "x:1".to_owned(), root: "11".to_owned(), documents: vec![document] }
+    Applied { dot: "x:1".to_owned(), root: "11".to_owned(), documents: vec![document], ..Applied::default() }
 }
 
 impl NodeApi for FakeNode {
@@ -110,8 +111,8 @@ impl NodeApi for FakeNode {
         self.not_ready.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
-    fn events(&self) -> broadcast::Receiver<WatchEvent> {
-        self.events.subscribe()
+    fn watch(&self, since: Option<&str>) -> Watch {
+        self.events.watch(since)
     }
 
     fn put_instance(&self, service: String, id: String, registration: Registration) -> ApiFuture<'_, ()> {
@@ -130,57 +131,116 @@ impl NodeApi for FakeNode {
     }
 
     fn policies(&self) -> ApiFuture<'_, Vec<PolicyView>> {
-        Box::pin(
-            async move { Ok(vec![self.policy("global".to_owned(), "HTTPRoute".to_owned(), "shop".to_owned()).await?]) },
-        )
+        let id = DocId { scope: "global".to_owned(), kind: "HTTPRoute".to_owned(), name: "shop".to_owned() };
+        Box::pin(async move { Ok(vec![self.policy(id, None).await?]) })
     }
 
-    fn policy(&self, scope: String, kind: String, name: String) -> ApiFuture<'_, PolicyView> {
+    fn policy(&self, id: DocId, at: Option<Dot>) -> ApiFuture<'_, PolicyView> {
         Box::pin(async move {
-            if name != "shop" {
-                return Err(ApiError::NotFound(format!("no document {scope}/{kind}/{name}")));
+            if id.name != "shop" {
+                return Err(ApiError::NotFound(format!("no document {id}")));
             }
+            let DocId { scope, kind, name } = id;
             Ok(PolicyView {
                 document: Document::new(kind.clone(), scope.clone(), name.clone()).to_json(),
                 scope,
                 kind,
                 name,
-                etag: ETAG.to_owned(),
+                etag: if at.is_some() { String::new() } else { ETAG.to_owned() },
+                dot: at.map_or_else(|| "x:1".to_owned(), |dot| dot.to_string()),
                 author: "a".to_owned(),
                 written_ms: 0,
+                message: String::new(),
                 conflicts: Vec::new(),
                 deleted_concurrently: false,
+                expired: false,
             })
         })
     }
 
-    fn apply(&self, documents: Vec<Document>, condition: Condition) -> ApiFuture<'_, Applied> {
-        self.called(format!("apply {} {condition:?}", documents.len()));
+    fn history(&self, id: DocId) -> ApiFuture<'_, Vec<RevisionView>> {
         Box::pin(async move {
-            let first = documents.first().unwrap();
-            match (first.metadata.name.as_str(), condition) {
-                ("full", _) => Err(ApiError::Storage("the disk is full; nothing was stored".to_owned())),
-                ("relay", _) => Err(ApiError::Denied("this node only relays policy".to_owned())),
-                ("shop", Condition::Absent) => Err(ApiError::Stale { current: ETAG.to_owned() }),
-                (_, Condition::Match(etag)) if etag != ETAG => Err(ApiError::Stale { current: ETAG.to_owned() }),
-                ("shop", _) => Ok(applied(first, "changed")),
-                _ => Ok(applied(first, "created")),
-            }
+            if id.name == "shop" { Ok(Vec::new()) } else { Err(ApiError::NotFound(format!("no document {id}"))) }
         })
     }
 
-    fn delete_policy(&self, scope: String, kind: String, name: String, condition: Condition) -> ApiFuture<'_, Applied> {
-        self.called(format!("delete {name} {condition:?}"));
+    fn write(&self, write: Write, options: WriteOptions) -> ApiFuture<'_, Applied> {
+        let WriteOptions { condition, idempotency_key, reason, wait } = options;
+        let told = match &write {
+            Write::Apply(documents) => format!("apply {}", documents.len()),
+            Write::Delete(id) => format!("delete {}", id.name),
+            Write::Patch { id, patch } => format!("patch {} {patch}", id.name),
+            Write::Rollback { id, to } => format!("rollback {} to {}", id.name, to.counter),
+            Write::Resolve { id, settle: Settle::Take(dot) } => format!("resolve {} take {}", id.name, dot.counter),
+            Write::Resolve { id, settle: Settle::With(_) } => format!("resolve {} with", id.name),
+        };
+        self.called(format!("{told} {condition:?}"));
+        for word in [idempotency_key, reason].into_iter().filter(|word| !word.is_empty()) {
+            self.called(word);
+        }
         Box::pin(async move {
-            match condition {
-                Condition::Match(etag) if etag != ETAG => Err(ApiError::Stale { current: ETAG.to_owned() }),
-                _ => Ok(applied(&Document::new(kind, scope, name), "deleted")),
-            }
+            let (document, change) = match write {
+                Write::Apply(documents) => (documents.into_iter().next().unwrap(), "created"),
+                Write::Resolve { id, .. } if id.name == "calm" => {
+                    return Err(ApiError::NoConflict("calm is in no conflict".to_owned()));
+                }
+                Write::Delete(id) => (Document::new(id.kind, id.scope, id.name), "deleted"),
+                Write::Patch { id, .. } | Write::Rollback { id, .. } | Write::Resolve { id, .. } => {
+                    (Document::new(id.kind, id.scope, id.name), "changed")
+                }
+            };
+            let mut done = match (document.metadata.name.as_str(), condition) {
+                ("full", _) => return Err(ApiError::Storage("the disk is full; nothing was stored".to_owned())),
+                ("relay", _) => return Err(ApiError::Denied("this node only relays policy".to_owned())),
+                ("again", _) => return Err(ApiError::IdempotencyReuse),
+                ("shop", Condition::Absent) => return Err(ApiError::Stale { current: ETAG.to_owned() }),
+                (_, Condition::Match(etag)) if etag != ETAG => {
+                    return Err(ApiError::Stale { current: ETAG.to_owned() });
+                }
+                ("shop", _) if change == "created" => applied(&document, "changed"),
+                _ => applied(&document, change),
+            };
+            // One other node exists, and it has everything.
+            done.replicated_to = match wait.peers {
+                WaitFor::Nobody => None,
+                WaitFor::Peers(wanted) => Some(Replicated { nodes: vec!["b".to_owned()], wanted }),
+                WaitFor::Majority | WaitFor::All => Some(Replicated { nodes: vec!["b".to_owned()], wanted: 1 }),
+            };
+            Ok(done)
+        })
+    }
+
+    fn diff(&self, documents: Vec<Document>) -> ApiFuture<'_, Vec<DocumentDiff>> {
+        let DocId { scope, kind, name } = documents.first().unwrap().id();
+        let diff = DocumentDiff { scope, kind, name, change: "unchanged".to_owned(), changes: Vec::new() };
+        Box::pin(async move { Ok(vec![diff]) })
+    }
+
+    fn plan(&self, documents: Vec<Document>) -> ApiFuture<'_, PlanView> {
+        Box::pin(async move {
+            let documents = self.diff(documents).await?;
+            let impact = ImpactView::default();
+            Ok(PlanView { valid: true, documents, notes: Vec::new(), impact, would_conflict: Vec::new() })
         })
     }
 
     fn conflicts(&self) -> ApiFuture<'_, Vec<ConflictView>> {
         Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn effective(&self, service: String, node: Option<String>) -> ApiFuture<'_, EffectiveView> {
+        Box::pin(async move {
+            match node.unwrap_or_else(|| "a".to_owned()) {
+                node if node == "a" => {
+                    Ok(EffectiveView { service, node, region: String::new(), zone: String::new(), kinds: Vec::new() })
+                }
+                node => Err(ApiError::NotFound(format!("no node `{node}` is known here; known: a"))),
+            }
+        })
+    }
+
+    fn sync_status(&self) -> ApiFuture<'_, SyncStatus> {
+        Box::pin(async { Ok(SyncStatus::default()) })
     }
 }
 
@@ -224,7 +284,7 @@ impl Answer {
 impl Running {
     pub(super) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (events, _) = broadcast::channel(4);
+        let events = WatchLog::with_lag(7, 4);
         let node = Arc::new(FakeNode { events, not_ready: Mutex::new(None), calls: Mutex::new(Vec::new()) });
         let api: Arc<dyn NodeApi> = Arc::clone(&node) as Arc<dyn NodeApi>;
         let bind = "127.0.0.1:0".parse().unwrap();

@@ -15,8 +15,13 @@ struct Stream(BufReader<UnixStream>);
 impl Stream {
     /// Opens the stream and reads past the head.
     async fn open(server: &Running) -> Self {
+        Self::open_with(server, "/v1/watch", "").await
+    }
+
+    async fn open_with(server: &Running, path: &str, header: &str) -> Self {
         let mut stream = UnixStream::connect(&server.socket).await.unwrap();
-        stream.write_all(b"GET /v1/watch HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
         let mut opened = Self(BufReader::new(stream));
         let head = opened.until(str::is_empty).await;
         assert!(head.contains("200 OK") && head.contains("text/event-stream"), "{head}");
@@ -47,7 +52,7 @@ async fn a_reader_gets_a_resync_first_and_then_what_happens() {
     let server = Running::start().await;
     let mut stream = Stream::open(&server).await;
     stream.until(|line| line == "event: resync").await;
-    server.node.events.send(node_event("b")).unwrap();
+    server.node.events.tell(node_event("b"));
     stream.until(|line| line == "event: node").await;
     let data = stream.until(|line| line.starts_with("data: ")).await;
     assert!(data.contains(r#""type":"node""#) && data.contains(r#""node":"b""#), "{data}");
@@ -60,7 +65,7 @@ async fn a_reader_that_fell_behind_gets_a_resync() {
     stream.until(|line| line == "event: resync").await;
     // The channel of the fake node holds four; the server cannot read in between on this one thread.
     for index in 0..10 {
-        server.node.events.send(node_event(&index.to_string())).unwrap();
+        server.node.events.tell(node_event(&index.to_string()));
     }
     stream.until(|line| line == "event: resync").await;
     let data = stream.until(|line| line.starts_with("data: ")).await;
@@ -100,4 +105,38 @@ async fn one_reader_too_many_is_refused_until_another_leaves() {
         }
     };
     timeout(PATIENCE, again).await.expect("a free place in time");
+}
+
+#[tokio::test]
+async fn a_reader_who_comes_back_goes_on_after_the_last_event_it_saw() {
+    let server = Running::start().await;
+    let mut stream = Stream::open(&server).await;
+    let first = stream.until(|line| line.starts_with("id: ")).await;
+    assert!(first.contains("id: 7.0"), "a resync can be resumed after, too: {first}");
+    for name in ["b", "c", "d"] {
+        server.node.events.tell(node_event(name));
+    }
+    drop(stream);
+    for (path, header) in [("/v1/watch?since=7.1", ""), ("/v1/watch?since=7.0", "Last-Event-ID: 7.1\r\n")] {
+        let mut again = Stream::open_with(&server, path, header).await;
+        let missed = again.until(|line| line == "id: 7.3").await;
+        assert!(missed.contains(r#""node":"c""#) && !missed.contains(r#""node":"b""#), "{missed}");
+        assert!(!missed.contains("resync"), "{missed}");
+    }
+    for since in ["6.1", "7.9", "junk"] {
+        let mut lost = Stream::open_with(&server, &format!("/v1/watch?since={since}"), "").await;
+        lost.until(|line| line == "event: resync").await;
+    }
+}
+
+#[tokio::test]
+async fn a_reader_gets_only_the_kinds_it_asked_for() {
+    let server = Running::start().await;
+    let mut stream = Stream::open_with(&server, "/v1/watch?kinds=service,policy", "").await;
+    stream.until(|line| line == "event: resync").await;
+    server.node.events.tell(node_event("b"));
+    server.node.events.tell(WatchEvent::Service { service: "hello".to_owned() });
+    let all = stream.until(|line| line.starts_with("data: ") && line.contains("service")).await;
+    assert!(!all.contains("event: node"), "{all}");
+    server.socket("GET /v1/watch?kinds=weather", &[], "").await.assert_refused(400, "malformed");
 }

@@ -140,3 +140,113 @@ async fn a_document_is_deleted_under_a_condition() {
     let deleted = server.authorised(line, &[], "").await;
     assert_eq!(deleted.json()["documents"][0]["change"], "deleted");
 }
+
+/// A write as the history names it.
+const DOT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaa:17";
+
+#[tokio::test]
+async fn key_and_reason_travel_with_every_write() {
+    let server = Running::start().await;
+    let head = [YAML[0], "Idempotency-Key: k-1", "Marram-Reason: zu früh ☂"];
+    assert_eq!(server.socket("POST /v1/apply", &head, &document("shop")).await.status, 200);
+    assert_eq!(server.socket(&path("shop"), &head, &document("shop")).await.status, 200);
+    let json = ["Content-Type: application/json", "Idempotency-Key: k-2", "Marram-Reason: why"];
+    let at = "/v1/policies/global/BackendTrafficPolicy/shop";
+    let back = format!(r#"{{"to": "{DOT}"}}"#);
+    assert_eq!(server.socket(&format!("POST {at}/rollback"), &json, &back).await.status, 200);
+    assert_eq!(
+        server.calls(),
+        ["apply 1 Any", "k-1", "zu früh ☂", "apply 1 Any", "k-1", "zu früh ☂", "rollback shop to 17 Any", "k-2", "why"]
+    );
+    for wrong in [format!("Idempotency-Key: {}", "k".repeat(129)), format!("Marram-Reason: {}", "r".repeat(257))] {
+        server.socket(&path("shop"), &[YAML[0], &wrong], &document("shop")).await.assert_refused(400, "malformed");
+    }
+    server.socket(&path("again"), &YAML, &document("again")).await.assert_refused(409, "idempotency_reuse");
+}
+
+#[tokio::test]
+async fn a_write_that_waits_says_who_has_it_and_202_when_too_few_do() {
+    let server = Running::start().await;
+    let reached = server.socket("POST /v1/apply?wait=1&timeout=2s", &YAML, &document("shop")).await;
+    assert_eq!((reached.status, &reached.json()["replicated_to"]["nodes"][0]), (200, &"b".into()), "{reached:?}");
+    let line = path("new").replace("/new", "/new?wait=3");
+    let missed = server.socket(&line, &YAML, &document("new")).await;
+    assert_eq!((missed.status, &missed.json()["replicated_to"]["wanted"]), (202, &3.into()), "{missed:?}");
+    assert_eq!(server.socket(&path("new"), &YAML, &document("new")).await.status, 201);
+    for wrong in ["wait=most", "wait=-1", "wait=1&timeout=1h", "wait=1&timeout=soon", "weight=1"] {
+        let line = format!("POST /v1/apply?{wrong}");
+        server.socket(&line, &YAML, &document("shop")).await.assert_refused(400, "malformed");
+    }
+}
+
+#[tokio::test]
+async fn one_document_is_applied_under_a_condition_and_several_are_not() {
+    let server = Running::start().await;
+    let stale = [YAML[0], "If-Match: \"old\""];
+    let body = server.socket("POST /v1/apply", &stale, &document("shop")).await.assert_refused(412, "stale_context");
+    let changes = body["changes"].as_array().unwrap();
+    let change = changes.iter().find(|change| change["path"].as_str().unwrap().starts_with("spec.loadBalancer"));
+    assert!(change.is_some(), "{body:#}");
+    let two = format!("{}---\n{}", document("one"), document("two"));
+    server.socket("POST /v1/apply", &stale, &two).await.assert_refused(400, "malformed");
+}
+
+#[tokio::test]
+async fn a_patch_is_taken_as_json_and_refused_as_anything_else() {
+    let server = Running::start().await;
+    let line = "PATCH /v1/policies/global/BackendTrafficPolicy/shop";
+    let patch = r#"{"spec":{"loadBalancer":{"epsilon":null}}}"#;
+    for kind in ["application/merge-patch+json", "application/json"] {
+        assert_eq!(server.socket(line, &[&format!("Content-Type: {kind}")], patch).await.status, 200, "{kind}");
+    }
+    server.socket(line, &YAML, patch).await.assert_refused(415, "unsupported_media_type");
+    server.socket(line, &[], "{").await.assert_refused(400, "malformed");
+    let stale = server.socket(line, &["If-Match: \"old\""], r#"{"spec":{"x":1}}"#).await;
+    let body = stale.assert_refused(412, "stale_context");
+    assert_eq!((&body["changes"][0]["path"], &body["changes"][0]["after"]), (&"spec.x".into(), &1.into()), "{body:#}");
+    assert_eq!(server.calls()[0], format!("patch shop {patch} Any"));
+}
+
+#[tokio::test]
+async fn a_conflict_is_settled_with_one_side_or_a_whole_document() {
+    let server = Running::start().await;
+    let line = |name: &str| format!("POST /v1/policies/global/BackendTrafficPolicy/{name}/resolve");
+    assert_eq!(server.socket(&line("shop"), &[], &format!(r#"{{"take": "{DOT}"}}"#)).await.status, 200);
+    let whole = serde_json::json!({ "document": {
+        "apiVersion": "marram.dev/v1", "kind": "BackendTrafficPolicy", "metadata": { "name": "shop" },
+        "targetRef": { "kind": "Service", "name": "hello" }, "spec": { "loadBalancer": { "epsilon": 2 } },
+    }});
+    assert_eq!(server.socket(&line("shop"), &[], &whole.to_string()).await.status, 200);
+    assert_eq!(server.calls(), ["resolve shop take 17 Any", "resolve shop with Any"]);
+    server.socket(&line("calm"), &[], &format!(r#"{{"take": "{DOT}"}}"#)).await.assert_refused(409, "no_conflict");
+    server.socket(&line("shop"), &[], "{}").await.assert_refused(422, "policy_invalid");
+    server.socket(&line("shop"), &[], r#"{"take": "17"}"#).await.assert_refused(400, "malformed");
+    server.socket(&line("other"), &[], &whole.to_string()).await.assert_refused(422, "policy_invalid");
+}
+
+#[tokio::test]
+async fn a_dry_run_answers_a_plan_and_writes_nothing() {
+    let server = Running::start().await;
+    let plan = server.socket("POST /v1/apply?dryRun=all", &YAML, &document("shop")).await;
+    assert_eq!((plan.status, &plan.json()["valid"]), (200, &true.into()), "{plan:?}");
+    server.socket("POST /v1/apply?dryRun=some", &YAML, &document("shop")).await.assert_refused(400, "malformed");
+    let bad = document("shop").replace("epsilon: 2", "epsilon: -2");
+    server.socket("POST /v1/apply?dryRun=all", &YAML, &bad).await.assert_refused(422, "policy_invalid");
+    assert_eq!(server.socket("POST /v1/diff", &YAML, &document("shop")).await.status, 200);
+    assert_eq!(server.calls(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn earlier_versions_and_places_are_looked_up() {
+    let server = Running::start().await;
+    let at = "/v1/policies/global/HTTPRoute/shop";
+    let earlier = server.socket(&format!("GET {at}?at={DOT}"), &[], "").await;
+    assert_eq!((earlier.status, &earlier.json()["dot"]), (200, &DOT.into()), "{earlier:?}");
+    assert!(!earlier.headers.contains_key("etag"), "an earlier version has none: {earlier:?}");
+    server.socket(&format!("GET {at}?at=17"), &[], "").await.assert_refused(400, "malformed");
+    assert_eq!(server.socket(&format!("GET {at}/history"), &[], "").await.status, 200);
+    server.socket("GET /v1/policies/global/HTTPRoute/x/history", &[], "").await.assert_refused(404, "not_found");
+    assert_eq!(server.socket("GET /v1/effective/hello", &[], "").await.status, 200);
+    server.socket("GET /v1/effective/hello?node=x", &[], "").await.assert_refused(404, "not_found");
+    assert_eq!(server.socket("GET /v1/sync/status", &[], "").await.status, 200);
+}

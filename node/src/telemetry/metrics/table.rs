@@ -156,6 +156,13 @@ pub const METRICS: &[Metric] = &[
     // Policy.
     stable("marram_policy_documents", Gauge, &[], "Live policy documents"),
     stable("marram_policy_conflicts", Gauge, &[], "Documents with concurrent edits that a person should look at"),
+    stable(
+        "marram_store_tombstones",
+        Gauge,
+        &[],
+        "Deleted documents that are still remembered, so that nobody brings them back",
+    ),
+    stable("marram_store_collected_total", Counter, &[], "Deleted documents let go of after `store.tombstone_age`"),
     stable("marram_policy_writable", Gauge, &[], "1 while the disk takes policy writes, else 0"),
     stable("marram_problems", Gauge, &[], "Entries of GET /v1/problems"),
     stable("marram_policy_ops_refused_total", Counter, &["reason"], "Policy writes from peers that were refused"),
@@ -166,6 +173,18 @@ pub const METRICS: &[Metric] = &[
         Counter,
         &[],
         "Messages from peers that the busy store dropped; a later sync brings them",
+    ),
+    stable(
+        "marram_store_recoveries_total",
+        Counter,
+        &[],
+        "Times a damaged policy store was set aside or caught up at start",
+    ),
+    stable(
+        "marram_store_rebuilds_total",
+        Counter,
+        &["result"],
+        "Attempts to write the policy store anew after a sync to disk had failed",
     ),
     // Tasks.
     stable(

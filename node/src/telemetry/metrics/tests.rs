@@ -73,7 +73,7 @@ fn a_scrape_has_the_process_and_the_status() {
         state: "ready".to_owned(),
         uptime_s: 7,
         members: MemberCounts { alive: 3, dead: 1, ..MemberCounts::default() },
-        policy: PolicyStatus { root: String::new(), documents: 4, conflicts: 1, writable: true },
+        policy: PolicyStatus { root: String::new(), documents: 4, conflicts: 1, tombstones: 2, writable: true },
         links: Vec::new(),
         leaf_not_after: 1_800_000_000,
         node_not_after: 1_900_000_000,

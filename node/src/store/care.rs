@@ -1,0 +1,157 @@
+//! What keeps the database well while it is in use: a snapshot now and then, and writing it anew after a failed sync.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crdt_store::{Replica, StoreError, save_bundle};
+use tracing::{debug, info, warn};
+
+/// Two attempts to write the database anew are at least this far apart: each writes all of it.
+const REBUILD_EVERY: Duration = Duration::from_secs(5);
+
+/// The care of one database.
+#[derive(Debug)]
+pub(super) struct Care {
+    snapshot: PathBuf,
+    /// Root and context hash of what the snapshot holds; `None` before the first.
+    saved: Option<([u8; 16], [u8; 8])>,
+    is_failing: bool,
+    next_rebuild: Duration,
+}
+
+impl Care {
+    /// Care with its snapshot at a path.
+    pub(super) fn new(snapshot: PathBuf) -> Self {
+        Self { snapshot, saved: None, is_failing: false, next_rebuild: Duration::ZERO }
+    }
+
+    /// Writes the snapshot where the store has changed since the last one. It replaces the old one whole; a store that
+    /// holds nothing needs none.
+    pub(super) fn snapshot(&mut self, replica: &Replica) {
+        let now = (replica.root(), replica.context_hash());
+        if self.saved == Some(now) || replica.context().origin_count() == 0 {
+            return;
+        }
+        match save_bundle(replica, &self.snapshot) {
+            Ok(ops) => {
+                debug!(ops, "snapshot of the store written");
+                self.saved = Some(now);
+                self.is_failing = false;
+            }
+            // Said once, not every minute: a full disk is told elsewhere as well.
+            Err(fault) if self.is_failing => debug!(%fault, "snapshot of the store not written"),
+            Err(fault) => {
+                warn!(%fault, path = %self.snapshot.display(), "snapshot of the store not written; trying again");
+                self.is_failing = true;
+            }
+        }
+    }
+
+    /// Writes the database anew where it takes no writes since a sync failed; `None` where there was nothing to do, or
+    /// the last attempt is too short ago. `now` is monotonic.
+    pub(super) fn mend(&mut self, replica: &mut Replica, now: Duration) -> Option<Result<(), StoreError>> {
+        if !replica.needs_rebuild() || now < self.next_rebuild {
+            return None;
+        }
+        self.next_rebuild = now + REBUILD_EVERY;
+        let outcome = replica.rebuild();
+        match &outcome {
+            Ok(()) => info!("database written anew after a failed sync; writes are taken again"),
+            Err(fault) => debug!(%fault, "database not written anew; trying again"),
+        }
+        Some(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crdt_store::{
+        Author, Authority, DocKey, Edit, Fault, FaultyStorage, MemoryStorage, OriginRecord, Plan, WriteMeta,
+    };
+
+    use super::*;
+
+    /// Everybody is believed.
+    struct Trusting;
+
+    impl Authority for Trusting {
+        fn sign(&self, _: &[u8]) -> [u8; 64] {
+            [0; 64]
+        }
+        fn public_key(&self) -> [u8; 32] {
+            [0; 32]
+        }
+        fn chain(&self) -> Vec<Vec<u8>> {
+            Vec::new()
+        }
+        fn verify(&self, _: &[u8; 32], _: &[u8], _: &[u8; 64]) -> bool {
+            true
+        }
+        fn admit(&self, _: &OriginRecord) -> Result<Author, String> {
+            Ok(Author { node: "n".to_owned(), name: "n".to_owned(), may_author: true })
+        }
+    }
+
+    fn replica() -> (Replica, Plan) {
+        let (storage, plan) = FaultyStorage::new(MemoryStorage::new());
+        (Replica::open(Box::new(storage), Arc::new(Trusting), "shop", [1; 16], 1).unwrap(), plan)
+    }
+
+    fn write(replica: &mut Replica, value: &str) -> Result<(), StoreError> {
+        let body = [("spec".to_owned(), value.as_bytes().to_vec())].into();
+        let edit = Edit::put(DocKey::new("K", "global", "n"), body);
+        replica.write(vec![edit], WriteMeta::default(), 1).map(drop)
+    }
+
+    #[test]
+    fn a_snapshot_is_written_when_something_changed_and_not_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.snapshot");
+        let mut care = Care::new(path.clone());
+        let (mut replica, _plan) = replica();
+        care.snapshot(&replica);
+        assert!(!path.exists(), "there is nothing to keep yet");
+        write(&mut replica, "1").unwrap();
+        care.snapshot(&replica);
+        let first = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        care.snapshot(&replica);
+        assert!(!path.exists(), "written again without a change");
+        write(&mut replica, "2").unwrap();
+        care.snapshot(&replica);
+        assert_ne!(std::fs::read(&path).unwrap(), first);
+    }
+
+    #[test]
+    fn a_snapshot_that_fails_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("later").join("store.snapshot");
+        let mut care = Care::new(path.clone());
+        let (mut replica, _plan) = replica();
+        write(&mut replica, "1").unwrap();
+        care.snapshot(&replica);
+        std::fs::create_dir(dir.path().join("later")).unwrap();
+        care.snapshot(&replica);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_failed_sync_is_mended_at_once_and_then_every_five_seconds() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut care = Care::new(dir.path().join("store.snapshot"));
+        let (mut replica, plan) = replica();
+        let at = |ms: u64| Duration::from_millis(90_000 + ms);
+        assert!(care.mend(&mut replica, at(0)).is_none());
+        plan.push(Fault::Sync);
+        write(&mut replica, "1").unwrap_err();
+        plan.push(Fault::Io);
+        assert!(matches!(care.mend(&mut replica, at(0)), Some(Err(_))));
+        assert!(care.mend(&mut replica, at(4_999)).is_none());
+        assert!(matches!(write(&mut replica, "1"), Err(StoreError::ReadOnly)));
+        assert!(matches!(care.mend(&mut replica, at(5_000)), Some(Ok(()))));
+        write(&mut replica, "1").unwrap();
+        assert!(care.mend(&mut replica, at(60_000)).is_none());
+    }
+}
