@@ -265,6 +265,11 @@ impl Node {
         }
     }
 
+    /// Whether the agent was started and has neither been stopped nor ended by itself.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(Process::is_running)
+    }
+
     /// The process id of the running agent.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {

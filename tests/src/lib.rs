@@ -99,7 +99,7 @@ pub fn eventually<T>(what: &str, at_most: Duration, mut condition: impl FnMut() 
 
 /// Lets time pass between two polls or two requests; never used to wait for something to have happened.
 #[expect(clippy::disallowed_methods, reason = "paces a poll or a load, and has no runtime to block")]
-pub(crate) fn pause(time: Duration) {
+pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 

@@ -94,6 +94,11 @@ impl Process {
         }
     }
 
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+
     /// Waits for its end without closing its standard input; returns the exit code, `None` when a signal ended it.
     ///
     /// # Panics

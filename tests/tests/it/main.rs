@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod admin;
 #[cfg(test)]
+mod away;
+#[cfg(test)]
 mod by_hand;
 #[cfg(test)]
 mod config;
@@ -23,9 +25,13 @@ mod leaves;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]
+mod policy_work;
+#[cfg(test)]
 mod proxy;
 #[cfg(test)]
 mod shares;
+#[cfg(test)]
+mod store_recovery;
 #[cfg(test)]
 mod strangers;
 #[cfg(test)]

@@ -27,25 +27,25 @@ fn three() -> Three {
 }
 
 /// A document that sets the distance decay of a service.
-fn traffic(name: &str, service: &str, lambda: f64) -> String {
+pub(crate) fn traffic(name: &str, service: &str, lambda: f64) -> String {
     format!(
         "apiVersion: marram.dev/v1\nkind: BackendTrafficPolicy\nmetadata: {{ name: {name}, scope: global }}\n\
          targetRef: {{ kind: Service, name: {service} }}\nspec:\n  loadBalancer: {{ lambda: {lambda} }}\n"
     )
 }
 
-fn path(name: &str) -> String {
+pub(crate) fn path(name: &str) -> String {
     format!("/v1/policies/global/BackendTrafficPolicy/{name}")
 }
 
-fn apply(node: &Node, text: &str) -> Applied {
+pub(crate) fn apply(node: &Node, text: &str) -> Applied {
     let answer = node.write("POST", "/v1/apply", text);
     assert_eq!(answer.status, 200, "{}: {answer:?}", node.name);
     serde_json::from_str(&answer.body).unwrap()
 }
 
 /// Whether requests for `service` are decided with `lambda` at `node`.
-fn in_force(node: &Node, service: &str, lambda: f64) -> Result<(), String> {
+pub(crate) fn in_force(node: &Node, service: &str, lambda: f64) -> Result<(), String> {
     let explanation = node.explain(service)?;
     if (explanation.lambda_per_ms - lambda).abs() < 1e-9 {
         Ok(())
@@ -54,7 +54,7 @@ fn in_force(node: &Node, service: &str, lambda: f64) -> Result<(), String> {
     }
 }
 
-fn code(answer: &Answer) -> String {
+pub(crate) fn code(answer: &Answer) -> String {
     assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{answer:?}");
     answer.json()["code"].as_str().unwrap_or_default().to_owned()
 }
@@ -95,6 +95,25 @@ fn an_answered_write_is_in_force_at_its_author() {
         in_force(&fleet.nodes[0], "mine", lambda).unwrap();
         assert_eq!(fleet.nodes[0].root().unwrap(), applied.root);
     }
+}
+
+#[test]
+fn a_document_is_out_of_force_once_its_time_is_over_and_still_there() {
+    let app = App::start("brief");
+    let fleet = Fleet::start(1, &|_, config| Node::serve(config, "brief", app.address(), None));
+    fleet.wait_service("brief", 1);
+    let node = &fleet.nodes[0];
+    apply(node, &traffic("always", "brief", 0.25));
+    let view: PolicyView = serde_json::from_value(node.ask(&path("always")).unwrap()).unwrap();
+    // By the node's own clock.
+    let at = std::time::UNIX_EPOCH + Duration::from_millis(view.written_ms) + Duration::from_secs(3);
+    let expires_at = humantime::format_rfc3339_millis(at);
+    let brief = traffic("a-while", "brief", 0.5).replace("scope: global", &format!("expiresAt: '{expires_at}'"));
+    apply(node, &brief);
+    in_force(node, "brief", 0.5).unwrap();
+    let (_, took) = eventually("its time is over", Duration::from_secs(6), || in_force(node, "brief", 0.25));
+    println!("over after {took:?}");
+    assert!(node.ask(&path("a-while")).is_ok());
 }
 
 #[test]
