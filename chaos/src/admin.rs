@@ -78,6 +78,9 @@ pub struct Document {
     pub name: String,
     /// The document itself.
     pub document: serde_json::Value,
+    /// Somebody deleted it while somebody else edited it; the edit stayed.
+    #[serde(default)]
+    pub deleted_concurrently: bool,
 }
 
 /// One element of `GET /v1/conflicts`.
@@ -161,6 +164,25 @@ impl Admin {
     pub async fn apply(&self, yaml: &str) -> Result<()> {
         let body = Bytes::copy_from_slice(yaml.as_bytes());
         self.expect(Method::POST, "/v1/apply", "application/yaml", body).await.map(drop)
+    }
+
+    /// Deletes a policy document of scope `global`, durable when it returns.
+    ///
+    /// # Errors
+    /// As [`Admin::apply`].
+    pub async fn delete(&self, kind: &str, name: &str) -> Result<()> {
+        let path = format!("/v1/policies/global/{kind}/{name}");
+        self.expect(Method::DELETE, &path, "application/json", Bytes::new()).await.map(drop)
+    }
+
+    /// Settles the conflicts of a policy document of scope `global` by taking the side that `dot` wrote.
+    ///
+    /// # Errors
+    /// As [`Admin::apply`].
+    pub async fn resolve(&self, kind: &str, name: &str, dot: &str) -> Result<()> {
+        let path = format!("/v1/policies/global/{kind}/{name}/resolve");
+        let body = serde_json::json!({ "take": dot }).to_string();
+        self.expect(Method::POST, &path, "application/json", Bytes::from(body)).await.map(drop)
     }
 
     /// Registers an instance of `service` on this node.

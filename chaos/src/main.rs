@@ -1,8 +1,10 @@
-//! The `chaos` binary: demo service, load generator, container entry point, scenarios.
+//! The `chaos` binary: demo service, load generator, container entry point, power cuts, scenarios.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -11,10 +13,13 @@ use hyper::Uri;
 
 use chaos::echo::{self, EchoConfig};
 use chaos::entrypoint::{self, EntrypointOptions};
+use chaos::fleet_proof::{self, Proof};
 use chaos::load::{self, LoadConfig};
+use chaos::power_cut::{self, PowerCutOptions, Sabotage, WriterOptions};
 use chaos::scenario::{self, Outcome, ScenarioOptions};
+use chaos::sim::{self, SimArguments};
 
-/// Exit code of a scenario that cannot run here, as test harnesses know it.
+/// Exit code of a scenario or a run of power cuts that cannot run here, as test harnesses know it.
 const SKIPPED: u8 = 77;
 
 #[derive(Debug, Parser)]
@@ -32,8 +37,17 @@ enum Command {
     Load(LoadArguments),
     /// The first process of the demo container: init or join on first start, then the agent
     Entrypoint(Box<EntrypointOptions>),
+    /// Cuts the power of a store while it is written, again and again; exit 1 when an acknowledged write was lost
+    PowerCuts(PowerCutArguments),
+    /// The process that writes while the power goes
+    #[command(hide = true)]
+    PowerCutsWriter(WriterOptions),
     /// Brings a cluster up, breaks it, and tells what held; exit 0 all held, 1 something broke, 77 cannot run here
     Scenario(ScenarioArguments),
+    /// Replicas of the policy store under faults drawn from seeds, against an exact oracle; exit 1 when a seed fails
+    Sim(SimArguments),
+    #[command(flatten)]
+    Proof(Proof),
 }
 
 #[derive(Debug, Args)]
@@ -81,6 +95,25 @@ struct LoadArguments {
 }
 
 #[derive(Debug, Args)]
+struct PowerCutArguments {
+    /// How many cuts
+    #[arg(long, default_value_t = 100)]
+    runs: u32,
+    /// Decides about the writes, the moments, and what survives
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Leave a copy of each disk that broke something, as it was found after the cut, in this folder
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "power-cuts")]
+    keep: Option<PathBuf>,
+    /// Make the storage wrong on purpose, to see that it is noticed
+    #[arg(long)]
+    sabotage: Option<Sabotage>,
+    /// The result as a line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct ScenarioArguments {
     /// Which one
     #[arg(value_enum)]
@@ -95,7 +128,7 @@ struct ScenarioArguments {
     #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/compose"))]
     compose: PathBuf,
     /// How long the network stays cut
-    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     split_for: Duration,
 }
 
@@ -111,7 +144,11 @@ async fn main() -> ExitCode {
         Command::Echo(arguments) => serve_echo(arguments).await,
         Command::Load(arguments) => send_load(arguments).await,
         Command::Entrypoint(options) => entrypoint::run(*options).await.map(ExitCode::from),
+        Command::PowerCuts(arguments) => cut_power(arguments).await,
+        Command::PowerCutsWriter(options) => power_cut::write(&options).map(|()| ExitCode::SUCCESS),
         Command::Scenario(arguments) => run_scenario(arguments).await,
+        Command::Sim(arguments) => run_sim(&arguments),
+        Command::Proof(proof) => fleet_proof::run(proof).await,
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -164,6 +201,41 @@ async fn send_load(arguments: LoadArguments) -> Result<ExitCode> {
     Ok(if whole.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+async fn cut_power(arguments: PowerCutArguments) -> Result<ExitCode> {
+    let PowerCutArguments { runs, seed, keep, sabotage, json } = arguments;
+    let options = PowerCutOptions { runs, seed, keep, sabotage, program: std::env::current_exe()? };
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let mut cuts = tokio::task::spawn_blocking(move || power_cut::run(&options, &stopped, &|line| eprintln!("{line}")));
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    // Told to stop, it takes the mount back first.
+    let done = tokio::select! {
+        done = &mut cuts => done,
+        _ = tokio::signal::ctrl_c() => {
+            stop.store(true, Ordering::Relaxed);
+            cuts.await
+        }
+        _ = terminate.recv() => {
+            stop.store(true, Ordering::Relaxed);
+            cuts.await
+        }
+    };
+    let tally = match done?? {
+        Ok(tally) => tally,
+        Err(reason) => {
+            println!("power-cuts: skipped: {reason}");
+            return Ok(ExitCode::from(SKIPPED));
+        }
+    };
+    if json {
+        println!("{}", serde_json::to_string(&tally)?);
+    } else {
+        tally.findings.iter().for_each(|finding| println!("{finding}"));
+        println!("{tally}");
+    }
+    Ok(if tally.held() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 async fn run_scenario(arguments: ScenarioArguments) -> Result<ExitCode> {
     let ScenarioArguments { name: Scenario::SplitHeal, keep, report, compose, split_for } = arguments;
     match scenario::split_heal(&ScenarioOptions { compose, report, keep, split_for }).await? {
@@ -180,4 +252,8 @@ async fn run_scenario(arguments: ScenarioArguments) -> Result<ExitCode> {
             Ok(ExitCode::from(SKIPPED))
         }
     }
+}
+
+fn run_sim(arguments: &SimArguments) -> Result<ExitCode> {
+    Ok(if sim::command(arguments)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

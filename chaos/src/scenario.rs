@@ -38,7 +38,8 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// Cuts {n1, n2} from {n3, n4, n5}, writes policy on both sides, heals, kills a serving node and starts it again.
+/// Cuts {n1, n2} from {n3, n4, n5}, writes policy on both sides, deletes on one what the other edits, heals, settles the
+/// conflict by one request, kills a serving node and starts it again.
 ///
 /// # Errors
 /// When the cluster cannot be brought up, or something other than an invariant goes wrong. Everything that was made is

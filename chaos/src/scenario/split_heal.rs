@@ -1,4 +1,4 @@
-//! Split 2 | 3, policy on both sides, heal, kill -9, return.
+//! Split 2 | 3, policy on both sides, a deletion against an edit, a conflict, heal, settle it, kill -9, return.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::cluster::{Cluster, Member, NODES, all_have, all_see_alive, build_if_missing, roots_equal, statuses, until};
 use super::traffic::{Watch, caught_up};
 use super::{Outcome, ScenarioOptions};
-use crate::admin::Conflict;
+use crate::admin::{Conflict, Side};
 use crate::clock;
 use crate::firewall::Firewall;
 use crate::report::Report;
@@ -21,12 +21,23 @@ const LOADED: [&str; 2] = ["n2", "n4"];
 const SERVING: [&str; 3] = ["n1", "n3", "n5"];
 const KILLED: &str = "n3";
 
+/// What the documents are.
+const KIND: &str = "BackendTrafficPolicy";
+/// Documents that each side writes for itself during the split.
+const WRITTEN: usize = 5;
+/// The document that one side deletes while the other edits it, and the service it is about.
+const DISPUTED: &str = "disputed";
+
+/// What the left and the right side write into what both write.
+const HALF_DISTANCE: [&str; 2] = ["10ms", "40ms"];
+
 const FORMING_MAX: Duration = Duration::from_secs(90);
 const STEADY: Duration = Duration::from_secs(6);
 const DETECTION_MAX: Duration = Duration::from_secs(10);
 const SPREAD_MAX: Duration = Duration::from_secs(1);
 /// During the split a push may go to peers that are not yet known to be out of reach; the next exchange catches up.
 const SPREAD_IN_SPLIT_MAX: Duration = Duration::from_secs(5);
+const SETTLED_MAX: Duration = Duration::from_secs(1);
 const ROOTS_EQUAL_MAX: Duration = Duration::from_secs(5);
 const MEMBERS_MAX: Duration = Duration::from_secs(10);
 const DEATH_MAX: Duration = Duration::from_secs(10);
@@ -109,9 +120,10 @@ async fn form(cluster: &Cluster, report: &mut Report) -> Result<Vec<Watch>> {
 
     let steady_ms = clock::unix_ms();
     cluster.member("n1")?.admin.apply(&hello_policy("25ms")).await?;
+    cluster.member("n1")?.admin.apply(&policy(DISPUTED, DISPUTED, "25ms")).await?;
     let written = clock::now();
     let spread = until(written, PATIENCE, || async {
-        all_have(&cluster.members, "hello").await && roots_equal(&cluster.members).await
+        all_have(&cluster.members, DISPUTED).await && roots_equal(&cluster.members).await
     });
     report.time("policy-spreads", spread.await, Some(SPREAD_MAX), "from the answer to a write until all five have it");
     sleep(STEADY).await;
@@ -133,11 +145,20 @@ async fn split(
     let (cut, cut_ms) = (clock::now(), clock::unix_ms());
     report.event("network cut: n1 n2 | n3 n4 n5");
 
-    for (name, side, half_distance) in [("left", &left, "10ms"), ("right", &right, "40ms")] {
+    let sides = [("left", &left, HALF_DISTANCE[0]), ("right", &right, HALF_DISTANCE[1])];
+    for (name, side, half_distance) in sides {
         let author = side.iter().find(|member| LOADED.contains(&member.name)).context("a loaded node on each side")?;
-        let own = format!("written-{name}");
-        author.admin.apply(&policy(&own, &format!("{name}-only"), half_distance)).await?;
+        for number in 0..WRITTEN {
+            let own = written_by(name, number);
+            author.admin.apply(&policy(&own, &format!("{own}-only"), half_distance)).await?;
+        }
+        if name == "left" {
+            author.admin.delete(KIND, DISPUTED).await?;
+        } else {
+            author.admin.apply(&policy(DISPUTED, DISPUTED, half_distance)).await?;
+        }
         author.admin.apply(&hello_policy(half_distance)).await?;
+        let own = written_by(name, WRITTEN - 1);
         let written = clock::now();
         let spread = until(written, PATIENCE, || async { all_have(side, &own).await && roots_equal(side).await }).await;
         let what = format!("a write at {} during the split until its side has it", author.name);
@@ -153,7 +174,7 @@ async fn split(
     sleep(options.split_for.saturating_sub(cut.elapsed())).await;
 
     let dropped = firewall.dropped()?;
-    let crossed = all_have(&right, "written-left").await || all_have(&left, "written-right").await;
+    let crossed = all_have(&right, &written_by("left", 0)).await || all_have(&left, &written_by("right", 0)).await;
     report.invariant(
         "split-is-real",
         dropped.len() == LEFT.len() * RIGHT.len() * 2 && dropped.iter().all(|&packets| packets > 0) && !crossed,
@@ -168,7 +189,9 @@ async fn split(
     report.time("roots-equal", equal, Some(ROOTS_EQUAL_MAX), "from healing until all five policy roots are equal");
     let members = until(healed, PATIENCE, || all_see_alive(&cluster.members, NODES.len())).await;
     report.time("members-return", members, Some(MEMBERS_MAX), "from healing until all five see five alive");
-    merged(&cluster.members, report).await;
+    let chosen = merged(&cluster.members, report).await;
+    disputed(&cluster.members, report).await;
+    settle(cluster, chosen, report).await?;
 
     caught_up(watches).await;
     for watch in watches {
@@ -195,10 +218,16 @@ async fn split(
     Ok(())
 }
 
-/// Both writes and the conflict are on every member, with the same side in force.
-async fn merged(members: &[Member], report: &mut Report) {
-    let both = all_have(members, "written-left").await && all_have(members, "written-right").await;
-    report.invariant("both-writes-everywhere", both, "written-left and written-right on all five");
+/// All writes and the conflict are on every member, with the same side in force; gives a side that is not in force.
+async fn merged(members: &[Member], report: &mut Report) -> Option<Side> {
+    let mut missing = Vec::new();
+    for name in ["left", "right"].into_iter().flat_map(|side| (0..WRITTEN).map(move |n| written_by(side, n))) {
+        if !all_have(members, &name).await {
+            missing.push(name);
+        }
+    }
+    let detail = format!("{WRITTEN} documents of each side on all five; missing: {missing:?}");
+    report.invariant("all-writes-everywhere", missing.is_empty(), detail);
 
     let mut seen: Vec<(&str, Result<Vec<Conflict>>)> = Vec::new();
     for member in members {
@@ -220,6 +249,64 @@ async fn merged(members: &[Member], report: &mut Report) {
         _ => format!("{seen:?}"),
     };
     report.invariant("conflict-everywhere", same, detail);
+    let conflicts = seen.into_iter().find_map(|(_, conflicts)| conflicts.ok()).unwrap_or_default();
+    let sides = conflicts.into_iter().filter(|conflict| conflict.name == "hello").flat_map(|conflict| conflict.sides);
+    sides.into_iter().find(|side| !side.in_force)
+}
+
+/// The document that one side deleted and the other edited is there, as edited, and every member says so.
+async fn disputed(members: &[Member], report: &mut Report) {
+    let mut told = Vec::new();
+    for member in members {
+        let policies = member.admin.policies().await.unwrap_or_default();
+        let conflicts = member.admin.conflicts().await.unwrap_or_default();
+        let is_listed = conflicts.iter().any(|conflict| conflict.name == DISPUTED);
+        let found = policies.into_iter().find(|document| document.name == DISPUTED);
+        told.push(
+            found.map(|document| (is_listed && document.deleted_concurrently, balancer(&document.document).cloned())),
+        );
+    }
+    let edit = |text: &serde_json::Value| text.get("halfDistance").is_some_and(|half| half == HALF_DISTANCE[1]);
+    let held = told.iter().flatten().filter(|(is_told, text)| *is_told && text.as_ref().is_some_and(edit)).count();
+    let held = held == members.len();
+    let detail = if held {
+        "deleted at n2, edited at n4: the edit stays on all five, marked as deleted concurrently".to_owned()
+    } else {
+        format!("{told:?}")
+    };
+    report.invariant("delete-against-edit-is-told", held, detail);
+}
+
+/// One request at one node settles the conflict on all: the side that was not in force is taken, and it is.
+async fn settle(cluster: &Cluster, chosen: Option<Side>, report: &mut Report) -> Result<()> {
+    let Some(chosen) = chosen else {
+        report.invariant("conflict-settled", false, "there was none to settle");
+        return Ok(());
+    };
+    let author = cluster.member("n1")?;
+    author.admin.resolve(KIND, "hello", &chosen.dot).await?;
+    let answered = clock::now();
+    let settled = until(answered, PATIENCE, || has_taken(&cluster.members, &chosen)).await;
+    let what =
+        format!("from the answer at n1, which took {}'s side, until no node lists it and all have it", chosen.author);
+    report.time("conflict-settled", settled, Some(SETTLED_MAX), &what);
+    Ok(())
+}
+
+/// Whether every member lists no conflict about `hello` and has what `side` wrote.
+async fn has_taken(members: &[Member], side: &Side) -> bool {
+    for member in members {
+        let (Ok(conflicts), Ok(policies)) = (member.admin.conflicts().await, member.admin.policies().await) else {
+            return false;
+        };
+        let taken = policies
+            .iter()
+            .any(|document| document.name == "hello" && balancer(&document.document) == Some(&side.value));
+        if !taken || conflicts.iter().any(|conflict| conflict.name == "hello") {
+            return false;
+        }
+    }
+    true
 }
 
 /// kill -9 of a serving node, then its return.
@@ -313,6 +400,16 @@ async fn describe(members: &[Member], report: &mut Report) {
     }
 }
 
+/// The part of a document that both sides write.
+fn balancer(document: &serde_json::Value) -> Option<&serde_json::Value> {
+    document.pointer("/spec/loadBalancer")
+}
+
+/// The name of a document that one side writes for itself.
+fn written_by(side: &str, number: usize) -> String {
+    format!("written-{side}-{number}")
+}
+
 fn hello_policy(half_distance: &str) -> String {
     policy("hello", "hello", half_distance)
 }
@@ -320,7 +417,7 @@ fn hello_policy(half_distance: &str) -> String {
 fn policy(name: &str, service: &str, half_distance: &str) -> String {
     format!(
         "apiVersion: marram.dev/v1\n\
-         kind: BackendTrafficPolicy\n\
+         kind: {KIND}\n\
          metadata: {{ name: {name}, scope: global }}\n\
          targetRef: {{ kind: Service, name: {service} }}\n\
          spec:\n  \
