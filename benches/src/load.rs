@@ -143,6 +143,6 @@ fn histogram() -> anyhow::Result<Histogram<u64>> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }

@@ -1,17 +1,24 @@
-//! Measures fleets of the real binary on this machine and prints Markdown.
+//! Measures fleets of the real binary, and the policy store beside `SQLite`, on this machine; prints Markdown.
 //!
-//! `cargo run -p benches -- idle|two-hops --binary target/x86_64-unknown-linux-musl/release/marram`. Every figure
-//! comes from a run of its own; ratios are within one run, because absolute rates differ between machines and moments.
+//! `cargo run -p benches -- idle|two-hops --binary target/x86_64-unknown-linux-musl/release/marram`,
+//! `cargo run --release -p benches --features jemalloc -- store`. Every figure comes from a run of its own; ratios are
+//! within one run, because absolute rates differ between machines and moments.
 
 mod idle;
 mod load;
 mod process;
+mod store;
 mod two_hops;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+
+/// The allocator of the static release.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(Debug, Parser)]
 #[command(about = "What Marram costs, measured on this machine")]
@@ -40,6 +47,28 @@ enum What {
         #[arg(long, default_value_t = 3)]
         rounds: usize,
     },
+    /// The policy store beside `SQLite`: writes, memory, disk, opening, synchronising.
+    Store {
+        /// Seconds of writing for each of the two and each kind of write, over all rounds.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        /// Documents in a small store and in a large one.
+        #[arg(long, value_delimiter = ',', default_values_t = [2_000, 10_000])]
+        documents: Vec<usize>,
+        /// Folder on the disk to measure; the system's folder for temporary files unless given.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// Opens a database and tells what memory that took; `store` starts this as a process of its own.
+    #[command(hide = true)]
+    StoreMemory {
+        /// Which of the two.
+        engine: store::Engine,
+        /// Folder of the database.
+        database: PathBuf,
+        /// Folder of the node's identity.
+        identity: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -50,5 +79,9 @@ fn main() -> anyhow::Result<()> {
     match options.what {
         What::Idle { seconds } => idle::run(Duration::from_secs(seconds)),
         What::TwoHops { seconds, rounds } => two_hops::run(Duration::from_secs(seconds), rounds),
+        What::Store { seconds, documents, dir } => {
+            store::run(Duration::from_secs(seconds), &documents, &dir.unwrap_or_else(std::env::temp_dir))
+        }
+        What::StoreMemory { engine, database, identity } => store::tell_memory(engine, &database, &identity),
     }
 }

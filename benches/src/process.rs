@@ -1,6 +1,7 @@
 //! What a process has used so far, from `/proc`.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -22,6 +23,23 @@ pub(crate) fn status_kib(pid: u32, key: &str) -> anyhow::Result<f64> {
     let line =
         text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).with_context(|| key.to_owned())?;
     Ok(line.split_whitespace().next().context("a number")?.parse()?)
+}
+
+/// Resident memory of this process in KiB: anonymous, and pages of files.
+pub(crate) fn resident_kib() -> anyhow::Result<(f64, f64)> {
+    let text = fs::read_to_string("/proc/self/smaps_rollup").context("read /proc/self/smaps_rollup")?;
+    let figure = |key: &str| -> anyhow::Result<f64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).with_context(|| key.to_owned())?;
+        Ok(line.split_whitespace().next().context("a number")?.parse()?)
+    };
+    let anonymous = figure("Anonymous:")?;
+    Ok((anonymous, figure("Rss:")? - anonymous))
+}
+
+/// Processor time that this thread has used.
+pub(crate) fn thread_cpu() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(used.tv_sec).unwrap_or(0), u32::try_from(used.tv_nsec).unwrap_or(0))
 }
 
 /// The machine's load average over a minute, as text.
