@@ -108,6 +108,9 @@ struct PowerCutArguments {
     /// Make the storage wrong on purpose, to see that it is noticed
     #[arg(long)]
     sabotage: Option<Sabotage>,
+    /// Cuts that lose what was not synced and tear no page
+    #[arg(long)]
+    clean: bool,
     /// The result as a line of JSON
     #[arg(long)]
     json: bool,
@@ -202,8 +205,8 @@ async fn send_load(arguments: LoadArguments) -> Result<ExitCode> {
 }
 
 async fn cut_power(arguments: PowerCutArguments) -> Result<ExitCode> {
-    let PowerCutArguments { runs, seed, keep, sabotage, json } = arguments;
-    let options = PowerCutOptions { runs, seed, keep, sabotage, program: std::env::current_exe()? };
+    let PowerCutArguments { runs, seed, keep, sabotage, clean, json } = arguments;
+    let options = PowerCutOptions { runs, seed, keep, sabotage, torn: !clean, program: std::env::current_exe()? };
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let mut cuts = tokio::task::spawn_blocking(move || power_cut::run(&options, &stopped, &|line| eprintln!("{line}")));

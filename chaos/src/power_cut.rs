@@ -48,6 +48,8 @@ pub struct PowerCutOptions {
     pub keep: Option<PathBuf>,
     /// Makes the storage wrong on purpose.
     pub sabotage: Option<Sabotage>,
+    /// Whether every second cut tears pages.
+    pub torn: bool,
     /// The binary that has the writer as a subcommand.
     pub program: PathBuf,
 }
@@ -195,7 +197,7 @@ impl<'a> Bench<'a> {
             _ => STEPS,
         };
         let steps = self.chance.below(most);
-        let cut = if run.is_multiple_of(2) { Cut::Torn(self.chance.draw()) } else { Cut::Clean };
+        let cut = if self.options.torn && run.is_multiple_of(2) { Cut::Torn(self.chance.draw()) } else { Cut::Clean };
         let copy = self.copy(&format!("before-run-{run}"))?;
         let shown = self.show(Some(steps), cut, u64::MAX)?;
         self.tally.runs += 1;

@@ -262,7 +262,7 @@ impl World {
             Ok(_) => {}
             Err(crate::SyncError::Store(_)) => self.reboot(to),
             Err(crate::SyncError::OtherIncarnation | crate::SyncError::OutOfTurn) if self.loses_disks => {
-                drop(self.talks.swap_remove(at))
+                drop(self.talks.swap_remove(at));
             }
             Err(other) => panic!("honest peers fell out: {other:?}"),
         }
