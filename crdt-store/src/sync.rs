@@ -318,8 +318,8 @@ impl SyncSession {
         let is_below = !covers(peer.context.clock(), replica.floor());
         if is_complete && is_below {
             let holds = self.claimant.holds(replica.floor(), peer.context.clock());
-            // Ops of several documents may bring one back that was deleted, also where nothing was there.
-            let has_nothing = peer.is_empty && holds && !replica.store().has_marks();
+            // An op of several documents may bring one back that was deleted, also where nothing was there.
+            let has_nothing = peer.is_empty && holds && !self.claimant.has_sent_shared;
             if !self.claimant.has_asked() && !has_nothing {
                 let buckets = self.claimant.ask(replica);
                 return Some(codec::encode(Kind::Digest, &Digest { to, buckets }));
@@ -368,6 +368,7 @@ impl SyncSession {
             self.outcome.sent_bytes += signed.weight();
             self.outcome.sent_ops += 1;
             self.sent.insert(dot);
+            self.claimant.note_sent(replica, dot);
             chunk.ops.push(signed.clone());
             if self.sent_origins.insert(dot.origin)
                 && let Some(record) = replica.origin_record(&dot.origin)

@@ -103,11 +103,6 @@ impl Store {
         }
     }
 
-    /// True where some op held has a change that does not count any more.
-    pub(crate) fn has_marks(&self) -> bool {
-        self.ops.values().any(|held| !held.gone.is_empty())
-    }
-
     /// Live edits and the documents they are live in.
     pub(crate) fn live_edits(&self) -> impl Iterator<Item = (&DocKey, Dot)> {
         let live = |(key, document): (_, &Document)| document.live().into_iter().map(move |dot| (key, dot));

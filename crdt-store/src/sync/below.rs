@@ -26,6 +26,8 @@ pub(super) struct Claimant {
     /// The floor when the conversation began, and from the digest on when that was shown.
     floor: Clock,
     has_asked: bool,
+    /// An op of several documents was sent. It may be gone from one of them here, or go before the conversation ends.
+    pub(super) has_sent_shared: bool,
     has_all_lists: bool,
     listed: usize,
     claims: VecDeque<Vec<Pair>>,
@@ -35,6 +37,11 @@ impl Claimant {
     /// The conversation begins; nothing was sent yet.
     pub(super) fn begin(&mut self, replica: &Replica) {
         self.floor = replica.floor().clone();
+    }
+
+    /// An op goes out.
+    pub(super) fn note_sent(&mut self, replica: &Replica, dot: Dot) {
+        self.has_sent_shared |= replica.store().held(dot).is_some_and(|held| held.op.changes.len() > 1);
     }
 
     pub(super) const fn has_asked(&self) -> bool {

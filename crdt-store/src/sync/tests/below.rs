@@ -137,6 +137,37 @@ fn what_was_sent_and_collected_in_the_same_conversation_goes() {
     assert_eq!((b.root(), b.context(), b.floor()), (a.root(), a.context(), a.floor()));
 }
 
+/// The same with an op of two documents, gone from one of them: it was sent, then superseded in the other as well, so
+/// that nothing was left here to say what of it was gone. Another schedule in 5,000.
+#[test]
+fn what_is_gone_from_one_of_its_documents_goes_also_when_the_op_is_superseded_meanwhile() {
+    let mut a = replica("a");
+    let edits = ["gone", "kept"].map(|name| crate::Edit::put(key(name), body(&[("x", "1")])));
+    a.write(edits.into(), crate::WriteMeta::default(), NOW).expect("writes");
+    delete(&mut a, "gone");
+    assert_eq!(collect(&mut a), 1);
+    let mut b = replica("wiped");
+    let (mut from, mut to) = (initiate(), accept());
+    to.handle_message(&mut b, &from.poll_send(&a).expect("speaks first"), NOW).expect("takes it");
+    for message in all(&mut to, &b) {
+        from.handle_message(&mut a, &message, NOW).expect("takes it");
+    }
+    while text(&b, "kept").is_none() {
+        to.handle_message(&mut b, &from.poll_send(&a).expect("has ops"), NOW).expect("takes it");
+    }
+    put(&mut a, "kept", &[("x", "2")]);
+    while !(from.is_done() && to.is_done()) {
+        for message in all(&mut from, &a) {
+            to.handle_message(&mut b, &message, NOW).expect("takes it");
+        }
+        for message in all(&mut to, &b) {
+            from.handle_message(&mut a, &message, NOW).expect("takes it");
+        }
+    }
+    assert_eq!(text(&b, "gone"), None);
+    assert_eq!((b.root(), b.context(), b.floor()), (a.root(), a.context(), a.floor()));
+}
+
 #[test]
 fn a_replica_put_back_from_an_old_copy_learns_what_is_gone() {
     let disk = Disk::new();
