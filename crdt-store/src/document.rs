@@ -194,6 +194,11 @@ impl<'a> Reading<'a> {
         self.visible.iter().map(|seen| seen.name)
     }
 
+    /// Sections in which no edit lives, and which are read of an edit that did not change them.
+    pub(crate) fn borrowed(&self) -> impl Iterator<Item = &'a str> {
+        self.sections.keys().copied().filter(|name| self.edited().all(|edited| edited != *name))
+    }
+
     /// The dots that make up what is seen.
     pub(crate) fn dots(&self) -> BTreeSet<Dot> {
         self.visible.iter().flat_map(|seen| seen.edits.union(&seen.graves).map(|(dot, _)| *dot)).collect()

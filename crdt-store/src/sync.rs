@@ -390,7 +390,13 @@ impl SyncSession {
     fn missing(&self, replica: &Replica) -> Vec<Dot> {
         let Some(peer) = &self.peer else { return Vec::new() };
         let mut dots = replica.live_dots();
-        dots.retain(|(_, dot)| (self.outcome.is_repair || !peer.context.contains(*dot)) && !self.sent.contains(dot));
+        // In a repair, an op of several documents would bring back the one in which it was deleted and the tombstone
+        // collected: the peer has seen it, so nobody would claim it there.
+        let is_due = |dot: Dot| match self.outcome.is_repair {
+            true => replica.store().held(dot).is_some_and(|held| held.gone.is_empty()),
+            false => !peer.context.contains(dot),
+        };
+        dots.retain(|(_, dot)| is_due(*dot) && !self.sent.contains(dot));
         dots.sort_unstable_by(|a, b| b.cmp(a));
         dots.into_iter().map(|(_, dot)| dot).collect()
     }

@@ -192,6 +192,28 @@ fn an_edit_survives_a_concurrent_deletion_whole_and_flagged() {
     assert_eq!((text(&a, "r"), text(&b, "r")), (None, None));
 }
 
+/// An op whose clock was a year ahead, and the later op of its author that a write supersedes: `x`, which neither had
+/// changed, was read of the later one, and of the old one after the write.
+#[test]
+fn what_is_written_on_unchanged_is_still_read_when_its_edit_has_not_arrived() {
+    let (mut ahead, mut b) = (replica("ahead"), replica("b"));
+    let mut write = |edit: Edit| {
+        ahead.write(vec![edit], WriteMeta::default(), NOW + 365 * 24 * 60 * 60 * 1_000).expect("writes").push
+    };
+    write(Edit::put(key("r"), body(&[("x", "old"), ("y", "1")])));
+    let early = write(Edit::put(key("r"), body(&[("x", "old"), ("y", "2")])));
+    write(Edit::delete(key("r")));
+    write(Edit::put(key("r"), body(&[("x", "new"), ("y", "2"), ("z", "1")])));
+    let late = write(Edit::put(key("r"), body(&[("x", "new"), ("y", "2"), ("z", "2")])));
+    for push in [early, late] {
+        b.merge_push(&push, NOW).expect("merges");
+    }
+    assert_eq!(text(&b, "r"), sections(&[("x", "new"), ("y", "2"), ("z", "2")]));
+    let settled = Edit::put(key("r"), body(&[("x", "new"), ("y", "2"), ("z", "3")]));
+    b.write(vec![settled], resolve(), NOW).expect("writes");
+    assert_eq!(text(&b, "r"), sections(&[("x", "new"), ("y", "2"), ("z", "3")]));
+}
+
 /// The edit beside the deletion had removed a section. Nobody names that section again, so the deletion stayed beside the
 /// edit there, and the document was shown as deleted concurrently whatever a person did.
 #[test]

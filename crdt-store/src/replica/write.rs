@@ -284,6 +284,9 @@ impl Replica {
                 if mask.is_empty() {
                     return Ok(None);
                 }
+                // What is read of an edit that did not change it is ours from here on: that edit may be superseded now,
+                // and an older one would be read in its place.
+                mask.extend(reading.borrowed().filter(|name| body.contains_key(*name)).map(str::to_owned));
                 mask
             }
         };

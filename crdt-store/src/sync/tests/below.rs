@@ -439,3 +439,30 @@ fn every_truncated_message_below_the_floor_is_refused() {
     }
     assert_eq!((a.root(), text(&b, "gone")), (b.root(), None));
 }
+
+/// Roots differed for another reason, so everything was exchanged; an op that deletes one document and wrote another came
+/// along, and the other, deleted and collected long ago, was back.
+#[test]
+fn a_repair_does_not_bring_back_what_was_collected() {
+    let (mut a, mut b, mut c, mut d) = (replica("a"), replica("b"), replica("c"), replica("d"));
+    put(&mut a, "other", &[("x", "0")]);
+    sync(&mut a, &mut b).expect("syncs");
+    let edits = vec![crate::Edit::delete(key("other")), crate::Edit::put(key("gone"), body(&[("x", "0")]))];
+    let both = a.write(edits, crate::WriteMeta::default(), NOW).expect("writes");
+    b.merge_push(&both.push, NOW).expect("merges");
+    delete(&mut a, "gone");
+    assert_eq!(collect(&mut a), 2);
+    sync(&mut a, &mut b).expect("syncs");
+    sync(&mut a, &mut c).expect("syncs");
+    assert!(b.signed_op(both.dot.expect("an op")).is_some(), "b keeps the deletion of `other`");
+    // c claims to have seen what it does not hold.
+    let new = put(&mut d, "new", &[("x", "0")]);
+    b.merge_push(&new.push, NOW).expect("merges");
+    c.credit(d.context()).expect("credits");
+    assert_eq!(b.context(), c.context());
+    let (session, _) = sync(&mut b, &mut c).expect("syncs");
+    assert!(session.outcome().is_repair);
+    assert!(text(&c, "new").is_some());
+    assert_eq!(text(&c, "gone"), None);
+    assert_eq!(b.root(), c.root());
+}
