@@ -25,7 +25,7 @@ cd "$root"
 export CC_x86_64_unknown_linux_musl=musl-gcc
 # Apart, so that what the faults switch on in the store does not get into the node.
 cargo build --release --locked --target "$target" -p node --features jemalloc
-cargo build --release --locked --target "$target" -p chaos
+cargo build --release --locked --target "$target" -p chaos --features jemalloc
 
 folder=${CARGO_TARGET_DIR:-$root/target}/$target/release
 mkdir -p "$here/bin"

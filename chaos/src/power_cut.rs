@@ -77,7 +77,9 @@ pub struct Tally {
     pub unexplained: u32,
     /// Openings that found a whole store.
     pub opened: u32,
-    /// Openings that reported damage.
+    /// Of these, openings of a damaged database, which was recovered from snapshot and journal.
+    pub recovered: u32,
+    /// Openings that reported damage and found nothing.
     pub damaged: u32,
     /// Openings and writes that failed in another way, or took longer than half a minute, with the power on.
     pub failed: u32,
@@ -113,6 +115,7 @@ impl std::fmt::Display for Tally {
         writeln!(f, "kept without ack      {}", self.kept_unacknowledged)?;
         writeln!(f, "states that never were {}", self.unexplained)?;
         writeln!(f, "opened whole          {} (median {median:.1} ms, longest {most:.1} ms)", self.opened)?;
+        writeln!(f, "  of these recovered  {}", self.recovered)?;
         writeln!(f, "opened as damaged     {}", self.damaged)?;
         writeln!(f, "failed otherwise      {}", self.failed)?;
         write!(f, "seconds               {:.1}", self.seconds)
@@ -228,10 +231,11 @@ impl<'a> Bench<'a> {
         if self.age > 0 {
             return Ok(());
         }
-        let store = self.store();
         self.disk.power_on();
-        if store.exists() {
-            fs::remove_dir_all(&store).context("the last store")?;
+        // With what lies beside it: snapshot, databases that were set aside.
+        for entry in fs::read_dir(self.disk.folder())? {
+            let path = entry?.path();
+            if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.context("the last store")?;
         }
         Ok(fs::File::open(self.disk.folder())?.sync_all()?)
     }
@@ -277,11 +281,13 @@ impl<'a> Bench<'a> {
         let mut was_opened = false;
         for line in shown.lines {
             match line {
-                Line::Opened { millis, documents } => {
+                Line::Opened { millis, recovered, documents } => {
                     was_opened = true;
                     self.tally.opened += 1;
+                    self.tally.recovered += u32::from(recovered.is_some());
                     self.open_ms.saturating_record(micros(millis));
-                    self.enter(run, &documents);
+                    let run = recovered.map_or_else(|| run.to_owned(), |why| format!("{run}, recovered ({why})"));
+                    self.enter(&run, &documents);
                 }
                 Line::Trying { changes } => self.ledger.begin(changes),
                 Line::Done { etags, .. } => {
@@ -337,7 +343,7 @@ impl<'a> Bench<'a> {
         let Some(keep) = &self.options.keep else { return Ok(None) };
         self.disk.power_on();
         let target = keep.join(name);
-        copy_folder(&self.store(), &target).context("a copy of the disk")?;
+        copy_folder(self.disk.folder(), &target).context("a copy of the disk")?;
         Ok(Some(target))
     }
 

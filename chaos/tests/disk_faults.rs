@@ -58,7 +58,6 @@ fn numbers(replica: &Replica) -> Vec<usize> {
 }
 
 #[test]
-#[ignore = "one run in a hundred never ends: sled 0.34.7 wakes nobody who waits for a flush whose write failed"]
 fn a_full_disk_refuses_writes_and_takes_them_again_once_there_is_room() {
     let Some((disk, _folder)) = disk("a_full_disk_refuses_writes_and_takes_them_again_once_there_is_room") else {
         return;
@@ -93,9 +92,8 @@ fn a_full_disk_refuses_writes_and_takes_them_again_once_there_is_room() {
 }
 
 #[test]
-#[ignore = "one run in a hundred never ends: sled 0.34.7 wakes nobody who waits for a flush whose write failed"]
-fn a_failed_write_is_refused_and_a_database_written_anew_takes_the_next_one() {
-    const NAME: &str = "a_failed_write_is_refused_and_a_database_written_anew_takes_the_next_one";
+fn a_failed_write_is_refused_leaves_nothing_and_the_next_one_is_taken() {
+    const NAME: &str = "a_failed_write_is_refused_leaves_nothing_and_the_next_one_is_taken";
     let Some((disk, _folder)) = disk(NAME) else { return };
     let mut replica = open(&disk, 1).expect("a new store opens");
     put(&mut replica, 0, 300).expect("the disk works");
@@ -103,8 +101,6 @@ fn a_failed_write_is_refused_and_a_database_written_anew_takes_the_next_one() {
     let refused = put(&mut replica, 1, 300);
     assert!(matches!(refused, Err(StoreError::Storage(StorageError::Io { .. }))), "{refused:?}");
     assert_eq!(numbers(&replica), [0]);
-    assert!(replica.needs_rebuild(), "nobody knows what the log holds");
-    replica.rebuild().expect("the disk works again");
     put(&mut replica, 2, 300).expect("writes are taken again");
     cut(&disk, replica);
     assert_eq!(numbers(&open(&disk, 2).expect("the store opens after the cut")), [0, 2]);
@@ -131,10 +127,9 @@ fn after_a_failed_sync_nothing_is_written_until_the_database_was_written_anew() 
 }
 
 /// Found with this file system: Linux drops pages that it could not write and calls them clean, so a database that is
-/// opened again in place goes on behind a hole, in front of which nothing may be read after a power cut. A running store
-/// is written anew after a failed sync; one that is opened by a new process does not know of the failure.
+/// opened again in place goes on behind a hole, in front of which nothing may be read after a power cut. So a running store
+/// is written anew after a failed sync, and one that is opened by a new process writes its journal anew.
 #[test]
-#[ignore = "does not hold for a process that starts after another's sync has failed"]
 fn a_store_opened_again_after_a_failed_sync_keeps_what_it_acknowledges() {
     let Some((disk, _folder)) = disk("a_store_opened_again_after_a_failed_sync_keeps_what_it_acknowledges") else {
         return;
@@ -155,8 +150,7 @@ fn a_store_opened_again_after_a_failed_sync_keeps_what_it_acknowledges() {
 
 fn cuts(runs: u32, sabotage: Option<Sabotage>) -> Option<Tally> {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_chaos"));
-    // Cuts that tear pages are for `chaos power-cuts`: about one in sixty leaves a database that sled does not open.
-    let options = PowerCutOptions { runs, seed: 7, keep: None, sabotage, torn: false, program };
+    let options = PowerCutOptions { runs, seed: 7, keep: None, sabotage, torn: true, program };
     match power_cut::run(&options, &AtomicBool::new(false), &|_| {}).expect("writers start") {
         Ok(tally) => Some(tally),
         Err(reason) => {
@@ -170,7 +164,7 @@ fn cuts(runs: u32, sabotage: Option<Sabotage>) -> Option<Tally> {
 fn acknowledged_writes_survive_power_cuts() {
     let Some(tally) = cuts(12, None) else { return };
     assert!(tally.held(), "{tally}\n{}", tally.findings.join("\n"));
-    assert!(tally.acknowledged > 100 && tally.torn == 0, "{tally}");
+    assert!(tally.acknowledged > 100 && tally.torn > 0, "{tally}");
 }
 
 #[test]

@@ -131,11 +131,11 @@ impl Opening<'_> {
         Ok(Opened { replica, recovered })
     }
 
-    fn recover(&self, reason: &str, may_salvage: bool, random: [u8; 16]) -> Result<Opened, StoreError> {
+    fn recover(&self, reason: &str, may_open: bool, random: [u8; 16]) -> Result<Opened, StoreError> {
         let set_aside = self.set_aside(reason)?;
         // The attempt before may have named a life after these bytes already.
         let mut replica = self.open(head(&sha256(&[b"marram-recovery", &random])))?;
-        let recovered = self.refill(&mut replica, set_aside, reason.to_owned(), may_salvage);
+        let recovered = self.refill(&mut replica, set_aside, reason.to_owned(), may_open);
         Marker::remove(self.folder);
         Ok(Opened { replica, recovered: Some(recovered) })
     }
@@ -187,15 +187,12 @@ impl Opening<'_> {
         }
     }
 
-    /// Brings back what can be proven. What cannot be stored now comes from peers later.
-    fn refill(&self, replica: &mut Replica, set_aside: PathBuf, reason: String, may_salvage: bool) -> Recovered {
-        let mut salvaged_ops = salvage::snapshot(replica, self.folder, self.now_ms);
-        let mut records = 0;
-        if may_salvage {
-            let found = salvage::database(replica, &set_aside, self.now_ms);
-            salvaged_ops += found.ops;
-            records = found.records;
-        }
+    /// Brings back what can be proven; without `may_open` from snapshot and journal alone. What cannot be stored now comes
+    /// from peers later.
+    fn refill(&self, replica: &mut Replica, set_aside: PathBuf, reason: String, may_open: bool) -> Recovered {
+        let from_snapshot = salvage::snapshot(replica, self.folder, self.now_ms);
+        let found = salvage::database(replica, &set_aside, may_open, self.now_ms);
+        let (salvaged_ops, records) = (from_snapshot + found.ops, found.records);
         let documents = replica.documents().count();
         Recovered { set_aside: Some(set_aside), reason, salvaged_ops, documents, records }
     }

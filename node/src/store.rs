@@ -214,7 +214,7 @@ impl StoreHandle {
             metrics::counter!("marram_store_recoveries_total").increment(1);
             error!("{}", told(recovered));
             // What came back must not be lost to the next fault.
-            care.snapshot(&replica);
+            care.snapshot(&mut replica);
         }
         let records = tables
             .iter()

@@ -12,6 +12,8 @@ pub enum Line {
     Opened {
         /// How long it took.
         millis: f64,
+        /// What was wrong with the database, where it had to be recovered.
+        recovered: Option<String>,
         /// Documents and records by their names.
         documents: BTreeMap<String, Version>,
     },

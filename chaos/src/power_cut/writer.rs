@@ -1,14 +1,17 @@
 //! The process that writes while the power goes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use aws_lc_rs::digest::{Context, SHA256};
 use clap::{Args, ValueEnum};
-use crdt_store::{DocKey, Edit, Replica, SledStorage, Storage, StorageError, StoreError, WriteMeta};
+use crdt_store::{
+    BundleError, DocKey, Edit, Replica, SledStorage, StorageError, StoreError, WriteMeta, open_or_recover, save_bundle,
+    snapshot_path,
+};
 
 use crate::chance::Chance;
 use crate::clock;
@@ -35,7 +38,7 @@ pub struct WriterOptions {
 /// A storage that is wrong on purpose, to prove that it is noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Sabotage {
-    /// Batches are acknowledged after sled's own flush, without a sync of the log
+    /// Batches are acknowledged without any sync
     NoFdatasync,
 }
 
@@ -55,16 +58,27 @@ pub fn write(options: &WriterOptions) -> Result<()> {
     let mut chance = Chance::new(options.seed);
     let authority = Arc::new(LoneNode::new()?);
     let began = clock::now();
-    let mut replica = match open(options, authority, &mut chance) {
-        Ok(replica) => replica,
+    let (mut replica, recovered) = match open(options, authority, &mut chance) {
+        Ok(opened) => opened,
         Err(error) => return tell(&line_of("opening", &error)),
     };
+    if recovered.is_some()
+        && let Err(error) = snapshot(options, &mut replica)
+    {
+        return tell(&line_of("keeping what was recovered", &error));
+    }
     let millis = clock::millis(clock::now().duration_since(began));
-    tell(&Line::Opened { millis, documents: content(&mut replica) })?;
+    tell(&Line::Opened { millis, recovered, documents: content(&mut replica) })?;
     let mut desk = Desk { names: replica.documents().map(|view| view.key.name).collect(), chance, count: 0 };
     while desk.count < options.writes {
         if let Err(error) = desk.write(&mut replica)? {
             return tell(&line_of("writing", &error));
+        }
+        // A node does it once a minute.
+        if desk.chance.one_in(SNAPSHOT_ONE_IN)
+            && let Err(error) = snapshot(options, &mut replica)
+        {
+            return tell(&line_of("keeping a snapshot", &error));
         }
     }
     match replica.close() {
@@ -73,14 +87,32 @@ pub fn write(options: &WriterOptions) -> Result<()> {
     }
 }
 
-fn open(options: &WriterOptions, authority: Arc<LoneNode>, chance: &mut Chance) -> Result<Replica, StoreError> {
-    let storage = match options.sabotage {
-        Some(Sabotage::NoFdatasync) => SledStorage::without_fdatasync(&options.store)?,
-        None => SledStorage::open(&options.store)?,
-    };
-    let storage: Box<dyn Storage> = Box::new(storage);
+/// The store as a node opens it, and what was wrong with it.
+fn open(
+    options: &WriterOptions,
+    authority: Arc<LoneNode>,
+    chance: &mut Chance,
+) -> Result<(Replica, Option<String>), StoreError> {
     let random = (u128::from(chance.draw()) << 64 | u128::from(chance.draw())).to_be_bytes();
-    Replica::open(storage, authority, "power-cuts", random, clock::unix_ms())
+    match options.sabotage {
+        Some(Sabotage::NoFdatasync) => {
+            let storage = Box::new(SledStorage::without_fdatasync(&options.store)?);
+            Ok((Replica::open(storage, authority, MESH, random, clock::unix_ms())?, None))
+        }
+        None => {
+            let opened = open_or_recover(&options.store, authority, MESH, random, clock::unix_ms())?;
+            Ok((opened.replica, opened.recovered.map(|recovered| recovered.reason)))
+        }
+    }
+}
+
+fn snapshot(options: &WriterOptions, replica: &mut Replica) -> Result<(), StoreError> {
+    let failed = |error: BundleError| match error {
+        BundleError::Store(error) => error,
+        other => StoreError::Storage(StorageError::Io { doing: "writing a snapshot", source: io::Error::other(other) }),
+    };
+    save_bundle(replica, &snapshot_path(&options.store)).map_err(failed)?;
+    replica.compact()
 }
 
 /// What is written next.
@@ -236,7 +268,7 @@ fn line_of(doing: &str, error: &StoreError) -> Line {
 fn tell(line: &Line) -> Result<()> {
     let mut text = serde_json::to_string(line)?;
     text.push('\n');
-    let mut output = std::io::stdout().lock();
+    let mut output = io::stdout().lock();
     output.write_all(text.as_bytes())?;
     if output.flush().is_err() {
         bail!("nobody listens");
@@ -245,6 +277,9 @@ fn tell(line: &Line) -> Result<()> {
 }
 
 const TABLE: &str = "peers";
+const MESH: &str = "power-cuts";
+/// Of so many writes or bursts, one is followed by a snapshot.
+const SNAPSHOT_ONE_IN: u64 = 60;
 /// Names that documents have; the first ten may be large.
 const NAMES: u64 = 150;
 const SHORT_NAME: usize = "route-1".len();

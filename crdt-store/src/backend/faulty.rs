@@ -133,6 +133,10 @@ impl<S: Storage> Storage for FaultyStorage<S> {
         }
     }
 
+    fn compact(&mut self, kept: &Batch) -> Result<(), StorageError> {
+        self.inner.compact(kept)
+    }
+
     fn stats(&self) -> StorageStats {
         self.inner.stats()
     }

@@ -70,6 +70,16 @@ pub(super) fn settle(folder: &Path) -> io::Result<()> {
     sync(parent(folder))
 }
 
+/// Makes the folder, durably, where there is none; its parent must exist.
+pub(super) fn create(folder: &Path) -> Result<(), StorageError> {
+    let create = || match fs::create_dir(folder) {
+        Ok(()) => sync(parent(folder)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    };
+    create().map_err(|error| io_error("creating the folder of the database", error))
+}
+
 /// An empty place beside the folder for the database that is to replace it.
 pub(super) fn fresh(folder: &Path) -> Result<PathBuf, StorageError> {
     let fresh = beside(folder, "new");

@@ -3,6 +3,7 @@
 mod faulty;
 pub(crate) mod folder;
 pub(crate) mod frozen;
+mod journal;
 mod memory;
 #[cfg(any(test, feature = "redb"))]
 mod redb;
@@ -72,6 +73,16 @@ pub trait Storage: Send + fmt::Debug {
         Err(StorageError::ReadOnly)
     }
 
+    /// Somebody has a durable copy of everything but `kept`, pairs that are in the database as well: what was held for the
+    /// case that the database does not open may go, down to these, and with it the memory that writing took.
+    ///
+    /// # Errors
+    /// [`StorageError`]; nothing is lost, and it may be tried again.
+    fn compact(&mut self, kept: &Batch) -> Result<(), StorageError> {
+        let _nothing_to_do = kept;
+        Ok(())
+    }
+
     /// Sizes, for metrics.
     fn stats(&self) -> StorageStats;
 
@@ -125,6 +136,8 @@ impl Batch {
 pub struct StorageStats {
     /// Bytes on disk, garbage included; 0 in memory.
     pub disk_bytes: u64,
+    /// Bytes of them in the journal, which grows until [`Storage::compact`]; 0 where there is none.
+    pub journal_bytes: u64,
     /// Durable batches since opening.
     pub batches: u64,
     /// Batches that failed since opening.

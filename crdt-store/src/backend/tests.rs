@@ -9,7 +9,7 @@ type Open = fn(&Path) -> Result<Box<dyn Storage>, StorageError>;
 const ON_DISK: [(&str, Open); 2] =
     [("sled", |path| Ok(Box::new(SledStorage::open(path)?))), ("redb", |path| Ok(Box::new(RedbStorage::open(path)?)))];
 
-fn batch(changes: &[(&str, Option<&[u8]>)]) -> Batch {
+pub(super) fn batch(changes: &[(&str, Option<&[u8]>)]) -> Batch {
     let mut batch = Batch::new();
     for (key, value) in changes {
         match value {

@@ -1,27 +1,30 @@
-//! What hides a failed batch: it may have reached the disk all the same.
+//! Changes laid over a database: those that it has not heard of yet, and those that hide a failed batch, which may have
+//! reached the disk all the same.
 
 use std::collections::BTreeMap;
 
-use crate::{
-    backend::{Batch, Pairs},
-    error::StorageError,
-};
+use crate::backend::Pairs;
+#[cfg(any(test, feature = "redb"))]
+use crate::{backend::Batch, error::StorageError};
 
 /// Values by the caller's keys; `None` where there is none.
 pub(super) type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// The opposite of the last failed batch. It is written together with the next batch, and reads see the database
 /// through it, so that a failed batch is never seen. Empty after a success.
+#[cfg(any(test, feature = "redb"))]
 #[derive(Debug, Default)]
 pub(super) struct Undo(Changes);
 
 /// A batch with the undo before it, and what undoes both should they fail.
+#[cfg(any(test, feature = "redb"))]
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) wanted: Changes,
     before: Changes,
 }
 
+#[cfg(any(test, feature = "redb"))]
 impl Undo {
     /// What to write for a batch; `get` reads the database itself.
     pub(super) fn attempt(
@@ -59,13 +62,18 @@ impl Undo {
     }
 
     /// What the database holds below `prefix`, as callers know it.
-    pub(super) fn overlay(&self, prefix: &[u8], mut pairs: BTreeMap<Vec<u8>, Vec<u8>>) -> Pairs {
-        for (key, value) in self.0.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix)) {
-            match value {
-                Some(value) => pairs.insert(key.clone(), value.clone()),
-                None => pairs.remove(key),
-            };
-        }
-        pairs.into_iter().collect()
+    pub(super) fn overlay(&self, prefix: &[u8], pairs: BTreeMap<Vec<u8>, Vec<u8>>) -> Pairs {
+        overlay(&self.0, prefix, pairs)
     }
+}
+
+/// What is found below `prefix` once changes are laid over what is there.
+pub(super) fn overlay(changes: &Changes, prefix: &[u8], mut pairs: BTreeMap<Vec<u8>, Vec<u8>>) -> Pairs {
+    for (key, value) in changes.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix)) {
+        match value {
+            Some(value) => pairs.insert(key.clone(), value.clone()),
+            None => pairs.remove(key),
+        };
+    }
+    pairs.into_iter().collect()
 }

@@ -51,11 +51,12 @@ pub(super) fn snapshot(replica: &mut Replica, folder: &Path, now_ms: u64) -> usi
     }
 }
 
-/// Merges what still reads in a database that was set aside, and puts back the node's records.
-pub(super) fn database(replica: &mut Replica, folder: &Path, now_ms: u64) -> Found {
+/// Merges what still reads in a database that was set aside, and puts back the node's records. Without `may_open` the
+/// journal alone is read: opening the database has ended the process before.
+pub(super) fn database(replica: &mut Replica, folder: &Path, may_open: bool, now_ms: u64) -> Found {
     let mut found = Found::default();
-    let pairs = match SledStorage::open(folder) {
-        Ok(storage) => storage.readable(&[]),
+    let pairs = match SledStorage::salvage(folder, &[], may_open) {
+        Ok(pairs) => pairs,
         Err(error) => {
             tracing::warn!(%error, "nothing can be read in the damaged database");
             return found;

@@ -50,8 +50,10 @@ impl Home {
         fs::write(log, vec![0xa5; usize::try_from(length).expect("small")]).expect("writes");
     }
 
-    fn snapshot(&self, replica: &Replica) {
+    /// What a node does once a minute.
+    fn snapshot(&self, replica: &mut Replica) {
         save_bundle(replica, &snapshot_path(&self.store())).expect("saves");
+        replica.compact().expect("compacts");
     }
 }
 
@@ -61,7 +63,7 @@ fn a_sound_store_opens_as_it_was_and_leaves_nothing_beside_it() {
     let mut first = home.open();
     assert_eq!(first.recovered, None);
     put(&mut first.replica, "a", &[("spec", "1")]);
-    home.snapshot(&first.replica);
+    home.snapshot(&mut first.replica);
     put(&mut first.replica, "a", &[("spec", "2")]);
     let life = first.replica.incarnation();
     first.replica.close().expect("closes");
@@ -80,7 +82,7 @@ fn a_damaged_database_is_set_aside_and_the_snapshot_comes_back_under_a_new_life(
         put(&mut first, &format!("d{n}"), &[("spec", "1")]);
     }
     delete(&mut first, "d7");
-    home.snapshot(&first);
+    home.snapshot(&mut first);
     let (life, root) = (first.incarnation(), first.root());
     first.close().expect("closes");
     home.spoil();
@@ -129,7 +131,8 @@ fn after_three_openings_that_died_in_a_row_the_database_counts_as_damaged() {
     let mut home = Home::new();
     let mut first = home.open().replica;
     put(&mut first, "a", &[("spec", "1")]);
-    home.snapshot(&first);
+    home.snapshot(&mut first);
+    put(&mut first, "b", &[("spec", "1")]);
     first.close().expect("closes");
     for died in 1..=3 {
         let mut marker = Marker::read(&home.store());
@@ -140,7 +143,7 @@ fn after_three_openings_that_died_in_a_row_the_database_counts_as_damaged() {
     let opened = home.open();
     let recovered = opened.recovered.expect("three deaths are damage");
     assert!(recovered.reason.contains("3 attempts"), "{recovered:?}");
-    assert_eq!((recovered.documents, recovered.salvaged_ops), (1, 1));
+    assert_eq!((recovered.documents, recovered.salvaged_ops), (2, 2), "snapshot and journal are read all the same");
     assert!(!home.names().contains(&"store.opening".to_owned()));
 }
 
@@ -157,7 +160,9 @@ fn two_deaths_and_a_good_opening_are_forgotten() {
 fn the_two_newest_databases_that_were_set_aside_are_kept() {
     let mut home = Home::new();
     for _ in 0..4 {
-        home.open().replica.close().expect("closes");
+        let mut replica = home.open().replica;
+        replica.compact().expect("compacts");
+        replica.close().expect("closes");
         home.spoil();
     }
     home.open().replica.close().expect("closes");
@@ -184,6 +189,32 @@ fn what_is_not_damage_is_an_error_and_nothing_is_moved() {
     assert!(matches!(failed, Err(StoreError::Storage(StorageError::Io { .. }))), "{failed:?}");
 }
 
+/// sled alone would have lost all of it; the snapshot has nothing yet.
+#[test]
+fn what_came_after_the_snapshot_comes_back_from_the_journal_when_sled_does_not_open() {
+    let mut home = Home::new();
+    let mut first = home.open().replica;
+    put(&mut first, "kept", &[("spec", "1")]);
+    put(&mut first, "old", &[("spec", "1")]);
+    put(&mut first, "gone", &[("spec", "1")]);
+    home.snapshot(&mut first);
+    for n in 0..30 {
+        put(&mut first, &format!("d{n}"), &[("spec", "1")]);
+    }
+    put(&mut first, "old", &[("spec", "2")]);
+    delete(&mut first, "gone");
+    first.records().put_record("book", b"k", b"v").expect("keeps");
+    let root = first.root();
+    first.close().expect("closes");
+    home.spoil();
+    let mut opened = home.open();
+    assert_eq!(opened.replica.root(), root, "{:?}", opened.recovered);
+    assert_eq!(text(&opened.replica, "old").expect("exists")["spec"], "2");
+    assert_eq!(opened.replica.records().get("book", b"k"), Some(&b"v"[..]));
+    let recovered = opened.recovered.expect("sled was damaged");
+    assert_eq!(recovered.documents, 32);
+}
+
 /// A file cut back to an earlier end opens without complaint; only the snapshot knows that there was more.
 #[test]
 fn a_database_that_went_back_in_time_takes_a_new_life_and_what_the_snapshot_has() {
@@ -196,7 +227,7 @@ fn a_database_that_went_back_in_time_takes_a_new_life_and_what_the_snapshot_has(
     let life = own.incarnation();
     put(&mut own, "a", &[("spec", "2")]);
     put(&mut own, "b", &[("spec", "1")]);
-    home.snapshot(&own);
+    home.snapshot(&mut own);
     let root = own.root();
     own.close().expect("closes");
     fs::remove_dir_all(home.store()).expect("removes");
@@ -222,7 +253,7 @@ fn a_database_that_lost_only_superseded_writes_takes_a_new_life_too() {
     sync(&mut own, &mut peer).expect("syncs");
     put(&mut peer, "a", &[("spec", "3")]);
     sync(&mut own, &mut peer).expect("syncs");
-    home.snapshot(&own);
+    home.snapshot(&mut own);
     own.close().expect("closes");
     fs::remove_dir_all(home.store()).expect("removes");
     fs::rename(&earlier, home.store()).expect("renames");
@@ -237,7 +268,7 @@ fn a_folder_that_was_removed_is_refilled_from_the_snapshot() {
     let mut home = Home::new();
     let mut first = home.open().replica;
     put(&mut first, "a", &[("spec", "1")]);
-    home.snapshot(&first);
+    home.snapshot(&mut first);
     first.close().expect("closes");
     fs::remove_dir_all(home.store()).expect("removes");
     let opened = home.open();
@@ -292,7 +323,7 @@ fn looking_at_a_store_tells_what_it_holds_and_changes_nothing() {
     put(&mut peer, "gone", &[("spec", "3")]);
     delete(&mut peer, "gone");
     sync(&mut first, &mut peer).expect("syncs");
-    home.snapshot(&first);
+    home.snapshot(&mut first);
     let (root, life) = (first.root(), first.incarnation());
     first.close().expect("closes");
     let mark = fs::read(home.store().join("boot")).expect("reads");
@@ -320,7 +351,7 @@ fn looking_at_a_damaged_store_names_each_fault() {
     for n in 0..4 {
         put(&mut first, &format!("d{n}"), &[("spec", "1")]);
     }
-    home.snapshot(&first);
+    home.snapshot(&mut first);
     first.close().expect("closes");
     let mut storage = SledStorage::open(&home.store()).expect("opens");
     let mut ops = storage.scan(b"o").expect("scans");

@@ -104,10 +104,13 @@ impl Replica {
     }
 }
 
-/// How much history each document has on disk, and where the next look for old records begins.
+/// How much history each document may have on disk, and where the next look for old records begins.
+///
+/// A write reads nothing: what a document had when the store was opened is looked at with the age of records, slice by
+/// slice, or once it has gathered as many again.
 #[derive(Debug, Default)]
 pub(crate) struct History {
-    /// Records by document; learned from the disk when a document changes for the first time.
+    /// Records by document, at least; those of before the store was opened are not in it until they were looked at.
     counts: HashMap<[u8; 16], usize>,
     slice: u8,
 }
@@ -128,10 +131,7 @@ impl History {
         for op in entered {
             for change in &op.changes {
                 let id = key_id(&change.key);
-                let count = match counts.get(&id).or_else(|| self.counts.get(&id)) {
-                    Some(count) => *count,
-                    None => keys(storage, &prefix(&id)).len(),
-                };
+                let count = counts.get(&id).or_else(|| self.counts.get(&id)).copied().unwrap_or_default();
                 let stored = StoredRevision::new(store, op, change);
                 let bytes = codec::encode_stored(Kind::Revision, &stored).map_err(|error| unencodable(&error))?;
                 batch.put(record_key(&id, op.hlc, op.dot), bytes);
@@ -141,9 +141,11 @@ impl History {
         let max = store.limits.history_revisions;
         for (id, count) in counts.iter_mut().filter(|(_, count)| **count > max.saturating_add(SLACK)) {
             let old = keys(storage, &prefix(id));
-            let excess = count.saturating_sub(max).min(old.len());
+            // What this batch adds is not in the storage yet.
+            let added = batch.changes().filter(|(key, value)| value.is_some() && key.starts_with(&prefix(id))).count();
+            let excess = (old.len() + added).saturating_sub(max).min(old.len());
+            *count = old.len() + added - excess;
             old.into_iter().take(excess).for_each(|key| batch.delete(key));
-            *count -= excess;
         }
         Ok(counts)
     }
@@ -152,7 +154,8 @@ impl History {
         self.counts.extend(counts);
     }
 
-    /// Adds to the batch the removal of records that are too old, in the next slices of the history. Returns how many.
+    /// Adds to the batch the removal of records that are too old or too many, in the next slices of the history. Returns
+    /// how many.
     pub(crate) fn expire(&mut self, storage: &dyn Storage, store: &Store, now_ms: u64, batch: &mut Batch) -> usize {
         let mut removed = 0;
         let is_old =
@@ -164,18 +167,27 @@ impl History {
                 by_document.entry(key.get(1..17).unwrap_or_default().to_vec()).or_default().push(key);
             }
             self.slice = self.slice.wrapping_add(1);
-            for (id, records) in by_document.into_iter().filter(|(_, records)| records.iter().any(|key| is_old(key))) {
+            for (id, records) in by_document {
                 let Ok(id) = <[u8; 16]>::try_from(id) else { continue };
+                let excess = records.len().saturating_sub(store.limits.history_revisions);
+                if excess == 0 && !records.iter().any(|key| is_old(key)) {
+                    continue;
+                }
                 let document = by_id.get(&id).and_then(|key| store.document(key));
                 let live = document.map(crate::document::Document::live).unwrap_or_default();
                 let is_live = |key: &Vec<u8>| stamp(key).is_some_and(|(_, dot)| live.contains(&dot));
                 // What was there before the edits in force is what a conflict will be compared with.
                 let before = records.iter().rev().find(|key| document.is_some() && !is_live(key));
-                for key in records.iter().filter(|key| is_old(key) && !is_live(key) && Some(*key) != before) {
-                    batch.delete(key.clone());
-                    removed += 1;
+                let mut left = records.len();
+                for (place, key) in records.iter().enumerate() {
+                    let is_outlived = is_old(key) && !is_live(key) && Some(key) != before;
+                    if place < excess || is_outlived {
+                        batch.delete(key.clone());
+                        left -= 1;
+                    }
                 }
-                self.counts.remove(&id);
+                removed += records.len() - left;
+                self.counts.insert(id, left);
             }
         }
         removed

@@ -35,6 +35,21 @@ impl Replica {
         })
     }
 
+    /// Tells the storage that a durable copy of everything lies elsewhere (a bundle, written just now): it lets go of what
+    /// it kept for the case that its database does not open, and of the memory that writing took. A node does so with
+    /// each snapshot; without it the journal of the storage grows to its limit.
+    ///
+    /// # Errors
+    /// What the storage says; nothing is lost, and it may be tried again.
+    pub fn compact(&mut self) -> Result<(), StoreError> {
+        // No bundle has the node's own records.
+        let mut kept = Batch::new();
+        for (key, value) in &self.records {
+            kept.put(key.clone(), encode_record(value)?);
+        }
+        Ok(self.storage.compact(&kept)?)
+    }
+
     /// Every pair of a database that holds this state.
     fn whole(&self) -> Result<Batch, StoreError> {
         let mut batch = Batch::new();

@@ -678,6 +678,7 @@ fn a_damaged_folder_is_reported_or_holds_a_state_that_was_written() {
         put(&mut a, &format!("n{}", n % 30), &[("x", &format!("{n}{}", "z".repeat(n * 20)))]);
         roots.insert(a.root());
     }
+    a.compact().expect("compacts");
     a.close().expect("closes");
     let intact = std::fs::read(path.join("db")).expect("reads");
     let length = intact.len();

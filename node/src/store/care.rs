@@ -8,6 +8,10 @@ use tracing::{debug, info, warn};
 
 /// Two attempts to write the database anew are at least this far apart: each writes all of it.
 const REBUILD_EVERY: Duration = Duration::from_secs(5);
+/// Bytes of journal that are not waited with until the minute is over.
+const JOURNAL_BYTES: u64 = 8 << 20;
+/// Two such snapshots are at least this far apart.
+const EARLY_EVERY: Duration = Duration::from_secs(5);
 
 /// The care of one database.
 #[derive(Debug)]
@@ -17,26 +21,42 @@ pub(super) struct Care {
     saved: Option<([u8; 16], [u8; 8])>,
     is_failing: bool,
     next_rebuild: Duration,
+    next_early: Duration,
 }
 
 impl Care {
     /// Care with its snapshot at a path.
     pub(super) fn new(snapshot: PathBuf) -> Self {
-        Self { snapshot, saved: None, is_failing: false, next_rebuild: Duration::ZERO }
+        Self { snapshot, saved: None, is_failing: false, next_rebuild: Duration::ZERO, next_early: Duration::ZERO }
     }
 
-    /// Writes the snapshot where the store has changed since the last one. It replaces the old one whole; a store that
-    /// holds nothing needs none.
-    pub(super) fn snapshot(&mut self, replica: &Replica) {
+    /// Writes the snapshot where the store has changed since the last one, and lets the database rest. The snapshot
+    /// replaces the old one whole; a store that holds nothing needs none.
+    pub(super) fn snapshot(&mut self, replica: &mut Replica) {
         let now = (replica.root(), replica.context_hash());
-        if self.saved == Some(now) || replica.context().origin_count() == 0 {
+        if self.saved != Some(now) && replica.context().origin_count() > 0 && !self.save(replica, now) {
             return;
         }
+        if let Err(fault) = replica.compact() {
+            debug!(%fault, "database not compacted; trying again with the next snapshot");
+        }
+    }
+
+    /// Like [`Care::snapshot`], where the journal has grown so long that it should not wait for the minute.
+    pub(super) fn snapshot_early(&mut self, replica: &mut Replica, now: Duration) {
+        if now >= self.next_early && replica.storage_stats().journal_bytes >= JOURNAL_BYTES {
+            self.next_early = now + EARLY_EVERY;
+            self.snapshot(replica);
+        }
+    }
+
+    fn save(&mut self, replica: &Replica, now: ([u8; 16], [u8; 8])) -> bool {
         match save_bundle(replica, &self.snapshot) {
             Ok(ops) => {
                 debug!(ops, "snapshot of the store written");
                 self.saved = Some(now);
                 self.is_failing = false;
+                return true;
             }
             // Said once, not every minute: a full disk is told elsewhere as well.
             Err(fault) if self.is_failing => debug!(%fault, "snapshot of the store not written"),
@@ -45,6 +65,7 @@ impl Care {
                 self.is_failing = true;
             }
         }
+        false
     }
 
     /// Writes the database anew where it takes no writes since a sync failed; `None` where there was nothing to do, or
@@ -56,7 +77,11 @@ impl Care {
         self.next_rebuild = now + REBUILD_EVERY;
         let outcome = replica.rebuild();
         match &outcome {
-            Ok(()) => info!("database written anew after a failed sync; writes are taken again"),
+            Ok(()) => {
+                info!("database written anew after a failed sync; writes are taken again");
+                // The journal that had everything since the last snapshot is gone.
+                self.snapshot(replica);
+            }
             Err(fault) => debug!(%fault, "database not written anew; trying again"),
         }
         Some(outcome)
@@ -111,16 +136,16 @@ mod tests {
         let path = dir.path().join("store.snapshot");
         let mut care = Care::new(path.clone());
         let (mut replica, _plan) = replica();
-        care.snapshot(&replica);
+        care.snapshot(&mut replica);
         assert!(!path.exists(), "there is nothing to keep yet");
         write(&mut replica, "1").unwrap();
-        care.snapshot(&replica);
+        care.snapshot(&mut replica);
         let first = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        care.snapshot(&replica);
+        care.snapshot(&mut replica);
         assert!(!path.exists(), "written again without a change");
         write(&mut replica, "2").unwrap();
-        care.snapshot(&replica);
+        care.snapshot(&mut replica);
         assert_ne!(std::fs::read(&path).unwrap(), first);
     }
 
@@ -131,9 +156,9 @@ mod tests {
         let mut care = Care::new(path.clone());
         let (mut replica, _plan) = replica();
         write(&mut replica, "1").unwrap();
-        care.snapshot(&replica);
+        care.snapshot(&mut replica);
         std::fs::create_dir(dir.path().join("later")).unwrap();
-        care.snapshot(&replica);
+        care.snapshot(&mut replica);
         assert!(path.exists());
     }
 

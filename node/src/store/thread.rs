@@ -93,6 +93,7 @@ impl StoreThread {
                 Command::Write(first) => self.write_all(writes(*first, &mut inbox, &mut next)),
                 other => self.handle(other),
             }));
+            self.care.snapshot_early(&mut self.replica, self.clock.now());
             if handled.is_err() {
                 // What is durable is sound; what is in memory may not be. Routing goes on with what it has.
                 metrics::counter!("marram_task_restarts_total", "task" => "store").increment(1);
@@ -105,7 +106,7 @@ impl StoreThread {
     }
 
     fn close(mut self) {
-        self.care.snapshot(&self.replica);
+        self.care.snapshot(&mut self.replica);
         if let Err(fault) = self.replica.close() {
             warn!(%fault, "policy store not closed cleanly; what was acknowledged is durable all the same");
         }
@@ -160,7 +161,7 @@ impl StoreThread {
                 let done = self.replica.records().delete(table, &key);
                 self.record_done(done, Some(answer));
             }
-            Command::Snapshot => self.care.snapshot(&self.replica),
+            Command::Snapshot => self.care.snapshot(&mut self.replica),
             Command::Close { answer } => {
                 answer.send(()).ok();
             }

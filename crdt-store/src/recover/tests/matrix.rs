@@ -79,7 +79,7 @@ impl World {
             }
             // Up to a minute before a kill.
             if step == 100 {
-                home.snapshot(&own);
+                home.snapshot(&mut own);
             }
         }
         own.records().put_record("book", b"k", b"v").expect("keeps");
@@ -94,7 +94,7 @@ impl World {
             own.close().expect("closes");
         } else {
             // The last thing a node does.
-            home.snapshot(&own);
+            home.snapshot(&mut own);
             own.close().expect("closes");
             copy(&home.store(), &kept);
         }
@@ -193,9 +193,13 @@ fn run(is_killed: bool) {
     for (kind, damage) in DAMAGES {
         for case in 0..CASES {
             let home = world.copied();
-            // The log is nearly all there is; now and then one of the small files beside it.
+            // sled's log and the journal are nearly all there is; now and then one of the small files beside them.
             let files = files(&home.store());
-            let file = if case % 5 == 4 { &files[chance.below(files.len())] } else { &home.store().join("db") };
+            let file = match case % 5 {
+                4 => &files[chance.below(files.len())],
+                3 => &home.store().join("journal"),
+                _ => &home.store().join("db"),
+            };
             let mut bytes = fs::read(file).expect("reads");
             if bytes.is_empty() {
                 continue;
