@@ -14,8 +14,10 @@ use crate::{
 };
 
 mod layout;
+mod slice;
 
 pub(crate) use layout::{IDEMPOTENCY_BYTES_MAX, decode, dot_of, encode};
+pub(crate) use slice::{Slice, intent, slices};
 
 /// The content of a document: section name to its canonical bytes, which only the policy layer understands.
 pub type Sections = BTreeMap<String, Bytes>;

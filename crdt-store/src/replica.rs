@@ -334,12 +334,12 @@ impl Replica {
 
     /// Every live op's stamp, with the time to send them by.
     pub(crate) fn live_dots(&self) -> Vec<(Hlc, Dot)> {
-        self.store.ops().map(|held| (held.op.hlc, held.op.dot)).collect()
+        self.store.ops().map(|held| (held.hlc, held.dot)).collect()
     }
 
     /// Every document that exists, by key.
     pub fn documents(&self) -> impl Iterator<Item = DocumentView> {
-        self.store.keys().filter_map(|key| self.document(key))
+        self.store.keys().filter_map(|key| self.document(&key))
     }
 
     /// One document; `None` where it does not exist or was deleted.
@@ -353,7 +353,7 @@ impl Replica {
     pub fn summary(&self) -> Summary {
         let (mut documents, mut conflicts, mut tombstones) = (0, 0, 0);
         for key in self.store.keys() {
-            match self.store.read(key) {
+            match self.store.read(&key) {
                 Some(reading) => {
                     documents += 1;
                     conflicts += usize::from(!reading.conflicts.is_empty() || reading.is_deleted_concurrently);
@@ -487,12 +487,13 @@ impl std::fmt::Debug for Replica {
 #[cfg(test)]
 impl Replica {
     pub(crate) fn op(&self, dot: Dot) -> Option<Arc<crate::Op>> {
-        self.store.held(dot).map(|held| Arc::clone(&held.op))
+        let signed = self.signed_op(dot)?;
+        Some(Arc::new(signed.read(&self.store.id).expect("what is held was read before")))
     }
 
     /// The dots live in one section; in the sections never named, for an empty name.
     pub(crate) fn section_ops(&self, key: &DocKey, section: &str) -> std::collections::BTreeSet<Dot> {
-        self.store.document(key).map(|document| document.live_in(section)).unwrap_or_default()
+        self.store.registers(key).live_in(section)
     }
 }
 

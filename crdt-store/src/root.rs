@@ -34,10 +34,13 @@ impl RootTree {
     pub(crate) fn set(&mut self, key: &DocKey, hash: Option<[u8; 16]>) {
         let id = key_id(key);
         let Some(bucket) = self.buckets.get_mut(usize::from(id[0])) else { return };
-        match hash {
+        let before = match hash {
             Some(hash) => bucket.documents.insert(id, hash),
             None => bucket.documents.remove(&id),
         };
+        if before == hash {
+            return;
+        }
         bucket.hash = if bucket.documents.is_empty() {
             [0; 16]
         } else {

@@ -7,17 +7,18 @@
 mod garbage;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use crate::{
     context::{COUNTER_END, Clock, Context},
-    document::{Document, Part, Reading},
+    document::{Document, Part, Reading, Registers},
     error::Refusal,
-    hlc::HlcClock,
-    id::{DocKey, Dot, Incarnation, StoreId},
-    op::{self, Limits, Op, SignedOp},
+    hlc::{Hlc, HlcClock},
+    id::{DocKey, Dot, Incarnation, PackedKey, StoreId},
+    op::{self, Limits, Op, SignedOp, Slice},
     root::RootTree,
     sign::{Author, Authority, OriginRecord},
 };
@@ -26,30 +27,57 @@ use crate::{
 const PEER_ROOM: usize = 4;
 
 /// A live op: one that nothing has superseded in at least one section of one document.
+///
+/// Thousands of them are held, so they are held as bytes: what is needed of an op is read out of them each time.
 #[derive(Debug, Clone)]
 pub(crate) struct Held {
-    pub(crate) op: Arc<Op>,
     pub(crate) signed: SignedOp,
     pub(crate) hash: [u8; 32],
+    pub(crate) dot: Dot,
+    pub(crate) hlc: Hlc,
     /// Its stamp was more than a minute ahead of our clock when it came.
     pub(crate) is_clock_suspect: bool,
+    /// It changes several documents.
+    pub(crate) is_shared: bool,
     /// In how many documents it is live.
-    live_in: usize,
+    live_in: u32,
     /// Which of its changes do not count any more: a tombstone had superseded them and was collected.
     pub(crate) gone: BTreeSet<usize>,
 }
 
 impl Held {
-    pub(crate) fn new(op: Op, signed: SignedOp, is_clock_suspect: bool) -> Self {
-        let hash = signed.hash();
-        Self { op: Arc::new(op), signed, hash, is_clock_suspect, live_in: 0, gone: BTreeSet::new() }
+    /// Holds an op that was decoded of these bytes.
+    pub(crate) fn new(op: &Op, signed: SignedOp, is_clock_suspect: bool) -> Self {
+        Self {
+            hash: signed.hash(),
+            signed,
+            dot: op.dot,
+            hlc: op.hlc,
+            is_clock_suspect,
+            is_shared: op.changes.len() > 1,
+            live_in: 0,
+            gone: BTreeSet::new(),
+        }
+    }
+
+    /// Its changes, in order.
+    pub(crate) fn changes(&self) -> impl Iterator<Item = Slice<'_>> {
+        op::slices(&self.signed.bytes)
+    }
+
+    /// The change that concerns a document.
+    pub(crate) fn change(&self, key: &DocKey) -> Option<Slice<'_>> {
+        self.changes().find(|change| change.is_of(key))
+    }
+
+    /// Which of the changes concerns a document.
+    fn place(&self, key: &DocKey) -> Option<usize> {
+        self.changes().position(|change| change.is_of(key))
     }
 
     fn part(&self, key: &DocKey) -> Option<Part<'_>> {
-        let change = self.op.change(key)?;
-        let dot = self.op.dot;
-        let body = change.body.as_ref();
-        Some(Part { dot, hlc: self.op.hlc, hash: self.hash, body })
+        let body = self.change(key)?.body();
+        Some(Part { dot: self.dot, hlc: self.hlc, hash: self.hash, body })
     }
 }
 
@@ -93,8 +121,8 @@ pub(crate) enum Reception {
 /// What a transaction has to restore when the disk refuses it.
 #[derive(Debug)]
 struct Journal {
-    documents: BTreeMap<DocKey, Option<Document>>,
-    ops: BTreeMap<Dot, Option<Held>>,
+    documents: BTreeMap<PackedKey, Option<Document>>,
+    ops: BTreeMap<Dot, Option<Box<Held>>>,
     origins: BTreeSet<Incarnation>,
     context: Context,
     floor: Clock,
@@ -114,8 +142,8 @@ pub(crate) struct Store {
     pub(crate) clock: HlcClock,
     pub(crate) live_bytes: usize,
     origins: BTreeMap<Incarnation, Origin>,
-    ops: BTreeMap<Dot, Held>,
-    documents: BTreeMap<DocKey, Document>,
+    ops: BTreeMap<Dot, Box<Held>>,
+    documents: BTreeMap<PackedKey, Document>,
     root: RootTree,
     journal: Option<Journal>,
 }
@@ -148,8 +176,8 @@ impl Store {
     /// The root as it was before tombstones were collected, for databases of that time.
     pub(crate) fn root_with_graves(&self) -> [u8; 16] {
         let mut root = RootTree::default();
-        for key in self.documents.keys() {
-            root.set(key, self.read(key).map(|reading| reading.hash_with_graves(key)));
+        for key in self.keys() {
+            root.set(&key, self.read(&key).map(|reading| reading.hash_with_graves(&key)));
         }
         root.root()
     }
@@ -160,11 +188,11 @@ impl Store {
     }
 
     pub(crate) fn held(&self, dot: Dot) -> Option<&Held> {
-        self.ops.get(&dot)
+        self.ops.get(&dot).map(Box::as_ref)
     }
 
     pub(crate) fn ops(&self) -> impl Iterator<Item = &Held> {
-        self.ops.values()
+        self.ops.values().map(Box::as_ref)
     }
 
     pub(crate) fn origins(&self) -> impl Iterator<Item = &Incarnation> {
@@ -175,23 +203,43 @@ impl Store {
         self.origins.get(incarnation)
     }
 
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &DocKey> {
-        self.documents.keys()
+    /// Every document, tombstones included.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = DocKey> {
+        self.documents.keys().map(PackedKey::key)
+    }
+
+    pub(crate) fn document_count(&self) -> usize {
+        self.documents.len()
     }
 
     pub(crate) fn document(&self, key: &DocKey) -> Option<&Document> {
-        self.documents.get(key)
+        self.documents.get(&PackedKey::from(key))
+    }
+
+    /// A document's registers; empty ones where nothing is known of it.
+    pub(crate) fn registers(&self, key: &DocKey) -> Cow<'_, Registers> {
+        let document = self.document(key);
+        document.map(|document| document.registers(&|dot| self.change_of(key, dot))).unwrap_or_default()
     }
 
     pub(crate) fn read(&self, key: &DocKey) -> Option<Reading<'_>> {
-        self.documents.get(key)?.read(&|dot| self.ops.get(&dot).and_then(|held| held.part(key)))
+        self.read_from(key, &self.registers(key))
+    }
+
+    /// What a document's registers amount to.
+    pub(crate) fn read_from(&self, key: &DocKey, registers: &Registers) -> Option<Reading<'_>> {
+        registers.read(&|dot| self.held(dot)?.part(key))
+    }
+
+    /// A held op's change of a document.
+    pub(crate) fn change_of(&self, key: &DocKey, dot: Dot) -> Option<Slice<'_>> {
+        self.held(dot)?.change(key)
     }
 
     /// True where all that the op's author had seen of the document has arrived here, so that superseding the op may
     /// claim its whole past as seen.
     pub(crate) fn is_complete(&self, key: &DocKey, dot: Dot) -> bool {
-        let change = self.ops.get(&dot).and_then(|held| held.op.change(key));
-        change.is_some_and(|change| change.beside.iter().all(|other| self.context.contains(*other)))
+        self.change_of(key, dot).is_some_and(|change| change.beside().all(|other| self.context.contains(other)))
     }
 
     // Transactions.
@@ -216,15 +264,15 @@ impl Store {
         let Some(journal) = &self.journal else { return Delta::default() };
         let mut delta = Delta {
             origins: journal.origins.iter().copied().collect(),
-            documents: journal.documents.keys().cloned().collect(),
+            documents: journal.documents.keys().map(PackedKey::key).collect(),
             entered: journal.entered.clone(),
             has_floor: journal.floor != self.floor,
             ..Delta::default()
         };
         let marks = |held: Option<&Held>| held.map(|held| held.gone.clone()).unwrap_or_default();
         for (dot, before) in &journal.ops {
-            let now = self.ops.get(dot);
-            if marks(before.as_ref()) != marks(now) {
+            let (before, now) = (before.as_deref(), self.held(*dot));
+            if marks(before) != marks(now) {
                 let list = if marks(now).is_empty() { &mut delta.unmarked } else { &mut delta.marked };
                 list.push(*dot);
             }
@@ -246,7 +294,7 @@ impl Store {
     /// Ends the transaction and restores what was before it.
     pub(crate) fn roll_back(&mut self) {
         let Some(journal) = self.journal.take() else { return };
-        let touched: Vec<DocKey> = journal.documents.keys().cloned().collect();
+        let touched: Vec<DocKey> = journal.documents.keys().map(PackedKey::key).collect();
         for (key, before) in journal.documents {
             match before {
                 Some(document) => self.documents.insert(key, document),
@@ -266,7 +314,10 @@ impl Store {
         self.floor = journal.floor;
         self.clock = journal.clock;
         self.live_bytes = journal.live_bytes;
-        self.refresh_root(touched.iter());
+        for key in touched {
+            let hash = self.read(&key).map(|reading| reading.hash(&key));
+            self.root.set(&key, hash);
+        }
     }
 
     // Changing.
@@ -304,13 +355,13 @@ impl Store {
             return Reception::Refused(Some(dot), refusal);
         }
         let is_clock_suspect = self.clock.observe(op.hlc, now_ms);
-        let held = Held::new(op, signed, is_clock_suspect);
+        let held = Held::new(&op, signed, is_clock_suspect);
         if is_held {
-            let is_replaced = self.replace(held);
+            let is_replaced = self.replace(op, held);
             return Reception::Equivocation { dot, is_replaced };
         }
         let was_seen = self.context.contains(dot);
-        self.enter(held);
+        self.enter(op, held);
         // An op that was superseded before it came is credited and not new to anyone.
         if was_seen && !self.ops.contains_key(&dot) {
             self.journal.as_mut().map(|journal| journal.entered.pop());
@@ -319,23 +370,21 @@ impl Store {
         Reception::New(dot)
     }
 
-    /// Enters an op known to be right: into the registers, the context and the root.
-    pub(crate) fn enter(&mut self, held: Held) {
-        let dot = held.op.dot;
-        let op = Arc::clone(&held.op);
+    /// Enters an op known to be right, and the bytes it was decoded of: into the registers, the context and the root.
+    pub(crate) fn enter(&mut self, op: Op, held: Held) {
+        let dot = op.dot;
         let gone = held.gone.clone();
         self.journal_op(dot);
         self.live_bytes += held.signed.weight();
-        self.ops.insert(dot, held);
+        self.ops.insert(dot, Box::new(held));
         for (_, change) in op.changes.iter().enumerate().filter(|(at, _)| !gone.contains(at)) {
-            let clock = change.clock(dot);
-            self.change(&change.key, |document, clock_of| document.apply(dot, &clock, &change.mask, clock_of));
+            let (clock, mask) = (change.clock(dot), change.mask.iter().map(String::as_str));
+            self.change(&change.key, |registers, clock_of| registers.apply(dot, &clock, mask, clock_of));
         }
         self.drop_if_dead(dot);
         self.context.insert(dot);
-        self.refresh_root(op.changes.iter().map(|change| &change.key));
         if let Some(journal) = &mut self.journal {
-            journal.entered.push(op);
+            journal.entered.push(Arc::new(op));
         }
     }
 
@@ -376,7 +425,7 @@ impl Store {
         if !may_author {
             return Err(Refusal::NotAuthor);
         }
-        let new_documents = op.changes.iter().filter(|change| !self.documents.contains_key(&change.key)).count();
+        let new_documents = op.changes.iter().filter(|change| self.document(&change.key).is_none()).count();
         if self.live_bytes.saturating_add(signed.weight()) > self.limits.live_bytes.saturating_mul(PEER_ROOM)
             || self.documents.len().saturating_add(new_documents) > self.limits.documents.saturating_mul(PEER_ROOM)
         {
@@ -395,60 +444,60 @@ impl Store {
     }
 
     /// Two ops under one dot: their author broke its word. The lower hash stands, on every replica alike.
-    fn replace(&mut self, mut other: Held) -> bool {
-        let dot = other.op.dot;
+    fn replace(&mut self, op: Op, mut other: Held) -> bool {
+        let dot = op.dot;
         let Some(current) = self.ops.get(&dot).cloned() else { return false };
         if current.hash <= other.hash {
             return false;
         }
-        for change in &current.op.changes {
+        let keys: Vec<DocKey> = current.changes().map(|change| change.key()).collect();
+        for key in &keys {
             self.journal_op(dot);
-            let mut others = self.entered_in(&change.key);
+            let mut others = self.entered_in(key);
             others.remove(&dot);
-            self.rebuild(&change.key, &others);
+            self.rebuild(key, &others);
         }
         self.drop_if_dead(dot);
         // What was said about the dot holds for whatever op is under it.
-        let gone = current.gone.iter().filter_map(|at| current.op.changes.get(*at));
-        other.gone = gone.filter_map(|change| other.op.place(&change.key)).collect();
-        self.enter(other);
-        self.refresh_root(current.op.changes.iter().map(|change| &change.key));
+        other.gone = current.gone.iter().filter_map(|at| op.place(keys.get(*at)?)).collect();
+        self.enter(op, other);
         true
     }
 
     /// Ops held that count in a document, whether or not another has superseded them there.
     fn entered_in(&self, key: &DocKey) -> BTreeSet<Dot> {
-        let counts = |held: &&Held| held.op.place(key).is_some_and(|at| !held.gone.contains(&at));
-        self.ops.values().filter(counts).map(|held| held.op.dot).collect()
+        // An op of one document is held while it is live there.
+        let counts = |held: &&Held| held.is_shared && held.place(key).is_some_and(|at| !held.gone.contains(&at));
+        let live = self.document(key).map(Document::live).unwrap_or_default();
+        self.ops().filter(counts).map(|held| held.dot).chain(live).collect()
     }
 
     /// Builds a document anew from these ops alone.
     fn rebuild(&mut self, key: &DocKey, dots: &BTreeSet<Dot>) {
-        let ops: Vec<Arc<Op>> =
-            dots.iter().filter_map(|dot| self.ops.get(dot)).map(|held| Arc::clone(&held.op)).collect();
-        self.change(key, |document, clock_of| {
-            *document = Document::default();
-            for op in &ops {
-                if let Some(part) = op.change(key) {
-                    document.apply(op.dot, &part.clock(op.dot), &part.mask, clock_of);
-                }
-            }
-        });
+        let registers = Registers::of(dots.iter().copied(), &|dot| self.change_of(key, dot));
+        self.set(key, registers);
     }
 
-    /// Changes one document's registers and keeps count of where ops are live.
-    fn change(&mut self, key: &DocKey, edit: impl FnOnce(&mut Document, &dyn Fn(Dot) -> Option<Clock>)) {
-        let before = self.documents.remove(key);
-        let mut document = before.clone().unwrap_or_default();
-        let was = document.live();
-        let ops = &self.ops;
-        edit(&mut document, &|dot| ops.get(&dot)?.op.change(key).map(|change| change.clock(dot)));
-        let is = document.live();
+    /// Changes one document's registers.
+    fn change(&mut self, key: &DocKey, edit: impl FnOnce(&mut Registers, &dyn Fn(Dot) -> Option<Clock>)) {
+        let mut registers = self.registers(key).into_owned();
+        edit(&mut registers, &|dot| self.change_of(key, dot).map(|change| change.clock(dot)));
+        self.set(key, registers);
+    }
+
+    /// Sets one document's registers and its share in the root, and keeps count of where ops are live.
+    fn set(&mut self, key: &DocKey, registers: Registers) {
+        let hash = self.read_from(key, &registers).map(|reading| reading.hash(key));
+        self.root.set(key, hash);
+        let is = registers.live();
+        let packed = PackedKey::from(key);
+        let before = match Document::new(registers) {
+            Some(document) => self.documents.insert(packed.clone(), document),
+            None => self.documents.remove(&packed),
+        };
+        let was = before.as_ref().map(Document::live).unwrap_or_default();
         if let Some(journal) = &mut self.journal {
-            journal.documents.entry(key.clone()).or_insert(before);
-        }
-        if !document.is_empty() {
-            self.documents.insert(key.clone(), document);
+            journal.documents.entry(packed).or_insert(before);
         }
         for dot in is.difference(&was) {
             self.journal_op(*dot);
@@ -476,13 +525,6 @@ impl Store {
             && let Some(dead) = self.ops.remove(&dot)
         {
             self.live_bytes = self.live_bytes.saturating_sub(dead.signed.weight());
-        }
-    }
-
-    fn refresh_root<'k>(&mut self, keys: impl Iterator<Item = &'k DocKey>) {
-        for key in keys {
-            let hash = self.read(key).map(|reading| reading.hash(key));
-            self.root.set(key, hash);
         }
     }
 }

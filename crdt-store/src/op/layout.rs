@@ -29,6 +29,8 @@ const MAGIC: &[u8] = b"marram-op";
 const VERSION: u8 = 1;
 /// Bytes of an idempotency key.
 pub(crate) const IDEMPOTENCY_BYTES_MAX: usize = 128;
+/// Bytes of a dot.
+pub(super) const DOT_BYTES: usize = 16 + 8;
 /// Dots in `beside`: every sibling of every section at the default limits.
 pub(super) const BESIDE_MAX: usize = 512;
 
@@ -160,13 +162,30 @@ impl Writer {
     }
 }
 
-struct Reader<'a> {
+/// Reads one thing after the other; each says what is wrong with it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reader<'a> {
     bytes: &'a Bytes,
     at: usize,
 }
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], OpFault> {
+    /// A reader of canonical bytes that stands at the first change, after their number; with what the author meant and
+    /// said. For bytes that [`decode`] has accepted.
+    pub(super) fn at_changes(bytes: &'a Bytes) -> Result<(Self, usize, OpKind, &'a str), OpFault> {
+        let mut reader = Self { bytes, at: MAGIC.len() + 1 };
+        reader.text8()?;
+        reader.text8()?;
+        reader.take(DOT_BYTES + 6 + 2 + 16)?;
+        let kind = reader.kind()?;
+        reader.u16()?;
+        reader.text8()?;
+        let message = reader.text16()?;
+        let count = usize::from(reader.u16()?);
+        Ok((reader, count, kind, message))
+    }
+
+    pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], OpFault> {
         let end = self.at.checked_add(length).ok_or(OpFault::Truncated)?;
         let taken = self.bytes.get(self.at..end).ok_or(OpFault::Truncated)?;
         self.at = end;
@@ -179,11 +198,11 @@ impl<'a> Reader<'a> {
         Ok(array)
     }
 
-    fn u8(&mut self) -> Result<u8, OpFault> {
+    pub(super) fn u8(&mut self) -> Result<u8, OpFault> {
         Ok(u8::from_be_bytes(self.array()?))
     }
 
-    fn u16(&mut self) -> Result<u16, OpFault> {
+    pub(super) fn u16(&mut self) -> Result<u16, OpFault> {
         Ok(u16::from_be_bytes(self.array()?))
     }
 
@@ -195,12 +214,22 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
+    /// The length of a section.
+    pub(super) fn length(&mut self) -> Result<usize, OpFault> {
+        Ok(usize::try_from(u32::from_be_bytes(self.array()?)).unwrap_or(usize::MAX))
+    }
+
+    /// So many bytes, in the memory where they are.
+    pub(super) fn shared(&mut self, length: usize) -> Result<Bytes, OpFault> {
+        Ok(self.bytes.slice_ref(self.take(length)?))
+    }
+
     fn text8(&mut self) -> Result<&'a str, OpFault> {
         let length = usize::from(self.u8()?);
         std::str::from_utf8(self.take(length)?).ok().ok_or(OpFault::Field("text"))
     }
 
-    fn text16(&mut self) -> Result<&'a str, OpFault> {
+    pub(super) fn text16(&mut self) -> Result<&'a str, OpFault> {
         let length = usize::from(self.u16()?);
         std::str::from_utf8(self.take(length)?).ok().ok_or(OpFault::Field("text"))
     }
@@ -233,7 +262,7 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
-    fn dot(&mut self) -> Result<Dot, OpFault> {
+    pub(super) fn dot(&mut self) -> Result<Dot, OpFault> {
         let origin = Incarnation::from_bytes(self.array()?);
         let counter = u64::from_be_bytes(self.array()?);
         if counter == 0 || counter >= COUNTER_END {
@@ -322,12 +351,12 @@ impl<'a> Reader<'a> {
         let mut body_bytes = 0_usize;
         for _ in 0..count {
             let name = self.name(limits.name_bytes, "section")?;
-            let length = usize::try_from(u32::from_be_bytes(self.array()?)).unwrap_or(usize::MAX);
+            let length = self.length()?;
             body_bytes = body_bytes.saturating_add(length);
             if body_bytes > limits.body_bytes {
                 return Err(OpFault::Limit("body bytes"));
             }
-            let value = self.bytes.slice_ref(self.take(length)?);
+            let value = self.shared(length)?;
             if sections.last_key_value().is_some_and(|(last, _)| *last >= name) {
                 return Err(OpFault::Field("sections"));
             }

@@ -76,6 +76,23 @@ proptest! {
     }
 
     #[test]
+    fn bytes_say_the_same_in_place_as_decoded(op in any_op()) {
+        let bytes = Bytes::from(encode(&store(), &op));
+        let change = |slice: Slice<'_>| {
+            prop_assert!(op.changes.iter().filter(|change| slice.is_of(&change.key)).count() == 1);
+            let owned = |body: Vec<(&str, Bytes)>| body.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            let body: Option<Sections> = slice.body().map(owned);
+            prop_assert_eq!(slice.is_edit(), body.is_some());
+            prop_assert_eq!(slice.clock(op.dot), op.change(&slice.key()).expect("one of them").clock(op.dot));
+            let mask = slice.mask().map(str::to_owned).collect();
+            Ok(Change { key: slice.key(), mask, past: slice.past(), beside: slice.beside().collect(), body })
+        };
+        let changes = slices(&bytes).map(change).collect::<Result<Vec<_>, _>>()?;
+        prop_assert_eq!(changes, op.changes);
+        prop_assert_eq!(intent(&bytes), (op.kind, op.message.as_str()));
+    }
+
+    #[test]
     fn an_op_has_one_encoding(op in any_op(), at in any::<prop::sample::Index>(), with in any::<u8>()) {
         let mut bytes = encode(&store(), &op);
         let at = at.index(bytes.len());

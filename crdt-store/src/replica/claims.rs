@@ -46,7 +46,7 @@ impl Replica {
         let by_id = self.store.keys_by_id();
         for (id, dot) in end.claims {
             if let Some(key) = by_id.get(id).filter(|key| self.store.is_live(key, *dot)) {
-                leaving.entry((*key).clone()).or_default().insert(*dot);
+                leaving.entry(key.clone()).or_default().insert(*dot);
             }
         }
         let waiting = self.note_claims(&leaving, end.peer, end.needed);
@@ -60,7 +60,7 @@ impl Replica {
         // An edit that came from someone else meanwhile and that this peer has seen and does not hold was deleted
         // there. It was not in our list, so it would stay for ever once the coverage is taken.
         let is_unasked = |dot: Dot| end.cover.contains(dot) && !end.before.contains(dot) && !end.told.contains(&dot);
-        if self.store.live_edits().any(|(_, dot)| is_unasked(dot)) || !self.store.adopt(end.cover, end.floor) {
+        if self.store.live_edits().any(is_unasked) || !self.store.adopt(end.cover, end.floor) {
             self.store.roll_back();
             return Ok(Vec::new());
         }

@@ -93,7 +93,7 @@ impl Replica {
     pub fn common_ancestor(&self, key: &DocKey, dots: &[Dot]) -> Result<Option<Revision>, StoreError> {
         let past = |dot: &Dot| {
             let held = self.store.held(*dot).filter(|_| self.store.is_live(key, *dot))?;
-            held.op.change(key).map(|change| change.past.clone())
+            held.change(key).map(|change| change.past())
         };
         let Some(pasts) = dots.iter().map(past).collect::<Option<Vec<Clock>>>().filter(|pasts| !pasts.is_empty())
         else {

@@ -12,6 +12,6 @@ impl Replica {
     /// the sections that no edit has named. None where nothing is known of the document.
     #[must_use]
     pub fn live_in(&self, key: &DocKey, section: &str) -> BTreeSet<Dot> {
-        self.store.document(key).map(|document| document.live_in(section)).unwrap_or_default()
+        self.store.registers(key).live_in(section)
     }
 }

@@ -219,9 +219,9 @@ fn load_ops(storage: &dyn Storage, store: &mut Store, context: &Context) -> Resu
         if gone.last().is_some_and(|last| *last >= op.changes.len()) {
             return Err(StoreError::Damaged(format!("marks of {dot} name changes that it does not have")));
         }
-        let mut held = Held::new(op, stored.signed, stored.is_clock_suspect);
+        let mut held = Held::new(&op, stored.signed, stored.is_clock_suspect);
         held.gone = gone;
-        store.enter(held);
+        store.enter(op, held);
         count += 1;
     }
     if !marks.is_empty() {

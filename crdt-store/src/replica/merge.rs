@@ -14,7 +14,7 @@ use crate::{
     op::SignedOp,
     replica::Replica,
     sign::OriginRecord,
-    store::Reception,
+    store::{Held, Reception},
     wire::Push,
 };
 
@@ -61,7 +61,7 @@ impl Replica {
     #[must_use]
     pub fn encode_push(&self, dots: &[Dot]) -> Bytes {
         let mut held: Vec<_> = dots.iter().filter_map(|dot| self.store.held(*dot)).collect();
-        held.sort_by_key(|held| (held.op.hlc, held.op.dot));
+        held.sort_by_key(|held| (held.hlc, held.dot));
         let mut push = Push::default();
         let mut room = codec::FRAME_BYTES_MAX / 2;
         for held in held {
@@ -70,8 +70,8 @@ impl Replica {
                 break;
             }
             push.ops.push(held.signed.clone());
-            let origin = self.store.origin(&held.op.dot.origin);
-            let is_listed = push.origins.iter().any(|record| record.incarnation == held.op.dot.origin);
+            let origin = self.store.origin(&held.dot.origin);
+            let is_listed = push.origins.iter().any(|record| record.incarnation == held.dot.origin);
             if let Some(origin) = origin.filter(|_| !is_listed) {
                 room = room.saturating_sub(crate::sign::CHAIN_BYTES_MAX);
                 push.origins.push(origin.record.clone());
@@ -135,8 +135,8 @@ impl Replica {
     fn shown_by(&self, dot: Dot) -> u64 {
         let me = self.life.incarnation;
         let own = if dot.origin == me { dot.counter } else { 0 };
-        let changes = self.store.held(dot).into_iter().flat_map(|held| &held.op.changes);
-        changes.map(|change| change.past.get(&me)).max().unwrap_or(0).max(own)
+        let changes = self.store.held(dot).into_iter().flat_map(Held::changes);
+        changes.map(|change| change.past().get(&me)).max().unwrap_or(0).max(own)
     }
 
     /// Credits what a peer has seen, at the end of a conversation in which it sent all that was missing here.

@@ -59,8 +59,8 @@ impl Replica {
         self.outcomes.store_all(&mut batch)?;
         self.readable_history(&mut batch);
         let everything = Delta {
-            added: self.store.ops().map(|held| held.op.dot).collect(),
-            marked: self.store.ops().filter(|held| !held.gone.is_empty()).map(|held| held.op.dot).collect(),
+            added: self.store.ops().map(|held| held.dot).collect(),
+            marked: self.store.ops().filter(|held| !held.gone.is_empty()).map(|held| held.dot).collect(),
             origins: self.store.origins().copied().collect(),
             ..Delta::default()
         };

@@ -1,6 +1,6 @@
 //! A document as a reader gets it: the effective content and everything a person needs to settle a conflict.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -8,7 +8,7 @@ use crate::{
     document::Part,
     hlc::Hlc,
     id::{DocKey, Dot, ETag},
-    op::{OpKind, Sections},
+    op::{self, OpKind, Sections},
     store::Store,
 };
 
@@ -80,8 +80,8 @@ pub(crate) fn view(store: &Store, key: &DocKey) -> Option<DocumentView> {
     let held = store.held(newest.dot);
     Some(DocumentView {
         key: key.clone(),
-        sections: reading.sections.iter().map(|(name, value)| ((*name).to_owned(), (*value).clone())).collect(),
-        newest: newest.body.cloned().unwrap_or_else(BTreeMap::new),
+        sections: owned(reading.sections.iter().map(|(name, value)| (&**name, value))),
+        newest: owned(newest.body.iter().flatten().map(|(name, value)| (*name, value))),
         etag: reading.etag(),
         live: reading.dots().into_iter().collect(),
         conflicts: reading.conflicts.iter().map(|(section, parts)| conflict(store, section, parts)).collect(),
@@ -90,24 +90,29 @@ pub(crate) fn view(store: &Store, key: &DocKey) -> Option<DocumentView> {
         hlc: newest.hlc,
         author,
         author_name,
-        message: held.map(|held| held.op.message.clone()).unwrap_or_default(),
+        message: held.map(|held| op::intent(&held.signed.bytes).1.to_owned()).unwrap_or_default(),
         clock_suspect: held.is_some_and(|held| held.is_clock_suspect),
     })
 }
 
-fn conflict(store: &Store, section: &str, parts: &[Part<'_>]) -> Conflict {
-    let mut parts: Vec<&Part<'_>> = parts.iter().collect();
+fn owned<'a>(sections: impl Iterator<Item = (&'a str, &'a Bytes)>) -> Sections {
+    sections.map(|(name, value)| (name.to_owned(), value.clone())).collect()
+}
+
+fn conflict(store: &Store, section: &str, parts: &[Arc<Part<'_>>]) -> Conflict {
+    let mut parts: Vec<&Arc<Part<'_>>> = parts.iter().collect();
     parts.sort_by_key(|part| std::cmp::Reverse(part.rank()));
     let siblings = parts.iter().map(|part| {
         let (author, author_name) = author(store, part.dot);
-        let op = store.held(part.dot).map(|held| &held.op);
+        let held = store.held(part.dot);
+        let (kind, message) = held.map(|held| op::intent(&held.signed.bytes)).unwrap_or_default();
         Sibling {
             dot: part.dot,
             hlc: part.hlc,
             author,
             author_name,
-            kind: op.map(|op| op.kind).unwrap_or_default(),
-            message: op.map(|op| op.message.clone()).unwrap_or_default(),
+            kind,
+            message: message.to_owned(),
             body: part.section(section).cloned(),
         }
     });

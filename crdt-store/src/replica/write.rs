@@ -1,6 +1,9 @@
 //! Writing here: from what a caller wants to one signed op, durable before it leaves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use crdts::CvRDT;
@@ -205,17 +208,18 @@ impl Replica {
             message: meta.message.clone(),
             changes,
         };
-        let bytes = Bytes::from(op::encode(&self.store.id, &op));
+        // They are kept for long: without room to grow.
+        let bytes = Bytes::from(op::encode(&self.store.id, &op).into_boxed_slice());
         // Read back by the rules that every peer applies, so that nothing leaves that others would refuse.
         let op = op::decode(&self.store.id, &bytes, &self.store.limits).map_err(|fault| self.refuse(fault))?;
         let signature = self.authority.sign(&bytes);
-        let held = Held::new(op, SignedOp { bytes, signature }, false);
-        self.check_room(&held)?;
+        let held = Held::new(&op, SignedOp { bytes, signature }, false);
+        self.check_room(&op, &held)?;
         self.store.clock = clock;
         if let Some((record, author)) = own {
             self.store.add_origin(record, author);
         }
-        self.store.enter(held);
+        self.store.enter(op, held);
         Ok(())
     }
 
@@ -254,7 +258,8 @@ impl Replica {
     /// The change that brings a document from what this node has seen to what is asked; `None` where it is that.
     fn change(&self, edit: Edit, kind: OpKind, dot: Dot) -> Result<Option<Change>, StoreError> {
         let key = edit.key;
-        let reading = self.store.read(&key);
+        let mut registers = self.store.registers(&key).into_owned();
+        let reading = self.store.read_from(&key, &registers);
         let current = reading.as_ref().map(crate::document::Reading::etag);
         let is_other = edit.context.is_some_and(|context| Some(context) != current);
         if is_other || (edit.create_only && current.is_some()) {
@@ -274,10 +279,10 @@ impl Replica {
                 if reading.is_deleted_concurrently {
                     mask.extend(reading.edited().map(str::to_owned));
                     mask.extend(body.keys().cloned());
-                    mask.extend(reading.sections.keys().map(|name| (*name).to_owned()));
+                    mask.extend(reading.sections.keys().map(|name| (**name).to_owned()));
                 }
                 if is_resolving {
-                    mask.extend(reading.conflicts.iter().map(|(name, _)| (*name).to_owned()));
+                    mask.extend(reading.conflicts.iter().map(|(name, _)| (**name).to_owned()));
                 }
                 let known = |name: &String| body.contains_key(name) || reading.sections.contains_key(name.as_str());
                 mask.extend(edit.mask.into_iter().flatten().filter(known));
@@ -292,16 +297,14 @@ impl Replica {
         };
         let past = self.past(&key, is_resolving);
         let mut change = Change { key, mask, past, beside: BTreeSet::new(), body };
-        let mut after = self.store.document(&change.key).cloned().unwrap_or_default();
-        after.apply(dot, &change.clock(dot), &change.mask, &|other| {
-            self.store.held(other)?.op.change(&change.key).map(|part| part.clock(other))
-        });
+        let clock_of = |other| self.store.change_of(&change.key, other).map(|part| part.clock(other));
+        registers.apply(dot, &change.clock(dot), change.mask.iter().map(String::as_str), &clock_of);
         let max = self.store.limits.siblings;
-        if let Some((section, _)) = after.widest(&change.mask).filter(|(_, width)| *width > max) {
+        if let Some((section, _)) = registers.widest(&change.mask).filter(|(_, width)| *width > max) {
             return Err(StoreError::TooManySiblings { section: section.to_owned(), key: change.key });
         }
         let stays = |other: &Dot| *other != dot && change.past.get(&other.origin) >= other.counter;
-        change.beside = after.live().into_iter().filter(stays).collect();
+        change.beside = registers.live().into_iter().filter(stays).collect();
         Ok(Some(change))
     }
 
@@ -324,7 +327,7 @@ impl Replica {
             if !is_resolving && !self.store.is_complete(key, dot) {
                 continue;
             }
-            if let Some(change) = self.store.held(dot).and_then(|held| held.op.change(key)) {
+            if let Some(change) = self.store.change_of(key, dot) {
                 past.merge(change.clock(dot));
             }
         }
@@ -332,13 +335,13 @@ impl Replica {
     }
 
     /// Refuses growth beyond the limits of local writes; deleting is always possible.
-    fn check_room(&self, held: &Held) -> Result<(), StoreError> {
+    fn check_room(&self, op: &Op, held: &Held) -> Result<(), StoreError> {
         let limits = &self.store.limits;
-        if held.op.changes.iter().all(|change| change.body.is_none()) {
+        if op.changes.iter().all(|change| change.body.is_none()) {
             return Ok(());
         }
         let is_new = |change: &&Change| self.store.document(&change.key).is_none();
-        let documents = self.store.keys().count() + held.op.changes.iter().filter(is_new).count();
+        let documents = self.store.document_count() + op.changes.iter().filter(is_new).count();
         if documents > limits.documents {
             return Err(StoreError::TooLarge { what: "documents and tombstones", max: limits.documents });
         }
@@ -389,9 +392,9 @@ fn alike(error: &mut Option<StoreError>) -> StoreError {
 }
 
 /// Sections whose content differs, either way.
-fn changed(from: &BTreeMap<&str, &Bytes>, to: &Sections) -> BTreeSet<String> {
-    let added = to.iter().filter(|(name, value)| from.get(name.as_str()) != Some(value)).map(|(name, _)| name.clone());
-    let removed = from.keys().filter(|name| !to.contains_key(**name)).map(|name| (*name).to_owned());
+fn changed(from: &BTreeMap<Arc<str>, Bytes>, to: &Sections) -> BTreeSet<String> {
+    let added = to.iter().filter(|(name, value)| from.get(name.as_str()) != Some(*value)).map(|(name, _)| name.clone());
+    let removed = from.keys().map(|name| &**name).filter(|name| !to.contains_key(*name)).map(str::to_owned);
     added.chain(removed).collect()
 }
 

@@ -7,9 +7,9 @@ use crdts::{CmRDT, CvRDT};
 use crate::{
     context::{Clock, Context},
     document::Document,
-    id::{DocKey, Dot},
+    id::{DocKey, Dot, PackedKey},
     root::key_id,
-    store::{Held, Store},
+    store::Store,
 };
 
 /// Which ops are to leave which documents.
@@ -23,16 +23,16 @@ impl Store {
     /// person has to see it.
     pub(crate) fn collectable(&self, now_ms: u64, age_ms: u64, max: usize) -> Vec<(DocKey, Dot)> {
         let mut found = Vec::new();
-        for (key, document) in &self.documents {
+        for (key, document) in self.by_key() {
             let live = document.live();
-            if live.iter().any(|dot| self.is_edit(key, *dot)) {
+            if live.iter().any(|dot| self.is_edit(&key, *dot)) {
                 continue;
             }
             for dot in live {
                 if found.len() == max {
                     return found;
                 }
-                if self.is_collectable(key, dot, now_ms, age_ms) {
+                if self.is_collectable(&key, dot, now_ms, age_ms) {
                     found.push((key.clone(), dot));
                 }
             }
@@ -41,12 +41,12 @@ impl Store {
     }
 
     fn is_collectable(&self, key: &DocKey, dot: Dot, now_ms: u64, age_ms: u64) -> bool {
-        let Some(held) = self.ops.get(&dot) else { return false };
-        let Some(change) = held.op.change(key) else { return false };
+        let Some(held) = self.held(dot) else { return false };
+        let Some(change) = held.change(key) else { return false };
         let seen = self.context.clock();
-        covers(seen, &change.past)
+        covers(seen, &change.past())
             && seen.get(&dot.origin) >= dot.counter
-            && now_ms.saturating_sub(held.op.hlc.millis) >= age_ms
+            && now_ms.saturating_sub(held.hlc.millis) >= age_ms
     }
 
     /// Takes tombstones out, and raises the floor to them.
@@ -74,22 +74,21 @@ impl Store {
     pub(crate) fn retire(&mut self, leaving: &Leaving) {
         let shared = self.shared();
         for (key, dots) in leaving {
-            let Some(live) = self.documents.get(key).map(Document::live) else { continue };
+            let Some(live) = self.document(key).map(Document::live) else { continue };
             let stays: BTreeSet<Dot> = live.difference(dots).copied().collect();
             for dot in shared.get(key).into_iter().flatten().filter(|dot| !stays.contains(dot)) {
                 self.mark(*dot, key);
             }
             self.rebuild(key, &stays);
         }
-        self.refresh_root(leaving.keys());
     }
 
     /// Ops of several documents, by each of them.
     fn shared(&self) -> BTreeMap<DocKey, Vec<Dot>> {
         let mut shared: BTreeMap<DocKey, Vec<Dot>> = BTreeMap::new();
-        for held in self.ops.values().filter(|held| held.op.changes.len() > 1) {
-            for change in &held.op.changes {
-                shared.entry(change.key.clone()).or_default().push(held.op.dot);
+        for held in self.ops().filter(|held| held.is_shared) {
+            for change in held.changes() {
+                shared.entry(change.key()).or_default().push(held.dot);
             }
         }
         shared
@@ -98,29 +97,32 @@ impl Store {
     fn mark(&mut self, dot: Dot, key: &DocKey) {
         self.journal_op(dot);
         let Some(held) = self.ops.get_mut(&dot) else { return };
-        if let Some(at) = held.op.place(key) {
+        if let Some(at) = held.place(key) {
             held.gone.insert(at);
         }
     }
 
-    /// Live edits and the documents they are live in.
-    pub(crate) fn live_edits(&self) -> impl Iterator<Item = (&DocKey, Dot)> {
-        let live = |(key, document): (_, &Document)| document.live().into_iter().map(move |dot| (key, dot));
-        self.documents.iter().flat_map(live).filter(|(key, dot)| self.is_edit(key, *dot))
+    /// Every edit that is live in some document.
+    pub(crate) fn live_edits(&self) -> impl Iterator<Item = Dot> {
+        self.by_key()
+            .flat_map(move |(key, document)| document.live().into_iter().filter(move |dot| self.is_edit(&key, *dot)))
+    }
+
+    fn by_key(&self) -> impl Iterator<Item = (DocKey, &Document)> {
+        self.documents.iter().map(|(key, document)| (key.key(), document))
     }
 
     /// Documents by the id of their key.
-    pub(crate) fn keys_by_id(&self) -> BTreeMap<[u8; 16], &DocKey> {
-        self.documents.keys().map(|key| (key_id(key), key)).collect()
+    pub(crate) fn keys_by_id(&self) -> BTreeMap<[u8; 16], DocKey> {
+        self.documents.keys().map(PackedKey::key).map(|key| (key_id(&key), key)).collect()
     }
 
     pub(crate) fn is_live(&self, key: &DocKey, dot: Dot) -> bool {
-        self.documents.get(key).is_some_and(|document| document.live().contains(&dot))
+        self.document(key).is_some_and(|document| document.live().contains(&dot))
     }
 
     fn is_edit(&self, key: &DocKey, dot: Dot) -> bool {
-        let change = self.ops.get(&dot).and_then(|held: &Held| held.op.change(key));
-        change.is_some_and(|change| change.body.is_some())
+        self.change_of(key, dot).is_some_and(|change| change.is_edit())
     }
 }
 

@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use crate::{
-    Edit, OriginRecord, Replica, SignedOp, WriteMeta,
-    testing::{Chance, NOW, body, key, ops_of, replica, sync},
+    Disk, Edit, OpKind, OriginRecord, Replica, SignedOp, WriteMeta,
+    document::CROWD,
+    testing::{Chance, NOW, body, key, on, ops_of, put, replica, replica_on, sync},
 };
 
 type Ops = Vec<(Option<OriginRecord>, SignedOp)>;
@@ -166,4 +167,40 @@ proptest! {
             assert_same(replica, &all);
         }
     }
+}
+
+/// Of a document with many concurrent edits the registers are kept, of any other they are made when they are needed.
+#[test]
+fn a_crowded_document_is_what_it_would_be_without_its_registers() {
+    let mut ops = Ops::new();
+    for at in 0..2 * CROWD {
+        let mut writer = replica(&format!("writer {at}"));
+        put(&mut writer, "x", &[("s1", &format!("{at}")), ("s2", "same")]);
+        if at % 3 == 0 {
+            put(&mut writer, "x", &[("s1", &format!("{at}")), ("s2", &format!("{at}"))]);
+        }
+        ops.extend(ops_of(&writer));
+    }
+    let disk = Disk::default();
+    let mut reader = replica_on("reader", on(&disk), 0);
+    let mut behind = replica("behind");
+    for (count, op) in ops.iter().enumerate() {
+        reader.merge(vec![op.clone()], NOW).expect("memory does not fail");
+        assert_eq!(reader.live_dots().len(), count + 1);
+        let again = replica_on("again", on(&disk.copy()), 0);
+        assert_same(&reader, &again);
+        for section in ["s1", "s2", ""] {
+            assert_eq!(reader.section_ops(&key("x"), section), again.section_ops(&key("x"), section), "{section}");
+        }
+    }
+    for op in ops.iter().rev() {
+        behind.merge(vec![op.clone()], NOW).expect("memory does not fail");
+    }
+    assert_same(&reader, &behind);
+    let settle = vec![Edit::put(key("x"), body(&[("s1", "settled"), ("s2", "settled")]))];
+    let meta = WriteMeta { op_kind: OpKind::Resolve, ..WriteMeta::default() };
+    reader.write(settle, meta, NOW).expect("a resolving write works");
+    assert_eq!(reader.live_dots().len(), 1);
+    behind.merge(ops_of(&reader), NOW).expect("memory does not fail");
+    assert_same(&reader, &behind);
 }

@@ -41,7 +41,7 @@ impl Claimant {
 
     /// An op goes out.
     pub(super) fn note_sent(&mut self, replica: &Replica, dot: Dot) {
-        self.has_sent_shared |= replica.store().held(dot).is_some_and(|held| held.op.changes.len() > 1);
+        self.has_sent_shared |= replica.store().held(dot).is_some_and(|held| held.is_shared);
     }
 
     pub(super) const fn has_asked(&self) -> bool {
@@ -133,7 +133,7 @@ impl Listener {
         let differs = |id: &[u8; 16]| buckets.get(usize::from(id[0])) != here.get(usize::from(id[0]));
         let mut pairs = Vec::new();
         for (id, key) in replica.store().keys_by_id().into_iter().filter(|(id, _)| differs(id)) {
-            if let Some(document) = replica.store().document(key).filter(|_| replica.store().read(key).is_some()) {
+            if let Some(document) = replica.store().document(&key).filter(|_| replica.store().read(&key).is_some()) {
                 pairs.extend(document.live().into_iter().map(|dot| (id, dot)));
             }
         }
