@@ -1,5 +1,7 @@
 //! The causal context: which writes a replica has seen, also with gaps between them.
 
+mod growth;
+
 use std::collections::BTreeMap;
 
 use crdts::{CmRDT, VClock};

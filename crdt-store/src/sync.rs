@@ -10,6 +10,9 @@
 //! - a receiver that refused an op takes no cover. A conversation that breaks off loses no progress and credits nothing
 //!   false.
 //!
+//! What one side has told is not told again: its cover and its `Ack` say what came since its `Hello`, and the record of
+//! an origin travels only to a side that has not said it holds it.
+//!
 //! A side that has not seen all that the other has collected may hold what was deleted; how that is found out is told in
 //! `below`. Until then its listener credits neither coverage nor floor, and asks the next peer.
 //!
@@ -20,6 +23,7 @@
 //! so on until `is_done`. Reading and writing must not wait for each other: both sides may be sending at once.
 
 mod below;
+mod opening;
 
 use std::collections::BTreeSet;
 
@@ -33,7 +37,10 @@ use crate::{
     mutation::Mutation,
     replica::{Merged, Replica, Settlement, pair},
     store::covers,
-    sync::below::{Claimant, Listener, empty_root, floor_from, floor_image},
+    sync::{
+        below::{Claimant, Listener, floor_from},
+        opening::Opening,
+    },
     wire::{Ack, Claims, Digest, Fin, FinBelow, Hello, Lists, OPS_MAX, Ops},
 };
 
@@ -155,8 +162,9 @@ pub struct SyncSession {
     peer_id: [u8; 16],
     is_initiator: bool,
     /// What our `Hello` said; set when it goes out.
-    me: Option<Me>,
-    peer: Option<Peer>,
+    me: Option<Opening>,
+    /// What the other side's said.
+    peer: Option<Opening>,
     /// Dots to send, the next one last; rebuilt when it runs out.
     queue: Vec<Dot>,
     sent: BTreeSet<Dot>,
@@ -180,23 +188,6 @@ enum Telling {
     Finished,
     /// And `Ack` was answered.
     Confirmed,
-}
-
-/// What our `Hello` said.
-#[derive(Debug)]
-struct Me {
-    incarnation: Incarnation,
-    context: Context,
-    /// Nothing was visible.
-    is_empty: bool,
-}
-
-/// What the other side's `Hello` said.
-#[derive(Debug)]
-struct Peer {
-    incarnation: Incarnation,
-    context: Context,
-    is_empty: bool,
 }
 
 impl SyncSession {
@@ -292,7 +283,7 @@ impl SyncSession {
         let to = self.peer.as_ref()?.incarnation;
         if self.incoming == Telling::Finished {
             self.incoming = Telling::Confirmed;
-            let context = replica.context().image(usize::MAX);
+            let Some(context) = self.me.as_ref()?.seen_since(replica) else { return self.break_off() };
             return Some(codec::encode(Kind::Ack, &Ack { to, context, root: replica.root() }));
         }
         if let Some(lists) = self.listener.next_lists(to) {
@@ -313,7 +304,7 @@ impl SyncSession {
 
     /// What comes when nothing is left at this very moment, or the budget is spent; `None` while lists are due.
     fn ending(&mut self, replica: &Replica, to: Incarnation) -> Option<Result<Bytes, CodecError>> {
-        let peer = self.peer.as_ref()?;
+        let (me, peer) = (self.me.as_ref()?, self.peer.as_ref()?);
         let is_complete = self.queue.is_empty();
         let is_below = !covers(peer.context.clock(), replica.floor());
         if is_complete && is_below {
@@ -328,28 +319,31 @@ impl SyncSession {
                 return None;
             }
             if holds {
+                let (Some(cover), Some(floor)) = (me.seen_since(replica), me.collected_since(replica)) else {
+                    return self.break_off();
+                };
                 (self.outgoing, self.outcome.is_complete) = (Telling::Finished, true);
-                let (cover, floor) = (replica.context().image(usize::MAX), floor_image(replica.floor()));
                 return Some(codec::encode(Kind::FinBelow, &FinBelow { to, cover, floor }));
             }
         }
+        let Some(seen) = me.seen_since(replica) else { return self.break_off() };
         // Tombstones that were collected while we spoke may concern what the peer did not list: next time.
         (self.outgoing, self.outcome.is_complete) = (Telling::Finished, is_complete);
-        let cover = (is_complete && !is_below).then(|| replica.context().image(usize::MAX));
+        let cover = (is_complete && !is_below).then_some(seen);
         Some(codec::encode(Kind::Fin, &Fin { to, cover }))
     }
 
+    /// Ends a conversation in which our `Hello` says more than is here now, so that nothing can be said on top of it.
+    const fn break_off<T>(&mut self) -> Option<T> {
+        self.is_over = true;
+        None
+    }
+
     fn hello(&mut self, replica: &Replica) -> Result<Bytes, CodecError> {
-        let (incarnation, context) = (replica.incarnation(), replica.context().clone());
-        self.me = Some(Me { incarnation, context, is_empty: replica.root() == empty_root() });
-        let hello = Hello {
-            store: replica.store_id().clone(),
-            incarnation: replica.incarnation(),
-            context: replica.context().image(usize::MAX),
-            floor: floor_image(replica.floor()),
-            root: replica.root(),
-        };
-        codec::encode(Kind::Hello, &hello)
+        let me = Opening::of(replica);
+        let hello = codec::encode(Kind::Hello, &me.hello(replica));
+        self.me = Some(me);
+        hello
     }
 
     /// The next ops, oldest first; none when nothing is left or the budget is spent.
@@ -370,7 +364,8 @@ impl SyncSession {
             self.sent.insert(dot);
             self.claimant.note_sent(replica, dot);
             chunk.ops.push(signed.clone());
-            if self.sent_origins.insert(dot.origin)
+            if self.peer.as_ref().is_some_and(|peer| !peer.records.contains(&dot.origin))
+                && self.sent_origins.insert(dot.origin)
                 && let Some(record) = replica.origin_record(&dot.origin)
             {
                 chunk.origins.push(record.clone());
@@ -449,20 +444,19 @@ impl SyncSession {
         if hello.store != *replica.store_id() {
             return Err(SyncError::OtherStore);
         }
-        let Ok(context) = Context::from_image(&hello.context) else { return Err(SyncError::OutOfTurn) };
-        let floor = floor_from(&hello.floor, context.clock())?;
-        replica.heed(&context)?;
+        let peer = Opening::heard(hello)?;
+        replica.heed(&peer.context)?;
         if self.is_outlived(replica) {
             return Err(SyncError::OtherIncarnation);
         }
-        self.outcome.is_below_floor = !covers(replica.context().clock(), &floor);
-        if context == *replica.context() && hello.root != replica.root() {
+        self.outcome.is_below_floor = !covers(replica.context().clock(), &peer.floor);
+        if peer.context == *replica.context() && hello.root != replica.root() {
             tracing::warn!("contexts are equal and roots are not; exchanging everything");
             replica.count_root_mismatch();
             self.outcome.is_repair = true;
         }
         self.claimant.begin(replica);
-        self.peer = Some(Peer { incarnation: hello.incarnation, context, is_empty: hello.root == empty_root() });
+        self.peer = Some(peer);
         Ok(SyncProgress::default())
     }
 
@@ -477,17 +471,27 @@ impl SyncSession {
         }
         self.outcome.received_ops += merged.new_ops.len();
         self.is_tainted |= !merged.refused.is_empty();
-        if let Some((_, refusal)) = merged.refused.into_iter().find(|(_, refusal)| refusal.is_hostile()) {
+        let is_hostile =
+            |(dot, refusal): &(Option<Dot>, Refusal)| refusal.is_hostile() && !self.has_misled(*dot, refusal);
+        if let Some((_, refusal)) = merged.refused.into_iter().find(is_hostile) {
             return Err(SyncError::Hostile(refusal));
         }
         Ok(SyncProgress { changed: merged.new, new_ops: merged.new_ops })
     }
 
+    /// True where an op came without the record of its origin because we said that we hold it. The peer did right; the
+    /// next conversation begins with what is here now.
+    fn has_misled(&self, dot: Option<Dot>, refusal: &Refusal) -> bool {
+        let said = |dot: Dot| self.me.as_ref().is_some_and(|me| me.records.contains(&dot.origin));
+        matches!(refusal, Refusal::UnknownOrigin) && dot.is_some_and(said)
+    }
+
     fn handle_fin(&mut self, replica: &mut Replica, fin: &Fin) -> Result<SyncProgress, SyncError> {
         self.check_turn(replica, fin.to)?;
+        let Some(peer) = &self.peer else { return Err(SyncError::OutOfTurn) };
         self.incoming = Telling::Finished;
-        if let Some(image) = &fin.cover {
-            let Ok(cover) = Context::from_image(image) else { return Err(SyncError::OutOfTurn) };
+        if let Some(growth) = &fin.cover {
+            let cover = peer.context_after(growth)?;
             if !self.is_tainted {
                 replica.credit(&cover)?;
             }
@@ -497,13 +501,13 @@ impl SyncSession {
 
     fn handle_fin_below(&mut self, replica: &mut Replica, fin: &FinBelow) -> Result<SyncProgress, SyncError> {
         self.check_turn(replica, fin.to)?;
-        let Some(me) = &self.me else { return Err(SyncError::OutOfTurn) };
+        let (Some(me), Some(peer)) = (&self.me, &self.peer) else { return Err(SyncError::OutOfTurn) };
         if !me.is_empty && !self.listener.has_answered() {
             return Err(SyncError::OutOfTurn);
         }
         self.incoming = Telling::Finished;
-        let Ok(cover) = Context::from_image(&fin.cover) else { return Err(SyncError::OutOfTurn) };
-        let floor = floor_from(&fin.floor, cover.clock())?;
+        let cover = peer.context_after(&fin.cover)?;
+        let floor = floor_from(&peer.floor, &fin.floor, cover.clock())?;
         if self.is_tainted {
             return Ok(SyncProgress::default());
         }
@@ -524,7 +528,8 @@ impl SyncSession {
             return Err(SyncError::OutOfTurn);
         }
         Self::check_life(replica, ack.to)?;
-        let Ok(context) = Context::from_image(&ack.context) else { return Err(SyncError::OutOfTurn) };
+        let Some(peer) = &self.peer else { return Err(SyncError::OutOfTurn) };
+        let context = peer.context_after(&ack.context)?;
         self.outgoing = Telling::Confirmed;
         self.outcome.peer_context = Some(context);
         self.outcome.peer_root = Some(ack.root);

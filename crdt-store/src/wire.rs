@@ -19,6 +19,9 @@ pub(crate) const OPS_MAX: usize = 4_096;
 /// Pairs of document and dot in one message; at 41 bytes each they stay well within one frame.
 pub(crate) const PAIRS_MAX: usize = 16_384;
 
+/// Bytes that hold one bit for each origin of a context.
+const ORIGIN_BITS_MAX: usize = ORIGINS_MAX.div_ceil(8);
+
 /// First message of each side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hello {
@@ -29,6 +32,9 @@ pub(crate) struct Hello {
     /// Up to where the sender has collected tombstones, ascending.
     #[serde(deserialize_with = "bounded::<_, _, ORIGINS_MAX>")]
     pub(crate) floor: Vec<(Incarnation, u64)>,
+    /// Of which origins in the context, in ascending order, the sender holds the records: a bit for each.
+    #[serde(deserialize_with = "bounded::<_, _, ORIGIN_BITS_MAX>")]
+    pub(crate) records: Vec<u8>,
     pub(crate) root: [u8; 16],
 }
 
@@ -38,6 +44,7 @@ pub(crate) struct Ops {
     pub(crate) to: Incarnation,
     /// The contexts were equal and the roots were not: take what is not held, whatever the context says.
     pub(crate) is_repair: bool,
+    /// Of the ops' origins those that the receiver has not said it holds, and that no earlier message brought.
     #[serde(deserialize_with = "bounded::<_, _, RECORDS_MAX>")]
     pub(crate) origins: Vec<OriginRecord>,
     #[serde(deserialize_with = "bounded::<_, _, OPS_MAX>")]
@@ -48,7 +55,8 @@ pub(crate) struct Ops {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fin {
     pub(crate) to: Incarnation,
-    /// All that the sender has seen, once the receiver has every op it lacked; `None` where the budget ended first.
+    /// What the sender has seen since its `Hello`, once the receiver has every op it lacked; `None` where the budget
+    /// ended first.
     pub(crate) cover: Option<ContextImage>,
 }
 
@@ -56,7 +64,9 @@ pub(crate) struct Fin {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FinBelow {
     pub(crate) to: Incarnation,
+    /// What the sender has seen since its `Hello`.
     pub(crate) cover: ContextImage,
+    /// Up to where it has collected tombstones since then, ascending.
     #[serde(deserialize_with = "bounded::<_, _, ORIGINS_MAX>")]
     pub(crate) floor: Vec<(Incarnation, u64)>,
 }
@@ -91,6 +101,7 @@ pub(crate) struct Claims {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ack {
     pub(crate) to: Incarnation,
+    /// What the sender has seen since its `Hello`.
     pub(crate) context: ContextImage,
     pub(crate) root: [u8; 16],
 }

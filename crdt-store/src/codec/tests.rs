@@ -94,15 +94,22 @@ fn oversized_counts_are_refused_before_anything_is_allocated() {
         assert!(matches!(decode::<Push>(Kind::Push, &frame), Err(CodecError::Malformed(_))));
     }
     // One more than allowed, all there.
-    let hello = Hello {
+    let hello = |floor: usize, records: usize| Hello {
         store: StoreId::global("m"),
         incarnation: Incarnation::from_bytes([0; 16]),
         context: crate::context::Context::new().image(0),
-        floor: vec![(Incarnation::from_bytes([0; 16]), 1); crate::context::ORIGINS_MAX + 1],
+        floor: vec![(Incarnation::from_bytes([0; 16]), 1); floor],
+        records: vec![0; records],
         root: [0; 16],
     };
-    let bytes = encode(Kind::Hello, &hello).expect("encodes");
-    assert!(matches!(decode::<Hello>(Kind::Hello, &bytes), Err(CodecError::Malformed(_))));
+    let origins = crate::context::ORIGINS_MAX;
+    for (floor, records, is_fine) in
+        [(origins, origins / 8, true), (origins + 1, 0, false), (0, origins / 8 + 1, false)]
+    {
+        let bytes = encode(Kind::Hello, &hello(floor, records)).expect("encodes");
+        let decoded = decode::<Hello>(Kind::Hello, &bytes);
+        assert!(decoded.is_ok() == is_fine, "{floor} in the floor, {records} bytes of records: {decoded:?}");
+    }
 }
 
 #[test]

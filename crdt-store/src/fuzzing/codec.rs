@@ -73,6 +73,9 @@ fn context(image: &ContextImage) {
     assert_eq!(twice, context, "merging is idempotent");
     assert!(twice.covers(&context), "a context covers itself");
     assert_eq!(twice.hash(), context.hash(), "equal contexts have equal hashes");
+    let nothing = Context::new();
+    assert_eq!(context.growth(&nothing).as_ref(), Some(image), "since nothing was seen, all of it is new");
+    assert_eq!(Context::grown(&nothing, image), Ok(context), "a growth reads back");
 }
 
 fn canonical(data: &[u8]) {

@@ -15,7 +15,7 @@ use crate::{
     Change, Dot, Edit, Hlc, Op, OpKind, Replica, SignedOp, StoreError, WriteMeta,
     backend::Disk,
     codec::{self, FRAME_HEAD_BYTES, Kind},
-    context::{Clock, Context},
+    context::{Clock, Context, ContextImage},
     id::{Incarnation, StoreId},
     op,
     wire::{Ack, Fin, Hello, Ops, Push},
@@ -222,29 +222,45 @@ fn sync_seeds() -> Vec<(String, Vec<u8>)> {
         let push = Push { origins: record.into_iter().collect(), ops: vec![op] };
         seeds.push((format!("push-{name}"), step(PUSH, &codec::encode(Kind::Push, &push).expect("encodes"))));
     }
+    let nothing = ContextImage::default();
+    let fin = |cover: &ContextImage| {
+        let fin = Fin { to: live.incarnation(), cover: Some(cover.clone()) };
+        step(TO_CALLED, &codec::encode(Kind::Fin, &fin).expect("encodes"))
+    };
     for (name, context) in forged_contexts(&live) {
-        let image = context.image(usize::MAX);
         let hello = Hello {
             store: live.store_id().clone(),
             incarnation: stranger.incarnation(),
-            context: image.clone(),
+            context: context.image(usize::MAX),
             floor: Vec::new(),
+            records: records_of_all(&context),
             root: stranger.root(),
         };
-        let hello = codec::encode(Kind::Hello, &hello).expect("encodes");
-        let fin = Fin { to: live.incarnation(), cover: Some(image.clone()) };
-        let fin = codec::encode(Kind::Fin, &fin).expect("encodes");
-        let ack = Ack { to: live.incarnation(), context: image, root: live.root() };
-        let ack = codec::encode(Kind::Ack, &ack).expect("encodes");
-        let told = [step(TO_CALLED, &hello), step(TO_CALLED, &asked[1])].concat();
-        seeds.push((format!("hello-{name}"), told));
-        seeds.push((format!("fin-{name}"), [step(TO_CALLED, &asked[0]), step(TO_CALLED, &fin)].concat()));
-        seeds.push((
-            format!("ack-{name}"),
-            [step(TO_CALLED, &hello), step(TO_CALLED, &fin), step(TO_CALLED, &ack)].concat(),
-        ));
+        let hello = step(TO_CALLED, &codec::encode(Kind::Hello, &hello).expect("encodes"));
+        let mut later = context.clone();
+        later.insert(Dot::new(stranger.incarnation(), 1 << 20));
+        let growth = later.growth(&context).expect("it grew");
+        let ack = Ack { to: live.incarnation(), context: growth, root: live.root() };
+        let ack = step(TO_CALLED, &codec::encode(Kind::Ack, &ack).expect("encodes"));
+        seeds.push((format!("hello-{name}"), [&hello[..], &step(TO_CALLED, &asked[1])].concat()));
+        seeds.push((format!("ack-{name}"), [&hello[..], &fin(&nothing), &ack].concat()));
+        // On top of an honest hello: as its growth, and whole, which is refused.
+        let mut grown = stranger.context().clone();
+        grown.merge(&context);
+        let growth = grown.growth(stranger.context()).expect("it grew");
+        seeds.push((format!("fin-{name}"), [step(TO_CALLED, &asked[0]), fin(&growth)].concat()));
+        let whole = context.image(usize::MAX);
+        seeds.push((format!("fin-whole-{name}"), [step(TO_CALLED, &asked[0]), fin(&whole)].concat()));
     }
     seeds
+}
+
+/// Every record is said to be held.
+fn records_of_all(context: &Context) -> Vec<u8> {
+    let count = context.origin_count();
+    let mut bits = vec![0xff; count.div_ceil(8)];
+    bits.iter_mut().skip(count / 8).for_each(|byte| *byte <<= 8 - count % 8);
+    bits
 }
 
 /// An op as an honest program writes it.

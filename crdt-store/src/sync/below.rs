@@ -12,6 +12,7 @@ use crate::{
     id::{Dot, Incarnation},
     replica::{Pair, Replica},
     root::{BUCKETS, RootTree},
+    store::covers,
     sync::SyncError,
     wire::{Claims, Lists, PAIRS_MAX},
 };
@@ -167,17 +168,23 @@ pub(super) fn empty_root() -> [u8; 16] {
     RootTree::default().root()
 }
 
-/// A floor as it travels.
-pub(super) fn floor_image(floor: &Clock) -> Vec<(Incarnation, u64)> {
-    floor.dots.iter().map(|(origin, counter)| (*origin, *counter)).collect()
+/// A floor as it travels: where it has risen since `base`. `None` where that is not an earlier state of it.
+pub(super) fn floor_growth(floor: &Clock, base: &Clock) -> Option<Vec<(Incarnation, u64)>> {
+    let has_risen = |(origin, counter): &(Incarnation, u64)| *counter > base.get(origin);
+    let entries = floor.dots.iter().map(|(origin, counter)| (*origin, *counter));
+    covers(floor, base).then(|| entries.filter(has_risen).collect())
 }
 
-/// A floor read back; it is sorted and lies within what its owner has seen.
-pub(super) fn floor_from(image: &[(Incarnation, u64)], seen: &Clock) -> Result<Clock, SyncError> {
-    let is_sorted = image.windows(2).all(|pair| matches!(pair, [(a, _), (b, _)] if a < b));
-    let is_seen = image.iter().all(|(origin, counter)| *counter > 0 && seen.get(origin) >= *counter);
-    if !is_sorted || !is_seen {
+/// The floor that has risen so since `base`; what is said of it is sorted, and lies above the base and within what its
+/// owner has seen.
+pub(super) fn floor_from(base: &Clock, growth: &[(Incarnation, u64)], seen: &Clock) -> Result<Clock, SyncError> {
+    let is_sorted = growth.windows(2).all(|pair| matches!(pair, [(a, _), (b, _)] if a < b));
+    let has_risen = growth.iter().all(|(origin, counter)| *counter > base.get(origin));
+    let is_seen = growth.iter().all(|(origin, counter)| seen.get(origin) >= *counter);
+    if !is_sorted || !has_risen || !is_seen {
         return Err(SyncError::Implausible { what: "floor" });
     }
-    Ok(Clock { dots: image.iter().copied().collect() })
+    let mut floor = base.clone();
+    floor.dots.extend(growth.iter().copied());
+    Ok(floor)
 }

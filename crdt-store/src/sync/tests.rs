@@ -9,6 +9,7 @@ use crate::{
 
 mod below;
 mod simulation;
+mod told;
 
 fn accept() -> SyncSession {
     SyncSession::accept(SyncConfig::default(), [1; 16])

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     Fault, FaultyStorage,
+    context::ContextImage,
     testing::{body, replica_on},
     wire::Claims,
 };
@@ -366,8 +367,8 @@ fn asked() -> (Replica, Replica, SyncSession, SyncSession) {
 
 #[test]
 fn implausible_words_about_what_is_gone_are_refused_and_change_nothing() {
-    let fin = |a: &Replica, b: &Replica, floor: Vec<(Incarnation, u64)>| {
-        let fin = FinBelow { to: b.incarnation(), cover: a.context().image(usize::MAX), floor };
+    let fin = |b: &Replica, cover: ContextImage, floor: Vec<(Incarnation, u64)>| {
+        let fin = FinBelow { to: b.incarnation(), cover, floor };
         codec::encode(Kind::FinBelow, &fin).expect("encodes")
     };
     let claims = |b: &Replica, count: u64| {
@@ -378,15 +379,19 @@ fn implausible_words_about_what_is_gone_are_refused_and_change_nothing() {
         let digest = Digest { to: b.incarnation(), buckets: vec![[1; 16]; count] };
         codec::encode(Kind::Digest, &digest).expect("encodes")
     };
-    let beyond = |a: &Replica| vec![(a.incarnation(), 1_000)];
+    let nothing = ContextImage::default;
+    let again = |a: &Replica| a.floor().dots.iter().map(|(origin, counter)| (*origin, *counter)).collect::<Vec<_>>();
     type Case<'a> = (&'a str, bool, Box<dyn Fn(&Replica, &Replica) -> Bytes + 'a>);
     let cases: Vec<Case<'_>> = vec![
         ("claims about more than was listed", true, Box::new(|_, b| claims(b, 3))),
-        ("a floor beyond the cover", true, Box::new(|a, b| fin(a, b, beyond(a)))),
+        ("a floor beyond the cover", true, Box::new(|a, b| fin(b, nothing(), vec![(a.incarnation(), 1_000)]))),
+        ("a floor that was told before", true, Box::new(|a, b| fin(b, nothing(), again(a)))),
+        ("a floor that fell", true, Box::new(|a, b| fin(b, nothing(), vec![(a.incarnation(), 1)]))),
+        ("a cover that was told before", true, Box::new(|a, b| fin(b, a.context().image(usize::MAX), Vec::new()))),
         ("a second digest", true, Box::new(|_, b| digest(b, 256))),
         ("claims that nobody asked for", false, Box::new(|_, b| claims(b, 1))),
         ("a digest of another size", false, Box::new(|_, b| digest(b, 255))),
-        ("an end without the question", false, Box::new(|a, b| fin(a, b, vec![(a.incarnation(), 1)]))),
+        ("an end without the question", false, Box::new(|_, b| fin(b, nothing(), Vec::new()))),
     ];
     for (what, is_asked, message) in cases {
         let (a, mut b, _from, mut to) = if is_asked {
@@ -413,8 +418,7 @@ fn implausible_words_about_what_is_gone_are_refused_and_change_nothing() {
     let lists = codec::encode(Kind::Lists, &lists).expect("encodes");
     assert!(matches!(to.handle_message(&mut b, &lists, NOW), Err(SyncError::OutOfTurn)));
     let floor = vec![(a.incarnation(), 2), (a.incarnation(), 1)];
-    let (store, context) = (a.store_id().clone(), a.context().image(usize::MAX));
-    let hello = Hello { store, incarnation: a.incarnation(), context, floor, root: a.root() };
+    let hello = Hello { floor, ..Opening::of(&a).hello(&a) };
     let hello = codec::encode(Kind::Hello, &hello).expect("encodes");
     assert!(matches!(accept().handle_message(&mut b, &hello, NOW), Err(SyncError::Implausible { .. })));
 }
