@@ -41,6 +41,8 @@ const QUEUE: usize = 256;
 const IN_FORCE_WAIT: Duration = Duration::from_secs(1);
 /// The snapshot is written at most this often, and only after a change.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
+/// The first one comes sooner: reading the database took memory that it gives back with it.
+const SNAPSHOT_FIRST: Duration = Duration::from_secs(5);
 /// Folder of the database within the node's folder.
 const FOLDER: &str = "store";
 
@@ -440,8 +442,10 @@ pub fn told(recovered: &Recovered) -> String {
 
 /// Has a snapshot written every minute, as long as there is a store.
 async fn ask_for_snapshots(commands: mpsc::WeakSender<Command>) {
+    let mut pause = SNAPSHOT_FIRST;
     loop {
-        tokio::time::sleep(SNAPSHOT_EVERY).await;
+        tokio::time::sleep(pause).await;
+        pause = SNAPSHOT_EVERY;
         let Some(commands) = commands.upgrade() else { return };
         if commands.send(Command::Snapshot).await.is_err() {
             return;

@@ -62,6 +62,10 @@ pub(crate) fn tell_memory(engine: Engine, database: &Path, identity: &Path) -> a
             anyhow::ensure!(bytes > 0, "an empty store measures nothing");
             for number in 0..WRITES {
                 replica.write(vec![edit(number, VERSION)], WriteMeta::default(), NOW_MS)?;
+                // As a node does it once a minute, with its snapshot.
+                if number == WRITES / 5 {
+                    replica.compact()?;
+                }
                 pause();
             }
             let after = resident_kib()?;

@@ -133,6 +133,10 @@ impl<S: Storage> Storage for FaultyStorage<S> {
         }
     }
 
+    fn rest(&mut self) {
+        self.inner.rest();
+    }
+
     fn compact(&mut self, kept: &Batch) -> Result<(), StorageError> {
         self.inner.compact(kept)
     }

@@ -73,6 +73,9 @@ pub trait Storage: Send + fmt::Debug {
         Err(StorageError::ReadOnly)
     }
 
+    /// Lets go of the memory that reading and writing took; the next call that needs it takes it again.
+    fn rest(&mut self) {}
+
     /// Somebody has a durable copy of everything but `kept`, pairs that are in the database as well: what was held for the
     /// case that the database does not open may go, down to these, and with it the memory that writing took.
     ///

@@ -21,7 +21,8 @@
 //! - Opening a damaged folder returns an error or panics; both become [`StorageError::Damaged`].
 //!
 //! Layout in the folder: `db`, `conf`, `blobs/`, `snap.*` are sled's, `boot`, `journal`, `lock` are ours. Keys are `v` and
-//! the caller's key, with the number of parts (u16 BE) before the first part; further parts are at `p`, key, part (u16 BE).
+//! the caller's key, with the number of parts (u16 BE) before the first part; further parts are at `p`, key, part (u16
+//! BE), and where there are any, their number is at `n`, key as well.
 
 use std::{
     cell::{RefCell, RefMut},
@@ -49,15 +50,17 @@ use crate::{
 const PART_BYTES: usize = 1280;
 const SEGMENT_BYTES: usize = 128 << 10;
 const CACHE_BYTES: u64 = 1 << 20;
+/// Prefix of the numbers of parts.
+const COUNTS: &[u8] = b"n";
 /// sled's log.
 const LOG_FILE: &str = "db";
 /// Bytes of batches that sled has not heard of, from which on it does; they are held in memory until then.
 const PENDING_BYTES_MAX: usize = 1 << 20;
 /// Bytes of journal from which on it begins anew whether or not somebody has kept a copy of everything.
 const JOURNAL_BYTES_MAX: u64 = 64 << 20;
-/// Pairs and bytes that a rebuilding writes at once.
-const REBUILD_PAIRS: usize = 512;
-const REBUILD_BYTES: usize = 1 << 20;
+/// Pairs and bytes that go to sled at once.
+const BATCH_PAIRS: usize = 512;
+const BATCH_BYTES: usize = 1 << 20;
 /// Faults in a row after which a scan for what can still be read turns round.
 const FAULTS_MAX: u32 = 8;
 /// How long a flush may take before it is woken, again and again.
@@ -173,7 +176,8 @@ impl SledStorage {
             *open = Some(Handle::open(&self.path)?);
         }
         // Just filled where it was empty.
-        RefMut::filter_map(open, Option::as_mut).map_err(|_closed| io_error("reading", io::Error::other("it is closed")))
+        RefMut::filter_map(open, Option::as_mut)
+            .map_err(|_closed| io_error("reading", io::Error::other("it is closed")))
     }
 
     const fn syncs(&self) -> bool {
@@ -189,19 +193,8 @@ impl SledStorage {
             return Ok(());
         }
         let syncs = self.syncs();
-        let written = self.sled().map_err(Failure::from).and_then(|mut open| {
-            let mut some = Changes::new();
-            let mut bytes = 0;
-            for (key, value) in &self.pending {
-                bytes += key.len() + value.as_ref().map_or(0, Vec::len);
-                some.insert(key.clone(), value.clone());
-                if bytes >= REBUILD_BYTES || some.len() >= REBUILD_PAIRS {
-                    open.write(&std::mem::take(&mut some), false)?;
-                    bytes = 0;
-                }
-            }
-            open.write(&some, syncs)
-        });
+        let pending = self.pending.iter().map(|(key, value)| (key.as_slice(), value.as_deref()));
+        let written = self.sled().map_err(Failure::from).and_then(|mut open| open.write(pending, syncs));
         match written {
             Ok(()) => {
                 self.pending.clear();
@@ -209,7 +202,7 @@ impl SledStorage {
                 Ok(())
             }
             Err(failure) => {
-                self.rest();
+                self.close_sled();
                 self.is_broken |= failure.is_in_sync || matches!(failure.error, StorageError::Damaged { .. });
                 self.stats.failures += 1;
                 Err(failure.error)
@@ -218,7 +211,7 @@ impl SledStorage {
     }
 
     /// Closes sled until it is needed again.
-    fn rest(&self) {
+    fn close_sled(&self) {
         if let Some(open) = self.sled.take() {
             close(open);
         }
@@ -233,7 +226,7 @@ impl std::fmt::Debug for SledStorage {
 
 impl Drop for SledStorage {
     fn drop(&mut self) {
-        self.rest();
+        self.close_sled();
     }
 }
 
@@ -304,7 +297,7 @@ impl Storage for SledStorage {
             folder::remove(&fresh).ok();
             return Err(error);
         }
-        self.rest();
+        self.close_sled();
         folder::wait_unlocked(&fresh.join(LOG_FILE));
         folder::wait_unlocked(&self.path.join(LOG_FILE));
         let lock = journal::lock(&fresh)?;
@@ -318,10 +311,14 @@ impl Storage for SledStorage {
         Ok(())
     }
 
+    fn rest(&mut self) {
+        self.close_sled();
+    }
+
     fn compact(&mut self, kept: &Batch) -> Result<(), StorageError> {
         let is_new = self.journal.is_new();
         let done = self.check_point().and_then(|()| if is_new { Ok(()) } else { self.journal.restart(kept) });
-        self.rest();
+        self.close_sled();
         done
     }
 
@@ -344,17 +341,7 @@ fn bytes_of<'a>(changes: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> 
 /// Writes a whole database into a new folder; complete and durable once its mark is there.
 fn write_anew(path: &Path, all: &Batch, mark: [u8; 16]) -> Result<(), StorageError> {
     let mut open = Handle::open(path)?;
-    let mut some = Changes::new();
-    let mut bytes = 0;
-    for (key, value) in all.changes() {
-        bytes += key.len() + value.map_or(0, <[u8]>::len);
-        some.insert(key.to_vec(), value.map(<[u8]>::to_vec));
-        if bytes >= REBUILD_BYTES || some.len() >= REBUILD_PAIRS {
-            open.write(&std::mem::take(&mut some), false).map_err(|failure| failure.error)?;
-            bytes = 0;
-        }
-    }
-    open.write(&some, true).map_err(|failure| failure.error)?;
+    open.write(all.changes(), true).map_err(|failure| failure.error)?;
     close(open);
     Journal::resume(path, &journal::Content::default())?;
     folder::set_mark(path, mark)
@@ -409,17 +396,24 @@ impl Handle {
         Ok(open)
     }
 
-    /// Writes changes, and with `syncs` makes them and all before them durable.
-    fn write(&mut self, pairs: &Changes, syncs: bool) -> Result<(), Failure> {
+    /// Writes changes, and with `syncs` makes them durable.
+    fn write<'a>(
+        &mut self,
+        changes: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+        syncs: bool,
+    ) -> Result<(), Failure> {
+        let has_parts = self.reading(|| self.db.scan_prefix(COUNTS).next().transpose())?.is_some();
         let mut batch = ::sled::Batch::default();
-        for (key, value) in pairs {
-            let old_parts = self.part_count(key)?;
-            let parts = value.as_deref().map_or(0, |value| add_parts(&mut batch, key, value));
-            if value.is_none() {
-                batch.remove(head_key(key));
-            }
-            for part in parts.max(1)..old_parts {
-                batch.remove(part_key(key, part));
+        let (mut pairs, mut bytes) = (0, 0);
+        for (key, value) in changes {
+            let old_parts = if has_parts { self.part_count(key)? } else { 0 };
+            add(&mut batch, key, value, old_parts);
+            pairs += 1;
+            bytes += value.map_or(0, <[u8]>::len);
+            if pairs >= BATCH_PAIRS || bytes >= BATCH_BYTES {
+                let full = std::mem::take(&mut batch);
+                writing("writing a batch", || self.db.apply_batch(full))?;
+                (pairs, bytes) = (0, 0);
             }
         }
         writing("writing a batch", || self.db.apply_batch(batch))?;
@@ -493,9 +487,11 @@ impl Handle {
         }
     }
 
+    /// Parts of the value that is there, where it has several. They are counted apart, for hardly a value has several, and
+    /// looking at the value itself would bring its whole leaf from the disk.
     fn part_count(&self, key: &[u8]) -> Result<u16, StorageError> {
-        let head = self.reading(|| self.db.get(head_key(key)))?;
-        Ok(head.and_then(|head| head.first_chunk::<2>().copied()).map_or(0, u16::from_be_bytes))
+        let count = self.reading(|| self.db.get(count_key(key)))?;
+        Ok(count.and_then(|count| count.first_chunk::<2>().copied()).map_or(0, u16::from_be_bytes))
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
@@ -586,6 +582,22 @@ fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Adds a change of a value that had so many parts before.
+fn add(batch: &mut ::sled::Batch, key: &[u8], value: Option<&[u8]>, old_parts: u16) {
+    let parts = value.map_or(0, |value| add_parts(batch, key, value));
+    if value.is_none() {
+        batch.remove(head_key(key));
+    }
+    for part in parts.max(1)..old_parts {
+        batch.remove(part_key(key, part));
+    }
+    if parts > 1 {
+        batch.insert(count_key(key), &parts.to_be_bytes());
+    } else if old_parts > 1 {
+        batch.remove(count_key(key));
+    }
+}
+
 /// Adds a value in parts; returns how many.
 fn add_parts(batch: &mut ::sled::Batch, key: &[u8], value: &[u8]) -> u16 {
     let count = u16::try_from(value.len().div_ceil(PART_BYTES).max(1)).unwrap_or(u16::MAX);
@@ -601,6 +613,10 @@ fn add_parts(batch: &mut ::sled::Batch, key: &[u8], value: &[u8]) -> u16 {
 
 fn head_key(key: &[u8]) -> Vec<u8> {
     [b"v", key].concat()
+}
+
+fn count_key(key: &[u8]) -> Vec<u8> {
+    [COUNTS, key].concat()
 }
 
 fn part_key(key: &[u8], part: u16) -> Vec<u8> {

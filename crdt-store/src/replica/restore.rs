@@ -35,6 +35,11 @@ impl Replica {
         })
     }
 
+    /// Lets go of the memory that the storage took for reading and writing. To be called now and then.
+    pub fn rest(&mut self) {
+        self.storage.rest();
+    }
+
     /// Tells the storage that a durable copy of everything lies elsewhere (a bundle, written just now): it lets go of what
     /// it kept for the case that its database does not open, and of the memory that writing took. A node does so with
     /// each snapshot; without it the journal of the storage grows to its limit.

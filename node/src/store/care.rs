@@ -10,8 +10,10 @@ use tracing::{debug, info, warn};
 const REBUILD_EVERY: Duration = Duration::from_secs(5);
 /// Bytes of journal that are not waited with until the minute is over.
 const JOURNAL_BYTES: u64 = 8 << 20;
-/// Two such snapshots are at least this far apart.
+/// Two snapshots for that reason are at least this far apart.
 const EARLY_EVERY: Duration = Duration::from_secs(5);
+/// Bytes of journal from which on it begins anew with the minute's snapshot.
+const COMPACT_BYTES: u64 = 1 << 20;
 
 /// The care of one database.
 #[derive(Debug)]
@@ -31,14 +33,19 @@ impl Care {
     }
 
     /// Writes the snapshot where the store has changed since the last one, and lets the database rest. The snapshot
-    /// replaces the old one whole; a store that holds nothing needs none.
+    /// replaces the old one whole; a store that holds nothing needs none. A short journal is left as it is: writing all of
+    /// it to the database holds up other writes.
     pub(super) fn snapshot(&mut self, replica: &mut Replica) {
-        let now = (replica.root(), replica.context_hash());
-        if self.saved != Some(now) && replica.context().origin_count() > 0 && !self.save(replica, now) {
-            return;
+        if self.save(replica) && replica.storage_stats().journal_bytes >= COMPACT_BYTES {
+            compact(replica);
         }
-        if let Err(fault) = replica.compact() {
-            debug!(%fault, "database not compacted; trying again with the next snapshot");
+        replica.rest();
+    }
+
+    /// The last snapshot, before the database is closed.
+    pub(super) fn end(&mut self, replica: &mut Replica) {
+        if self.save(replica) {
+            compact(replica);
         }
     }
 
@@ -50,7 +57,12 @@ impl Care {
         }
     }
 
-    fn save(&mut self, replica: &Replica, now: ([u8; 16], [u8; 8])) -> bool {
+    /// True where there is a snapshot of what the store holds now.
+    fn save(&mut self, replica: &Replica) -> bool {
+        let now = (replica.root(), replica.context_hash());
+        if self.saved == Some(now) || replica.context().origin_count() == 0 {
+            return true;
+        }
         match save_bundle(replica, &self.snapshot) {
             Ok(ops) => {
                 debug!(ops, "snapshot of the store written");
@@ -85,6 +97,12 @@ impl Care {
             Err(fault) => debug!(%fault, "database not written anew; trying again"),
         }
         Some(outcome)
+    }
+}
+
+fn compact(replica: &mut Replica) {
+    if let Err(fault) = replica.compact() {
+        debug!(%fault, "database not compacted; trying again with the next snapshot");
     }
 }
 

@@ -106,7 +106,7 @@ impl StoreThread {
     }
 
     fn close(mut self) {
-        self.care.snapshot(&mut self.replica);
+        self.care.end(&mut self.replica);
         if let Err(fault) = self.replica.close() {
             warn!(%fault, "policy store not closed cleanly; what was acknowledged is durable all the same");
         }

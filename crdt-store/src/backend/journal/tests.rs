@@ -109,3 +109,11 @@ fn one_process_uses_a_folder() {
     drop(first);
     lock(folder.path()).expect("locks");
 }
+
+/// Written by a program of its own after the description of the layout.
+#[test]
+fn a_journal_of_version_1_reads() {
+    let (content, fault) = parse(include_bytes!("../../../testdata/journal-v1.bin"));
+    assert_eq!((content.records, content.salt, fault), (2, [7; 8], None));
+    assert_eq!(content.changes, changes(&[("a", None), ("b", Some(b"")), ("c", Some(&[b'x'; 300]))]));
+}
