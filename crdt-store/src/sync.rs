@@ -131,6 +131,8 @@ pub struct SyncProgress {
     pub changed: Vec<DocKey>,
     /// Ops that were not here before.
     pub new_ops: Vec<Dot>,
+    /// Dots under which another op is held here: their author signed two histories.
+    pub equivocations: Vec<Dot>,
 }
 
 /// How a conversation went, for metrics and for `wait`.
@@ -476,7 +478,7 @@ impl SyncSession {
         if let Some((_, refusal)) = merged.refused.into_iter().find(is_hostile) {
             return Err(SyncError::Hostile(refusal));
         }
-        Ok(SyncProgress { changed: merged.new, new_ops: merged.new_ops })
+        Ok(SyncProgress { changed: merged.new, new_ops: merged.new_ops, equivocations: merged.equivocations })
     }
 
     /// True where an op came without the record of its origin because we said that we hold it. The peer did right; the
@@ -520,7 +522,7 @@ impl SyncSession {
             before: &me.context,
             told: &self.listener.told,
         })?;
-        Ok(SyncProgress { changed, new_ops: Vec::new() })
+        Ok(SyncProgress { changed, ..SyncProgress::default() })
     }
 
     fn handle_ack(&mut self, replica: &Replica, ack: &Ack) -> Result<SyncProgress, SyncError> {

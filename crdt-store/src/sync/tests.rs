@@ -4,7 +4,10 @@ use super::*;
 use crate::{
     Limits, MemoryStorage, StoreId,
     backend::Disk,
-    testing::{HashAuthority, MESH, NOW, delete, golden, key, on, put, replica, replica_on, sync, sync_with, text},
+    replica::tests::forge,
+    testing::{
+        HashAuthority, MESH, NOW, delete, golden, key, on, ops_of, put, replica, replica_on, sync, sync_with, text,
+    },
 };
 
 mod below;
@@ -354,4 +357,31 @@ fn a_conversation_of_version_1_is_understood() {
     }
     assert!(b.document(&key("three")).is_some());
     assert_eq!(b.context().range_count(), 0);
+}
+
+/// The writer's disk was copied: its second history differs under a dot that all have seen.
+#[test]
+fn a_conversation_names_the_dots_under_which_two_ops_were_signed() {
+    let mut author = replica("author");
+    put(&mut author, "r", &[("x", "one")]);
+    let one = ops_of(&author).remove(0);
+    let two = forge(&author, |op| op.message = "two".to_owned());
+    // The one that stands comes second: a conversation tells who holds the other.
+    let (stands, other) = if one.1.hash() < two.1.hash() { (one, two) } else { (two, one) };
+    let (mut a, mut b) = (replica("a"), replica("b"));
+    a.merge(vec![stands], NOW).expect("merges");
+    b.merge(vec![other], NOW).expect("merges");
+    let (mut from, mut to) = (initiate(), accept());
+    let mut named = Vec::new();
+    while !(from.is_done() && to.is_done()) {
+        for message in all(&mut from, &a) {
+            named.extend(to.handle_message(&mut b, &message, NOW).expect("takes it").equivocations);
+        }
+        for message in all(&mut to, &b) {
+            named.extend(from.handle_message(&mut a, &message, NOW).expect("takes it").equivocations);
+        }
+    }
+    let dot = crate::Dot::new(author.incarnation(), 1);
+    assert_eq!(named, [dot, dot], "both sides see it");
+    assert_eq!(a.root(), b.root());
 }

@@ -63,6 +63,7 @@ impl StoreThread {
         let fault = match handled {
             Ok(progress) => {
                 self.note_ack(peer, &session);
+                self.note_equivocations(&progress.equivocations);
                 let push = self.replica.encode_push(&progress.new_ops);
                 self.tell_change(&progress.changed, push, peer);
                 None
