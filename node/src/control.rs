@@ -23,6 +23,7 @@ use transport::{Clock, Links, NodeId, PeerInfo, StreamKind};
 use crate::api::WatchEvent;
 use crate::catalog::{KnownNode, Refusal};
 use crate::codec;
+use crate::doubts::Doubts;
 use crate::event::Event;
 use crate::gossip::{FACTS_KEY, Facts, LOADS_KEY, Loads, OFFERS_KEY, Offers, RECORD_VERSION, SIGN_CONTEXT};
 use crate::health::HealthChanged;
@@ -39,8 +40,6 @@ use crate::watch::WatchLog;
 const TICK: Duration = Duration::from_millis(250);
 /// How often counters are carried over to the metrics.
 const EXPORT_EVERY: Duration = Duration::from_secs(1);
-/// A node that answered a probe of ours within this time is not given up because others call it dead.
-const HEARD_LATELY: Duration = Duration::from_secs(3);
 /// Own loads go out at most this often.
 const LOADS_EVERY: Duration = Duration::from_secs(1);
 /// Own loads go out at least this often, so that others see how old they are.
@@ -118,8 +117,7 @@ struct Running {
     loads: (Loads, Duration),
     offers: Option<Offers>,
     lookups: HashMap<NodeId, AbortHandle>,
-    /// Deaths by hearsay of nodes that had answered a moment ago, and when to look at each again.
-    doubted: HashMap<NodeId, Duration>,
+    doubts: Doubts,
     /// Writers that wait for the next snapshot.
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -151,7 +149,7 @@ impl Control {
             loads: (Loads::default(), Duration::ZERO),
             offers: None,
             lookups: HashMap::new(),
-            doubted: HashMap::new(),
+            doubts: Doubts::default(),
             waiting: Vec::new(),
             control: self,
         };
@@ -353,12 +351,9 @@ impl Running {
     }
 
     fn verdict(&mut self, node: NodeId, liveness: Liveness, incarnation: u32, reason: &str, now: Duration) {
-        self.doubted.remove(&node);
-        // A death by hearsay of a node that answered us a moment ago: across a healing partition others may still believe
-        // what they could not see. It is told what is said of it and objects; until then it goes on as it is here.
-        if liveness == Liveness::Dead && self.was_heard_lately(node, now) {
+        let last_ack = self.control.state().swim.member(&node).and_then(|member| member.last_ack);
+        if !self.doubts.believes(node, liveness, last_ack, now) {
             debug!(member = %node, reason, "a death that is not believed yet");
-            self.doubted.insert(node, now + HEARD_LATELY);
             return;
         }
         let name = {
@@ -388,22 +383,10 @@ impl Running {
         }
     }
 
-    fn was_heard_lately(&self, node: NodeId, now: Duration) -> bool {
-        let last_ack = self.control.state().swim.member(&node).and_then(|member| member.last_ack);
-        last_ack.is_some_and(|at| now.saturating_sub(at) <= HEARD_LATELY)
-    }
-
-    /// Nodes whose death was doubted and who have not objected since are dead.
-    fn believe_deaths(&mut self, now: Duration) {
-        let due: Vec<NodeId> = self.doubted.iter().filter(|(_, at)| **at < now).map(|(node, _)| *node).collect();
-        for node in due {
-            self.doubted.remove(&node);
+    fn tick(&mut self, now: Duration) {
+        for node in self.doubts.take_due(now) {
             self.take_earlier_verdict(node, now);
         }
-    }
-
-    fn tick(&mut self, now: Duration) {
-        self.believe_deaths(now);
         let cpu = self.cpu.measure(now, self.cores);
         let snapshot = self.control.published.load();
         let trips: HashMap<NodeId, Duration> = self
@@ -593,7 +576,7 @@ impl Running {
         }
     }
 
-    /// What the prober found out about a node before its facts were known.
+    /// What the prober found out about a node before its facts were known, or before it was believed.
     fn take_earlier_verdict(&mut self, node: NodeId, now: Duration) {
         let known = {
             let state = self.control.state();

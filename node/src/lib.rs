@@ -13,6 +13,7 @@ pub mod codec;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod doubts;
 pub mod event;
 pub mod gossip;
 pub mod health;
