@@ -99,6 +99,7 @@ fn disk(node: &Node, store: &Path, sqlite: &Path, count: usize, table: &mut Tabl
         database.write(numbers.iter().copied(), 1)?;
     }
     let live_bytes = replica.summary().live_bytes;
+    replica.compact()?;
     replica.close()?;
     drop(database);
     let ours = ratio(folder_bytes(store)?, live_bytes);

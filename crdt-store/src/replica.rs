@@ -342,6 +342,12 @@ impl Replica {
         self.store.keys().filter_map(|key| self.document(&key))
     }
 
+    /// How many documents there are, those of which only a tombstone is left included.
+    #[must_use]
+    pub fn held_documents(&self) -> usize {
+        self.store.document_count()
+    }
+
     /// One document; `None` where it does not exist or was deleted.
     #[must_use]
     pub fn document(&self, key: &DocKey) -> Option<DocumentView> {

@@ -95,6 +95,8 @@ pub(super) fn fill(node: &Node, folder: &Path, count: usize) -> anyhow::Result<(
         talk_until_equal_one_way(&mut writer, &mut replica)?;
     }
     anyhow::ensure!(replica.documents().count() == count, "every document arrived");
+    // As a node does it when it stops.
+    replica.compact()?;
     replica.close()?;
     Ok(())
 }

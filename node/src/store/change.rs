@@ -50,7 +50,7 @@ impl StoreThread {
                 change.documents.extend(siblings(&view));
             }
         }
-        change.state.tombstones = self.replica.summary().tombstones;
+        change.state.tombstones = self.replica.held_documents().saturating_sub(change.state.documents);
         change.state.equivocators = self.equivocators.iter().cloned().collect();
         change.conflicts = self.new_conflicts(changed);
         change
