@@ -71,6 +71,9 @@ pub fn write(options: &WriterOptions) -> Result<()> {
     tell(&Line::Opened { millis, recovered, documents: content(&mut replica) })?;
     let mut desk = Desk { names: replica.documents().map(|view| view.key.name).collect(), chance, count: 0 };
     while desk.count < options.writes {
+        if let Err(error) = mend(options, &mut replica) {
+            return tell(&line_of("writing the database anew", &error));
+        }
         if let Err(error) = desk.write(&mut replica)? {
             return tell(&line_of("writing", &error));
         }
@@ -112,7 +115,20 @@ fn snapshot(options: &WriterOptions, replica: &mut Replica) -> Result<(), StoreE
         other => StoreError::Storage(StorageError::Io { doing: "writing a snapshot", source: io::Error::other(other) }),
     };
     save_bundle(replica, &snapshot_path(&options.store)).map_err(failed)?;
-    replica.compact()
+    match replica.compact() {
+        // Damage that nothing has read before: the database is written anew before the next write.
+        Err(_) if replica.needs_rebuild() => Ok(()),
+        other => other,
+    }
+}
+
+/// Writes the database anew where it takes no writes, as a node does.
+fn mend(options: &WriterOptions, replica: &mut Replica) -> Result<(), StoreError> {
+    if !replica.needs_rebuild() {
+        return Ok(());
+    }
+    replica.rebuild()?;
+    snapshot(options, replica)
 }
 
 /// What is written next.

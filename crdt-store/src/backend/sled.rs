@@ -412,11 +412,11 @@ impl Handle {
             bytes += value.map_or(0, <[u8]>::len);
             if pairs >= BATCH_PAIRS || bytes >= BATCH_BYTES {
                 let full = std::mem::take(&mut batch);
-                writing("writing a batch", || self.db.apply_batch(full))?;
+                self.writing("writing a batch", || self.db.apply_batch(full))?;
                 (pairs, bytes) = (0, 0);
             }
         }
-        writing("writing a batch", || self.db.apply_batch(batch))?;
+        self.writing("writing a batch", || self.db.apply_batch(batch))?;
         if !syncs {
             return Ok(());
         }
@@ -435,7 +435,7 @@ impl Handle {
                     self.wake();
                 }
             });
-            let flushed = writing("flushing", || self.db.flush());
+            let flushed = self.writing("flushing", || self.db.flush());
             drop(end);
             flushed
         });
@@ -558,6 +558,18 @@ impl Handle {
         false
     }
 
+    /// Runs a call that writes; a panic inside counts as an error, for it leaves the handle unusable. Writing reads as
+    /// well, and may come upon damage that nothing has read before.
+    fn writing<T>(&self, doing: &'static str, call: impl FnOnce() -> ::sled::Result<T>) -> Result<T, StorageError> {
+        match catch_unwind(AssertUnwindSafe(call)) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(::sled::Error::Io(error))) => Err(io_error(doing, error)),
+            Ok(Err(error @ ::sled::Error::Corruption { .. })) => Err(damaged(&self.folder, error.to_string())),
+            Ok(Err(error)) => Err(io_error(doing, io::Error::other(error.to_string()))),
+            Err(_panic) => Err(io_error(doing, io::Error::other("the database panicked"))),
+        }
+    }
+
     /// Runs a call that reads. What sled finds wrong with its own files is damage, and so is a panic over them.
     fn reading<T>(&self, call: impl FnOnce() -> ::sled::Result<T>) -> Result<T, StorageError> {
         match catch_unwind(AssertUnwindSafe(call)) {
@@ -621,16 +633,6 @@ fn count_key(key: &[u8]) -> Vec<u8> {
 
 fn part_key(key: &[u8], part: u16) -> Vec<u8> {
     [b"p", key, &part.to_be_bytes()].concat()
-}
-
-/// Runs a call that writes; a panic inside counts as an error, for it leaves the handle unusable.
-fn writing<T>(doing: &'static str, call: impl FnOnce() -> ::sled::Result<T>) -> Result<T, StorageError> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(::sled::Error::Io(error))) => Err(io_error(doing, error)),
-        Ok(Err(error)) => Err(io_error(doing, io::Error::other(error.to_string()))),
-        Err(_panic) => Err(io_error(doing, io::Error::other("the database panicked"))),
-    }
 }
 
 /// What an error while opening or reading says about the folder.

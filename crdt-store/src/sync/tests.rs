@@ -381,7 +381,7 @@ fn a_conversation_names_the_dots_under_which_two_ops_were_signed() {
             named.extend(from.handle_message(&mut a, &message, NOW).expect("takes it").equivocations);
         }
     }
-    let dot = crate::Dot::new(author.incarnation(), 1);
+    let dot = Dot::new(author.incarnation(), 1);
     assert_eq!(named, [dot, dot], "both sides see it");
     assert_eq!(a.root(), b.root());
 }

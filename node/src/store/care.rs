@@ -42,10 +42,16 @@ impl Care {
         replica.rest();
     }
 
-    /// The last snapshot, before the database is closed.
+    /// The last snapshot, before the database is closed. Damage that shows when it is written now is not left for the
+    /// next start.
     pub(super) fn end(&mut self, replica: &mut Replica) {
         if self.save(replica) {
             compact(replica);
+        }
+        if replica.needs_rebuild()
+            && let Err(fault) = replica.rebuild()
+        {
+            debug!(%fault, "database not written anew; the next start brings back what it holds");
         }
     }
 
