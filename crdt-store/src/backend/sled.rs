@@ -558,15 +558,15 @@ impl Handle {
         false
     }
 
-    /// Runs a call that writes; a panic inside counts as an error, for it leaves the handle unusable. Writing reads as
-    /// well, and may come upon damage that nothing has read before.
+    /// Runs a call that writes. Writing reads as well, and may come upon damage that nothing has read before; a panic is
+    /// taken for that.
     fn writing<T>(&self, doing: &'static str, call: impl FnOnce() -> ::sled::Result<T>) -> Result<T, StorageError> {
         match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(::sled::Error::Io(error))) => Err(io_error(doing, error)),
             Ok(Err(error @ ::sled::Error::Corruption { .. })) => Err(damaged(&self.folder, error.to_string())),
             Ok(Err(error)) => Err(io_error(doing, io::Error::other(error.to_string()))),
-            Err(_panic) => Err(io_error(doing, io::Error::other("the database panicked"))),
+            Err(_panic) => Err(damaged(&self.folder, format!("{doing} panicked"))),
         }
     }
 
