@@ -32,6 +32,8 @@ pub(super) const JOURNAL_FILE: &str = "journal";
 const LOCK_FILE: &str = "lock";
 const MAGIC: &[u8; 16] = b"marram journal 1";
 const RECORD_HEAD_BYTES: usize = 24;
+/// Room that a disk must have again once it was full.
+const ROOM_BYTES: u64 = 256 << 10;
 /// Stands for the length of a value that is removed.
 const REMOVED: u32 = u32::MAX;
 
@@ -49,6 +51,9 @@ pub(super) struct Journal {
     /// written anew before it is appended to.
     is_doubtful: bool,
     is_new: bool,
+    /// The disk was full: nothing is taken until it has room for more than the next record, so that small batches do not
+    /// slip in between refused ones and make the disk look well.
+    is_full: bool,
 }
 
 /// What a journal holds.
@@ -126,6 +131,7 @@ impl Journal {
                     end,
                     is_doubtful: true,
                     is_new: false,
+                    is_full: false,
                 })
             }
             Err(error) => Err(error),
@@ -151,7 +157,7 @@ impl Journal {
             Ok((file, records, u64::try_from(bytes.len()).unwrap_or(u64::MAX)))
         };
         let (file, next, end) = write().map_err(|error| io_error("writing a new journal", error))?;
-        Ok(Self { path: path.to_owned(), file, salt, next, end, is_doubtful: false, is_new: false })
+        Ok(Self { path: path.to_owned(), file, salt, next, end, is_doubtful: false, is_new: false, is_full: false })
     }
 
     /// Appends a batch and, with `syncs`, makes it durable.
@@ -160,11 +166,17 @@ impl Journal {
             self.write_anew().map_err(AppendError::Undone)?;
         }
         let writing = |error| io_error("writing to the journal", error);
+        if self.is_full {
+            self.make_room().map_err(|error| AppendError::Undone(writing(error)))?;
+            self.is_full = false;
+        }
         let bytes = record(&self.salt, self.next, batch.changes()).map_err(|e| AppendError::Undone(writing(e)))?;
         if let Err(error) = self.file.write_all_at(&bytes, self.end) {
             // What was written of it is cut off; where that fails too, the file is written anew before the next batch.
             self.is_doubtful = self.file.set_len(self.end).is_err();
-            return Err(AppendError::Undone(writing(error)));
+            let error = writing(error);
+            self.is_full = matches!(error, StorageError::Full);
+            return Err(AppendError::Undone(error));
         }
         if syncs && let Err(error) = self.file.sync_data() {
             self.is_doubtful = true;
@@ -174,6 +186,16 @@ impl Journal {
         self.is_new = false;
         self.end += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         Ok(())
+    }
+
+    /// Claims room for the next batches on a disk that was full; an error where it still is. File systems that cannot
+    /// claim room are taken at their word when they are written to.
+    fn make_room(&self) -> io::Result<()> {
+        let claim = rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::KEEP_SIZE, self.end, ROOM_BYTES);
+        match claim {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) | Ok(()) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Another file with the same content in its place, of which the disk has all.
