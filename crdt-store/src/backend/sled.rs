@@ -1,9 +1,8 @@
 //! Storage on disk: a journal, and sled 0.34.7 behind it, with what sled leaves undone.
 //!
 //! A batch is acknowledged when the journal has it on the disk (see `journal`). sled is written now and then, many batches
-//! at once, for what it costs: every batch of its own takes it three times as long as the disk, and power cuts that tear
-//! pages make it unreadable about once in sixty. The journal is laid over it when it is opened, and begins anew only
-//! when a copy of everything was kept elsewhere, or when it has grown to [`JOURNAL_BYTES_MAX`]. Between two uses sled is
+//! at once, for what a batch costs it, and because power cuts that tear pages made it unreadable about once in sixty.
+//! The journal is laid over it when it is opened, and begins anew only when a copy of everything was kept elsewhere, or when it has grown to [`JOURNAL_BYTES_MAX`]. Between two uses sled is
 //! closed, which gives back several MiB of memory.
 //!
 //! - `flush()` does not sync on Linux: an own handle on the file `db` is synced after it, always.

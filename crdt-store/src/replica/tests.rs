@@ -486,6 +486,15 @@ pub(crate) fn forge(author: &Replica, change: impl FnOnce(&mut crate::Op)) -> (O
     (record, SignedOp { signature: author.authority.sign(&bytes), bytes })
 }
 
+/// An author, and two ops that it signed under one dot; the one that stands first.
+pub(crate) fn fork() -> (Replica, [(Option<OriginRecord>, SignedOp); 2]) {
+    let mut author = replica("author");
+    put(&mut author, "r", &[("x", "one")]);
+    let mut two = [ops_of(&author).remove(0), forge(&author, |op| op.message = "two".to_owned())];
+    two.sort_by_key(|(_, signed)| signed.hash());
+    (author, two)
+}
+
 #[test]
 fn a_counter_that_jumps_over_the_limit_is_refused() {
     let (mut a, mut b) = (replica("a"), replica("b"));
@@ -499,11 +508,8 @@ fn a_counter_that_jumps_over_the_limit_is_refused() {
 
 #[test]
 fn a_second_op_under_one_dot_ends_with_the_lower_hash_everywhere() {
-    let mut author = replica("author");
-    put(&mut author, "r", &[("x", "one")]);
-    let one = ops_of(&author).remove(0);
-    let two = forge(&author, |op| op.message = "two".to_owned());
-    let lower = one.1.hash().min(two.1.hash());
+    let (author, [one, two]) = fork();
+    let lower = one.1.hash();
     let (mut a, mut b) = (replica("a"), replica("b"));
     for (replica, first, second) in [(&mut a, &one, &two), (&mut b, &two, &one)] {
         replica.merge(vec![first.clone()], NOW).expect("merges");

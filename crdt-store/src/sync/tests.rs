@@ -4,10 +4,8 @@ use super::*;
 use crate::{
     Limits, MemoryStorage, StoreId,
     backend::Disk,
-    replica::tests::forge,
-    testing::{
-        HashAuthority, MESH, NOW, delete, golden, key, on, ops_of, put, replica, replica_on, sync, sync_with, text,
-    },
+    replica::tests::fork,
+    testing::{HashAuthority, MESH, NOW, delete, golden, key, on, put, replica, replica_on, sync, sync_with, text},
 };
 
 mod below;
@@ -362,12 +360,7 @@ fn a_conversation_of_version_1_is_understood() {
 /// The writer's disk was copied: its second history differs under a dot that all have seen.
 #[test]
 fn a_conversation_names_the_dots_under_which_two_ops_were_signed() {
-    let mut author = replica("author");
-    put(&mut author, "r", &[("x", "one")]);
-    let one = ops_of(&author).remove(0);
-    let two = forge(&author, |op| op.message = "two".to_owned());
-    // The one that stands comes second: a conversation tells who holds the other.
-    let (stands, other) = if one.1.hash() < two.1.hash() { (one, two) } else { (two, one) };
+    let (author, [stands, other]) = fork();
     let (mut a, mut b) = (replica("a"), replica("b"));
     a.merge(vec![stands], NOW).expect("merges");
     b.merge(vec![other], NOW).expect("merges");
