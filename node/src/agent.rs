@@ -136,12 +136,13 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     )
     .context("open the mesh port, `mesh.bind` in node.toml")?;
 
+    let mut opened = opened;
     let (state, health_inbox) = state(&config, &identity, here.clone(), lives.incarnation, &links, &clock).await;
     let first = {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         // Policy on disk is in force before the first request, not a moment after.
-        let first = &opened.first;
-        state.take_policy(&first.documents, first.broken.clone(), first.state.clone(), unix_ms(&*clock));
+        let first = std::mem::take(&mut opened.first);
+        state.take_policy(first.filed, first.is_whole, first.state, unix_ms(&*clock));
         state.recovered = opened.recovered.as_ref().map(crate::store::told);
         state.snapshot(clock.now())
     };

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use policy::DocId;
 use rand::rngs::StdRng;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -153,6 +154,11 @@ impl Control {
             waiting: Vec::new(),
             control: self,
         };
+        if running.control.state().life != Life::Starting {
+            // The loop before may have fallen with a change in its hands.
+            let store = running.control.store.clone();
+            tokio::spawn(async move { store.reread().await });
+        }
         running.tell_facts();
         running.take_everything_gossiped();
         running.advance();
@@ -243,26 +249,17 @@ impl Running {
     }
 
     fn take_change(&mut self, change: StoreChange) {
-        let StoreChange { documents, broken, state, changed, conflicts, push, push_to_all, from, in_force } = change;
+        let StoreChange { filed, is_whole, state, changed, conflicts, push, push_to_all, from, in_force } = change;
         self.waiting.extend(in_force);
         let root = crate::state::hex(&state.root);
-        let expired = self.control.state().take_policy(&documents, broken, state, self.control.unix_ms());
+        let expired = self.control.state().take_policy(filed, is_whole, state, self.control.unix_ms());
         self.dirty = true;
         // The root goes out with the next tick, not up to a second later.
         self.loads.1 = Duration::ZERO;
         if !push.is_empty() {
             self.push(&push, push_to_all, from);
         }
-        if !expired.is_empty() {
-            info!(expired = expired.len(), "policy documents expired");
-        }
-        let mut documents = changed;
-        documents
-            .extend(expired.iter().map(ToString::to_string).filter(|id| !documents.contains(id)).collect::<Vec<_>>());
-        if !documents.is_empty() {
-            info!(root, changed = documents.len(), "policy changed");
-            self.control.watch.tell(WatchEvent::Policy { root, documents });
-        }
+        self.tell_policy(root, changed, &expired);
         for (document, sections) in conflicts {
             match sections.as_slice() {
                 [] => info!(document, "policy conflict settled"),
@@ -274,12 +271,31 @@ impl Running {
         }
     }
 
-    /// Has policy compiled anew once a document's time is over.
-    fn expire(&self) {
+    /// Compiles policy anew once a document's time is over.
+    fn expire(&mut self) {
         let now_ms = self.control.unix_ms();
-        let due = self.control.state().next_expiry_ms.take_if(|at| *at <= now_ms);
-        if due.is_some() && !self.control.store.reread() {
-            self.control.state().next_expiry_ms = due;
+        let (root, expired) = {
+            let mut state = self.control.state();
+            if state.next_expiry_ms.is_none_or(|at| at > now_ms) {
+                return;
+            }
+            (crate::state::hex(&state.store.root), state.compile(now_ms))
+        };
+        self.dirty = true;
+        self.tell_policy(root, Vec::new(), &expired);
+    }
+
+    /// Tells whoever watches which documents are others than before, or no longer in force.
+    fn tell_policy(&self, root: String, changed: Vec<String>, expired: &[DocId]) {
+        if !expired.is_empty() {
+            info!(expired = expired.len(), "policy documents expired");
+        }
+        let mut documents = changed;
+        let expired: Vec<String> = expired.iter().map(ToString::to_string).collect();
+        documents.extend(expired.into_iter().filter(|id| !documents.contains(id)).collect::<Vec<_>>());
+        if !documents.is_empty() {
+            info!(root, changed = documents.len(), "policy changed");
+            self.control.watch.tell(WatchEvent::Policy { root, documents });
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use policy::explain::{DistanceSource, Excluded, Explanation, Subject};
-use policy::{DocId, Document, Place, Problem, RouteTable, ServiceTraffic};
+use policy::{DocId, Filed, Library, Place, Problem, RouteTable, ServiceTraffic};
 use transport::NodeId;
 use transport::rtt::RttFilter;
 use transport::swim::{Liveness, Swim};
@@ -50,6 +50,8 @@ pub struct State {
     pub shares: Shares,
     /// The policy store in short.
     pub store: StoreState,
+    /// Every document, read.
+    pub library: Library,
     /// Why the store refuses writes, when it does.
     pub read_only: Option<String>,
     /// What had to be done to open the store, when it was damaged; until the next start.
@@ -60,7 +62,7 @@ pub struct State {
     pub expired: Vec<DocId>,
     /// Documents that say something which a wider one keeps to itself.
     pub locked_out: Vec<(DocId, Vec<Problem>)>,
-    /// When the next document's time is over, in Unix milliseconds; `None` also once that has been acted upon.
+    /// When the next document's time is over, in Unix milliseconds.
     pub next_expiry_ms: Option<u64>,
     /// The compiled policy in force.
     pub table: Arc<RouteTable>,
@@ -123,6 +125,7 @@ impl State {
             vivaldi: Vivaldi::new(None),
             shares: Shares::default(),
             store: StoreState::default(),
+            library: Library::default(),
             read_only: None,
             recovered: None,
             broken: Vec::new(),
@@ -139,26 +142,35 @@ impl State {
         }
     }
 
-    /// Takes the documents there are: compiles those in force at `now_ms` (Unix milliseconds) and keeps for
-    /// `/v1/problems` what is not. Returns the documents whose time is over since the last call.
+    /// Files what changed of the documents, all of them with `is_whole`, and compiles as [`State::compile`] does.
+    /// Returns the documents whose time is over since the last time.
     pub fn take_policy(
         &mut self,
-        documents: &[Document],
-        broken: Vec<(DocId, Vec<Problem>)>,
+        filed: Vec<(DocId, Filed)>,
+        is_whole: bool,
         store: StoreState,
         now_ms: u64,
     ) -> Vec<DocId> {
-        let compiled = policy::compile(documents, &place(&self.here), now_ms);
-        self.table = Arc::new(compiled.table);
-        self.broken = broken;
-        for (id, problems) in compiled.problems {
-            if !self.broken.iter().any(|(known, _)| *known == id) {
-                self.broken.push((id, problems));
-            }
+        self.store = store;
+        if is_whole {
+            self.library.clear();
+        } else if filed.is_empty() {
+            return Vec::new();
         }
+        for (id, filed) in filed {
+            self.library.file(id, filed);
+        }
+        self.compile(now_ms)
+    }
+
+    /// Compiles the documents in force at `now_ms` (Unix milliseconds) and keeps for `/v1/problems` what is not. Returns
+    /// the documents whose time is over since the last time.
+    pub fn compile(&mut self, now_ms: u64) -> Vec<DocId> {
+        let compiled = self.library.compile(&place(&self.here), now_ms);
+        self.table = Arc::new(compiled.table);
+        self.broken = compiled.problems;
         self.locked_out = compiled.locked_out;
         self.next_expiry_ms = compiled.next_expiry_ms;
-        self.store = store;
         let before = std::mem::replace(&mut self.expired, compiled.expired);
         self.expired.iter().filter(|id| !before.contains(id)).cloned().collect()
     }
@@ -323,9 +335,9 @@ impl State {
             members,
             policy: PolicyStatus {
                 root: hex(&self.store.root),
-                documents: self.store.documents,
+                documents: self.library.len(),
                 conflicts: self.store.conflicts,
-                tombstones: self.store.tombstones,
+                tombstones: self.store.held.saturating_sub(self.library.len()),
                 writable: self.read_only.is_none(),
             },
             links,

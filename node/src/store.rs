@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crdt_store::{Authority, Counters, DocKey, Dot, Recovered, StoreError, Summary, open_or_recover, snapshot_path};
-use policy::{DocId, Document, Problem};
+use policy::{DocId, Document, Filed};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, warn};
 use transport::trust::Identity;
@@ -58,12 +58,10 @@ pub enum StoreEvent {
 /// The replica after a change.
 #[derive(Debug, Default)]
 pub struct StoreChange {
-    /// Documents as they stand now, for compilation. Of kinds that compose to the strictest each concurrent edit, also
-    /// one that does not validate.
-    pub documents: Vec<Document>,
-    /// Documents that merged into something that does not validate, with its faults; of each the newest whole edit is
-    /// among `documents` when that one is good.
-    pub broken: Vec<(DocId, Vec<Problem>)>,
+    /// What is to be filed of each document that changed; of one that is gone nothing.
+    pub filed: Vec<(DocId, Filed)>,
+    /// These are all the documents there are; what else is filed is gone.
+    pub is_whole: bool,
     /// The whole state in short.
     pub state: StoreState,
     /// `scope/kind/name` of what changed.
@@ -113,12 +111,10 @@ pub struct StoreNumbers {
 pub struct StoreState {
     /// Hash over everything visible.
     pub root: [u8; 16],
-    /// Live documents.
-    pub documents: usize,
+    /// Documents that are held, those that were deleted and are not let go of yet included.
+    pub held: usize,
     /// Documents with conflicts.
     pub conflicts: usize,
-    /// Tombstones that are kept.
-    pub tombstones: usize,
     /// Nodes that signed two ops under one stamp since the process started.
     pub equivocators: Vec<String>,
 }
@@ -237,7 +233,7 @@ impl StoreHandle {
             peers: Arc::clone(&peers),
         };
         let mut thread = thread::StoreThread::new(replica, clock, wiring, care, refill);
-        let first = thread.change(&[], Bytes::new(), None);
+        let first = thread.whole_change();
         let spawned = std::thread::Builder::new().name("store".to_owned()).spawn(move || thread.run(inbox));
         if let Err(source) = spawned {
             return Err(StoreError::Storage(crdt_store::StorageError::Io { doing: "starting its thread", source }));
@@ -321,10 +317,10 @@ impl StoreHandle {
         self.alive_peers.store(count, Ordering::Relaxed);
     }
 
-    /// Has every document told to the control loop again, with nothing changed; `false` when the store is busy.
-    #[must_use]
-    pub fn reread(&self) -> bool {
-        self.commands.try_send(Command::Reread).is_ok()
+    /// Has every document told to the control loop again, as to one that begins.
+    pub async fn reread(&self) {
+        // A store that is gone has nothing to tell.
+        self.commands.send(Command::Reread).await.ok();
     }
 
     /// Lets go of tombstones older than `age`; left for the next time when the store is busy.

@@ -10,11 +10,11 @@ use std::{borrow::Cow, sync::Arc};
 use crate::{
     document::{
         Document,
-        authorization::{self, Action, AuthzRule, Operation},
+        authorization::{Action, AuthzRule, Operation},
     },
     in_force::{Layer, Standing},
     pattern::TextPattern,
-    problem::valid,
+    reading::Says,
 };
 
 /// What of a request decides whether it is allowed.
@@ -59,9 +59,9 @@ pub struct Authorization {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct NamedRule {
+pub(crate) struct NamedRule {
     name: Arc<str>,
-    rule: AuthzRule,
+    rule: Arc<AuthzRule>,
 }
 
 /// The ALLOW documents of one scope.
@@ -107,25 +107,24 @@ impl Authorization {
     /// Adds `layer`, a document about this service. `siblings` is how many concurrent edits of it there are in all, and
     /// layers come in order, the edits of one document after each other.
     pub(crate) fn add(&mut self, layer: &Layer<'_>, siblings: usize) {
-        let document = layer.document;
+        let reading = layer.reading;
         match layer.standing {
             Standing::Expired => return,
             Standing::Faulty => {
-                self.closed.push(Arc::from(format!("{} cannot be read here", document.id())));
+                self.closed.push(Arc::from(format!("{} cannot be read here", reading.id)));
                 return;
             }
             Standing::InForce => {}
         }
-        let spec = valid(|faults| authorization::read(&document.spec, faults));
-        let rules = spec.rules.into_iter().enumerate().map(|(index, rule)| named(document, index, rule));
-        match spec.action {
-            Some(Action::Deny) | None => self.deny.extend(rules),
-            Some(Action::Allow) => self.allow(layer, rules.collect(), siblings),
+        match &reading.says {
+            Says::Authorization { denies: true, rules } => self.deny.extend(rules.iter().cloned()),
+            Says::Authorization { denies: false, rules } => self.allow(layer, rules.clone(), siblings),
+            Says::Route(_) | Says::PeerMode(_) | Says::Regions(_) | Says::Fields => {}
         }
     }
 
     fn allow(&mut self, layer: &Layer<'_>, rules: Vec<NamedRule>, siblings: usize) {
-        let name = layer.document.id().to_string();
+        let name = layer.reading.id.to_string();
         if self.scopes.last().is_none_or(|scope| scope.breadth != layer.breadth) {
             self.scopes.push(ScopeAllows { breadth: layer.breadth, names: String::new(), documents: Vec::new() });
         }
@@ -260,10 +259,13 @@ fn decoded(path: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn named(document: &Document, index: usize, rule: AuthzRule) -> NamedRule {
-    let id = document.id();
-    let name = rule.name.as_ref().map_or_else(|| format!("{id}#{index}"), |name| format!("{id}#{name}"));
-    NamedRule { name: Arc::from(name), rule }
+impl NamedRule {
+    /// The rule of number `index` of `document`.
+    pub(crate) fn new(document: &Document, index: usize, rule: AuthzRule) -> Self {
+        let id = document.id();
+        let name = rule.name.as_ref().map_or_else(|| format!("{id}#{index}"), |name| format!("{id}#{name}"));
+        Self { name: Arc::from(name), rule: Arc::new(rule) }
+    }
 }
 
 #[cfg(test)]

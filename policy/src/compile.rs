@@ -9,6 +9,7 @@ use crate::{
     lock::Subject,
     overlay::{Field, merged, overlay},
     problem::{Problem, valid},
+    reading::Reading,
     routes,
     scope::Place,
     strictest,
@@ -40,7 +41,17 @@ pub struct Compiled {
 /// [`RouteTable::residency`]. Documents of other kinds have no effect; documents that do not validate are listed.
 #[must_use]
 pub fn compile(documents: &[Document], here: &Place, now_ms: u64) -> Compiled {
-    let sorted = Sorted::new(documents, now_ms);
+    let readings: Vec<Reading> = documents.iter().map(Reading::new).collect();
+    compile_readings(&readings, here, now_ms)
+}
+
+/// As [`compile`], of documents that were read before.
+pub(crate) fn compile_readings<'d>(
+    readings: impl IntoIterator<Item = &'d Reading>,
+    here: &Place,
+    now_ms: u64,
+) -> Compiled {
+    let sorted = Sorted::new(readings, now_ms);
     let table = table(&sorted, here);
     let locked_out = locked_out(&sorted.at(here));
     let Sorted { problems, expired, next_expiry_ms, .. } = sorted;
@@ -64,18 +75,18 @@ pub(crate) fn table(sorted: &Sorted<'_>, here: &Place) -> RouteTable {
 
 /// The layers among `applying` that are a `BackendTrafficPolicy` for `service`.
 pub(crate) fn backend_layers<'d>(applying: &[Layer<'d>], service: &str) -> Vec<Layer<'d>> {
-    applying.iter().copied().filter(|layer| backend_target(layer.document) == Some(service)).collect()
+    applying.iter().copied().filter(|layer| backend_target(layer.reading) == Some(service)).collect()
 }
 
-fn backend_target(document: &Document) -> Option<&str> {
-    let TargetRef { name, .. } = document.target_ref.as_ref()?;
-    (document.kind == "BackendTrafficPolicy").then_some(name.as_str())
+fn backend_target(reading: &Reading) -> Option<&str> {
+    let TargetRef { name, .. } = reading.target.as_ref()?;
+    (reading.id.kind == "BackendTrafficPolicy").then_some(name.as_str())
 }
 
 fn backends(applying: &[Layer<'_>]) -> HashMap<Box<str>, BackendPolicy> {
     let mut by_service: BTreeMap<&str, Vec<Layer<'_>>> = BTreeMap::new();
     for layer in applying {
-        if let Some(service) = backend_target(layer.document) {
+        if let Some(service) = backend_target(layer.reading) {
             by_service.entry(service).or_default().push(*layer);
         }
     }
@@ -87,9 +98,9 @@ fn backend(layers: &[Layer<'_>]) -> BackendPolicy {
     let fields = overlay(layers);
     let spec = valid(|faults| backend_traffic::read(&merged(&fields), faults));
     let settles =
-        |field: &Field<'_>, layer: &Layer<'_>| field.value.is_some() && std::ptr::eq(field.document, layer.document);
+        |field: &Field<'_>, layer: &Layer<'_>| field.value.is_some() && std::ptr::eq(field.reading, layer.reading);
     let sources = layers.iter().filter(|layer| fields.iter().any(|field| settles(field, layer)));
-    let sources: Vec<String> = sources.map(|layer| layer.document.id().to_string()).collect();
+    let sources: Vec<String> = sources.map(|layer| layer.reading.id.to_string()).collect();
     let default = BackendPolicy::default();
     BackendPolicy {
         algorithm: spec.algorithm.unwrap_or(default.algorithm),
@@ -104,21 +115,21 @@ fn backend(layers: &[Layer<'_>]) -> BackendPolicy {
 fn locked_out(applying: &[Layer<'_>]) -> Vec<(DocId, Vec<Problem>)> {
     // Widest first, so that of several locks the widest is told.
     let lockers: Vec<(u8, Subject<'_>)> = (applying.iter().rev())
-        .filter(|layer| !layer.document.metadata.locked.is_empty())
-        .map(|layer| (layer.breadth, Subject::new(layer.document)))
+        .filter(|layer| !layer.reading.locked.is_empty())
+        .map(|layer| (layer.breadth, Subject::new(layer.reading)))
         .collect();
     if lockers.is_empty() {
         return Vec::new();
     }
     let mut out = Vec::new();
     for layer in applying {
-        let narrow = Subject::new(layer.document);
+        let narrow = Subject::new(layer.reading);
         let mut problems = Vec::new();
         for (_, locker) in lockers.iter().filter(|(breadth, _)| *breadth > layer.breadth) {
             narrow.conflicts(locker, &mut problems);
         }
         if !problems.is_empty() {
-            out.push((layer.document.id(), problems));
+            out.push((layer.reading.id.clone(), problems));
         }
     }
     out.sort_by(|(left, _), (right, _)| left.cmp(right));

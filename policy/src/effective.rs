@@ -5,10 +5,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     compile::backend_layers,
-    document::{DocId, Document, authorization::Action, fields::item, http_route::PathMatch},
+    document::{DocId, Document, fields::item, http_route::PathMatch},
     in_force::{Layer, Sorted, Standing},
     overlay::{merged, overlay},
-    problem::valid,
+    reading::{Reading, Says},
     routes::{self, Contest},
     scope::Place,
     strictest,
@@ -69,11 +69,12 @@ pub struct Overridden {
 /// matter; several of one id are concurrent edits of it.
 #[must_use]
 pub fn effective(documents: &[Document], service: &str, here: &Place, now_ms: u64) -> Effective {
-    let sorted = Sorted::new(documents, now_ms);
+    let readings: Vec<Reading> = documents.iter().map(Reading::with_spec).collect();
+    let sorted = Sorted::new(&readings, now_ms);
     let applying = sorted.at(here);
     let covering: Vec<Layer<'_>> = sorted.all_at(here).filter(|layer| layer.standing != Standing::Expired).collect();
     let of = |kind: &str| -> Vec<Layer<'_>> {
-        covering.iter().copied().filter(|layer| layer.document.kind == kind && is_about(layer, service)).collect()
+        covering.iter().copied().filter(|layer| layer.reading.id.kind == kind && is_about(layer, service)).collect()
     };
     let kinds = [
         http_routes(&applying, service),
@@ -87,9 +88,9 @@ pub fn effective(documents: &[Document], service: &str, here: &Place, now_ms: u6
 }
 
 fn is_about(layer: &Layer<'_>, service: &str) -> bool {
-    layer.document.target_ref.as_ref().is_some_and(|target| match target.kind.as_str() {
+    layer.reading.target.as_ref().is_some_and(|target| match target.kind.as_str() {
         "Service" => target.name == service,
-        "Mesh" => layer.document.kind == "PeerAuthentication",
+        "Mesh" => layer.reading.id.kind == "PeerAuthentication",
         _ => false,
     })
 }
@@ -100,16 +101,16 @@ fn backend_traffic(applying: &[Layer<'_>], service: &str) -> Option<EffectiveKin
     let spec = merged(&fields);
     let mut sources: Vec<FieldSource> = Vec::new();
     for field in &fields {
-        let overridden = field.overridden.iter().map(|(document, value, why)| Overridden {
-            document: document.id(),
+        let overridden = field.overridden.iter().map(|(reading, value, why)| Overridden {
+            document: reading.id.clone(),
             value: (*value).clone(),
             why: why.to_string(),
         });
         sources.push(FieldSource {
             path: format!("spec.{}", field.path),
             value: field.value.cloned().unwrap_or_default(),
-            document: field.document.id(),
-            locked_by: field.locked_by.map(Document::id),
+            document: field.reading.id.clone(),
+            locked_by: field.locked_by.map(|reading| reading.id.clone()),
             overridden: overridden.collect(),
         });
     }
@@ -128,11 +129,11 @@ fn http_routes(applying: &[Layer<'_>], service: &str) -> Option<EffectiveKind> {
         fields.push(FieldSource {
             path: item("spec.routes", values.len()),
             value: value.clone(),
-            document: winner.layer.document.id(),
-            locked_by: locked_by.map(Document::id),
+            document: winner.layer.reading.id.clone(),
+            locked_by: locked_by.map(|reading| reading.id.clone()),
             overridden: (overridden.iter())
                 .map(|(entry, why)| Overridden {
-                    document: entry.layer.document.id(),
+                    document: entry.layer.reading.id.clone(),
                     value: route_value(entry),
                     why: why.to_string(),
                 })
@@ -145,7 +146,7 @@ fn http_routes(applying: &[Layer<'_>], service: &str) -> Option<EffectiveKind> {
 
 /// A host and path with what its document says of it.
 fn route_value(entry: &routes::Entry<'_>) -> Value {
-    let (form, path) = match &entry.path {
+    let (form, path) = match entry.path {
         PathMatch::Exact(path) => ("Exact", path.as_str()),
         PathMatch::Prefix(prefix) if prefix.is_empty() => ("PathPrefix", "/"),
         PathMatch::Prefix(prefix) => ("PathPrefix", prefix.as_str()),
@@ -153,7 +154,7 @@ fn route_value(entry: &routes::Entry<'_>) -> Value {
     let mut value = Map::new();
     value.insert("host".to_owned(), json!(entry.host.to_string()));
     value.insert("path".to_owned(), json!({ "type": form, "value": path }));
-    let rule = entry.layer.document.spec.get("rules").and_then(|rules| rules.get(entry.index));
+    let rule = entry.layer.reading.spec.get("rules").and_then(|rules| rules.get(entry.index));
     for (name, part) in rule.and_then(Value::as_object).into_iter().flatten() {
         if name != "matches" {
             value.insert(name.clone(), part.clone());
@@ -166,19 +167,19 @@ fn authorization(layers: &[Layer<'_>]) -> Option<EffectiveKind> {
     let mut spec = Map::new();
     let mut fields = Vec::new();
     for layer in layers {
-        let id = layer.document.id();
+        let id = layer.reading.id.clone();
         if layer.standing == Standing::Faulty {
             add(&mut spec, "closed", None, json!(id.to_string()), &id, &mut fields);
             continue;
         }
-        let read = valid(|faults| crate::document::authorization::read(&layer.document.spec, faults));
-        let rules = layer.document.spec.get("rules").and_then(Value::as_array).into_iter().flatten();
+        let Says::Authorization { denies, .. } = &layer.reading.says else { continue };
+        let rules = layer.reading.spec.get("rules").and_then(Value::as_array).into_iter().flatten();
         let mut rules = rules.cloned().peekable();
-        match read.action {
-            Some(Action::Deny) | None => {
+        match denies {
+            true => {
                 rules.for_each(|rule| add(&mut spec, "deny", None, rule, &id, &mut fields));
             }
-            Some(Action::Allow) if rules.peek().is_none() => {
+            false if rules.peek().is_none() => {
                 let path = format!("spec.allow[\"{}\"]", id.scope);
                 let allow = spec.entry("allow").or_insert_with(|| json!({}));
                 if let Some(scopes) = allow.as_object_mut() {
@@ -186,7 +187,7 @@ fn authorization(layers: &[Layer<'_>]) -> Option<EffectiveKind> {
                 }
                 fields.push(FieldSource { path, value: json!([]), document: id, locked_by: None, overridden: vec![] });
             }
-            Some(Action::Allow) => {
+            false => {
                 rules.for_each(|rule| add(&mut spec, "allow", Some(&id.scope), rule, &id, &mut fields));
             }
         }
@@ -225,11 +226,11 @@ fn peer_authentication(layers: &[Layer<'_>]) -> Option<EffectiveKind> {
     let field = FieldSource {
         path: "spec.mtls.mode".to_owned(),
         value: json!(strictest),
-        document: chosen.document.id(),
+        document: chosen.reading.id.clone(),
         locked_by: None,
         overridden: (others.filter(|(_, mode)| *mode < strictest))
             .map(|(layer, mode)| Overridden {
-                document: layer.document.id(),
+                document: layer.reading.id.clone(),
                 value: json!(mode),
                 why: "the strictest mode wins".to_owned(),
             })
@@ -251,11 +252,11 @@ fn residency(layers: &[Layer<'_>]) -> Option<EffectiveKind> {
     let field = FieldSource {
         path: "spec.allowRegions".to_owned(),
         value: json!(common),
-        document: chosen.document.id(),
+        document: chosen.reading.id.clone(),
         locked_by: None,
         overridden: others
             .map(|(layer, regions)| Overridden {
-                document: layer.document.id(),
+                document: layer.reading.id.clone(),
                 value: json!(regions),
                 why: "only regions that every document allows remain".to_owned(),
             })

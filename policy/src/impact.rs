@@ -13,6 +13,7 @@ use crate::{
     document::{DocId, Document, http_route::PathMatch},
     host::HostPattern,
     in_force::Sorted,
+    reading::Reading,
     routes::{self, Contest},
     scope::{Place, Scope},
     table::{RouteTable, Rule},
@@ -81,7 +82,9 @@ pub fn impact(
     services: &[ServiceTraffic],
     now_ms: u64,
 ) -> Impact {
-    let (old, new) = (Sorted::new(before, now_ms), Sorted::new(after, now_ms));
+    let read = |documents: &[Document]| documents.iter().map(Reading::new).collect::<Vec<_>>();
+    let (old, new) = (read(before), read(after));
+    let (old, new) = (Sorted::new(&old, now_ms), Sorted::new(&new, now_ms));
     let scopes: BTreeSet<String> = old.scopes().chain(new.scopes()).map(Scope::to_string).collect();
     let scopes: Vec<Scope> = scopes.iter().filter_map(|scope| scope.parse().ok()).collect();
     // Places that the same scopes cover see the same policy.

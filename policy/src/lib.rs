@@ -9,6 +9,7 @@
 //! - documents to decisions: [`compile`] gives a [`RouteTable`], [`RouteTable::route`] names the service and
 //!   [`RouteTable::backend`] how to balance over its instances; [`RouteTable::authorization`],
 //!   [`RouteTable::peer_mode`] and [`RouteTable::residency`] say what is permitted;
+//! - the same, again and again while single documents change: [`Library`];
 //! - what holds and whose word it is: [`effective`]; what a change would touch: [`impact`]; what a narrower document may
 //!   not say: [`locked_conflicts`]; edits and differences: [`merge_patch`], [`diff`], [`three_way`];
 //! - instances to one instance: [`nearest`], [`weigh`], [`draw`], [`draw_excluding`];
@@ -52,12 +53,14 @@ mod host;
 mod impact;
 mod in_force;
 mod inflight;
+mod library;
 mod lock;
 mod name;
 mod overlay;
 mod patch;
 mod pattern;
 mod problem;
+mod reading;
 mod routes;
 mod scope;
 mod strictest;
@@ -77,10 +80,12 @@ pub use draw::{draw, draw_excluding};
 pub use effective::{Effective, EffectiveKind, FieldSource, Overridden, effective};
 pub use impact::{Expiry, Impact, ServiceTraffic, Touched, impact};
 pub use inflight::{inflight_estimate, inflight_from_own};
+pub use library::{Filed, Library};
 pub use lock::locked_conflicts;
 pub use name::{is_label, is_name};
 pub use patch::merge_patch;
 pub use problem::{Problem, nearest_name};
+pub use reading::Reading;
 pub use scope::{Place, Scope, ScopeError};
 pub use table::{DEFAULT_ROUTE, RequestHead, RouteDecision, RouteTable};
 pub use validate::{notes, validate};

@@ -8,13 +8,14 @@ use serde_json::Value;
 
 use crate::{
     document::{
-        DocId, Document,
+        DocId, Document, SourceLines,
         fields::{item, shown},
-        http_route::{self, HttpRouteSpec, PathMatch},
+        http_route::PathMatch,
     },
     host::HostPattern,
     overlay::{leaves, slot},
-    problem::{Faults, Problem, nearest_name, valid},
+    problem::{Faults, Problem, nearest_name},
+    reading::{Reading, Route},
     scope::Scope,
 };
 
@@ -37,76 +38,83 @@ pub fn locked_conflicts(document: &Document, others: &[Document]) -> Vec<Problem
     wider.sort_by(|(left_breadth, left, _), (right_breadth, right, _)| {
         (right_breadth, left).cmp(&(left_breadth, right))
     });
-    let narrow = Subject::new(document);
+    let narrow = Reading::with_spec(document);
+    let narrow = Subject { lines: Some(&document.lines), ..Subject::new(&narrow) };
     let mut problems = Vec::new();
     for (_, _, other) in wider {
-        narrow.conflicts(&Subject::new(other), &mut problems);
+        let wide = Reading::with_spec(other);
+        narrow.conflicts(&Subject::new(&wide), &mut problems);
     }
     problems
 }
 
-/// A document that may lock or be locked out, its routes read once.
+/// A document that may lock or be locked out.
 #[derive(Debug)]
 pub(crate) struct Subject<'d> {
-    document: &'d Document,
-    route: HttpRouteSpec,
+    reading: &'d Reading,
+    /// Where its fields stand, where it comes as text.
+    lines: Option<&'d SourceLines>,
 }
 
 impl<'d> Subject<'d> {
-    pub(crate) fn new(document: &'d Document) -> Self {
-        let is_route = document.kind == "HTTPRoute";
-        let read = || valid(|faults| http_route::read(&document.spec, faults));
-        Self { document, route: if is_route { read() } else { HttpRouteSpec::default() } }
+    pub(crate) const fn new(reading: &'d Reading) -> Self {
+        Self { reading, lines: None }
     }
 
     /// Adds to `problems` what this one sets although `wide` locks it, each field once.
     pub(crate) fn conflicts(&self, wide: &Self, problems: &mut Vec<Problem>) {
-        let (narrow, locker) = (self.document, wide.document);
-        if narrow.kind != locker.kind || locker.metadata.locked.is_empty() {
+        let (narrow, locker) = (self.reading, wide.reading);
+        if narrow.id.kind != locker.id.kind || locker.locked.is_empty() {
             return;
         }
-        let fields = match narrow.kind.as_str() {
-            "BackendTrafficPolicy" if narrow.target_ref == locker.target_ref => {
+        let fields = match narrow.id.kind.as_str() {
+            "BackendTrafficPolicy" if narrow.target == locker.target => {
                 let paths = leaves(&narrow.spec).into_iter().map(|(path, _)| path);
                 paths.filter(|path| locks(locker, path)).map(|path| format!("spec.{path}")).collect()
             }
-            "HTTPRoute" => self.route_conflicts(wide),
+            "HTTPRoute" => match (narrow.route(), locker.route()) {
+                (Some(inner), Some(outer)) => route_conflicts(inner, outer, locker),
+                _ => Vec::new(),
+            },
             _ => Vec::new(),
         };
-        let mut faults = Faults::new(&narrow.lines);
+        let nowhere = SourceLines::default();
+        let mut faults = Faults::new(self.lines.unwrap_or(&nowhere));
         for field in fields {
             if !problems.iter().any(|known| known.field == field) {
-                let id = locker.id();
+                let id = &locker.id;
                 faults.hint(&field, format_args!("is locked by {id}"), format!("leave it out, or change it in {id}"));
             }
         }
         problems.extend(faults.into_problems());
     }
-
-    fn route_conflicts(&self, wide: &Self) -> Vec<String> {
-        let (inner, outer) = (&self.route, &wide.route);
-        let is_kept = |host: &HostPattern| outer.hostnames.iter().any(|kept| kept.covers(host));
-        let mut fields = Vec::new();
-        if locks(wide.document, "hostnames") {
-            let hosts = inner.hostnames.iter().enumerate().filter(|(_, host)| is_kept(host));
-            fields.extend(hosts.map(|(index, _)| item("spec.hostnames", index)));
-        } else if locks(wide.document, "rules") && inner.hostnames.iter().any(is_kept) {
-            for (index, rule) in inner.rules.iter().enumerate() {
-                let path = format!("{}.matches", item("spec.rules", index));
-                let kept =
-                    |path: &PathMatch| outer.rules.iter().flat_map(|rule| &rule.matches).any(|kept| kept.covers(path));
-                let matches = rule.matches.iter().enumerate().filter(|(_, path)| kept(path));
-                fields.extend(matches.map(|(number, _)| item(&path, number)));
-            }
-        }
-        fields
-    }
 }
 
-/// Whether `document` locks the field at `path`.
-pub(crate) fn locks(document: &Document, path: &str) -> bool {
+/// What of the route `inner` the route `outer`, which `locker` says, keeps for itself.
+fn route_conflicts(inner: &Route, outer: &Route, locker: &Reading) -> Vec<String> {
+    let is_kept = |host: &HostPattern| outer.hostnames.iter().any(|kept| kept.covers(host));
+    let mut fields = Vec::new();
+    if locks(locker, "hostnames") {
+        let hosts = inner.hostnames.iter().enumerate().filter(|(_, host)| is_kept(host));
+        fields.extend(hosts.map(|(index, _)| item("spec.hostnames", index)));
+    } else if locks(locker, "rules") && inner.hostnames.iter().any(is_kept) {
+        let kept = |path: &PathMatch| outer.rules.iter().flat_map(|(paths, _)| paths).any(|kept| kept.covers(path));
+        for (index, (paths, _)) in inner.rules.iter().enumerate() {
+            let path = format!("{}.matches", item("spec.rules", index));
+            let matches = paths.iter().enumerate().filter(|(_, path)| kept(path));
+            fields.extend(matches.map(|(number, _)| item(&path, number)));
+        }
+    }
+    fields
+}
+
+/// Whether a document locks the field at `path`.
+pub(crate) fn locks(reading: &Reading, path: &str) -> bool {
+    if reading.locked.is_empty() {
+        return false;
+    }
     let path = slot(path);
-    document.metadata.locked.iter().any(|lock| {
+    reading.locked.iter().any(|lock| {
         let rest = path.strip_prefix(slot(lock));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     })

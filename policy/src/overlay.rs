@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::{document::Document, in_force::Layer, lock::locks};
+use crate::{in_force::Layer, lock::locks, reading::Reading};
 
 /// One field as it comes out.
 #[derive(Debug)]
@@ -17,10 +17,10 @@ pub(crate) struct Field<'d> {
     /// `None` where a lock on a whole subtree leaves the field at its default.
     pub(crate) value: Option<&'d Value>,
     /// The document it comes from; for a field without a value the one that locks it.
-    pub(crate) document: &'d Document,
-    pub(crate) locked_by: Option<&'d Document>,
+    pub(crate) reading: &'d Reading,
+    pub(crate) locked_by: Option<&'d Reading>,
     /// What others say, in order of precedence.
-    pub(crate) overridden: Vec<(&'d Document, &'d Value, Why<'d>)>,
+    pub(crate) overridden: Vec<(&'d Reading, &'d Value, Why<'d>)>,
 }
 
 /// Why a value does not count.
@@ -31,7 +31,7 @@ pub(crate) enum Why<'d> {
     /// A document of the same scope with an earlier name does.
     EarlierName,
     /// This document locks it.
-    Locked(&'d Document),
+    Locked(&'d Reading),
 }
 
 impl std::fmt::Display for Why<'_> {
@@ -39,7 +39,7 @@ impl std::fmt::Display for Why<'_> {
         match self {
             Self::Narrower => f.write_str("narrower scope wins"),
             Self::EarlierName => f.write_str("within a scope the first name wins"),
-            Self::Locked(document) => write!(f, "locked by {}", document.id()),
+            Self::Locked(reading) => write!(f, "locked by {}", reading.id),
         }
     }
 }
@@ -51,7 +51,7 @@ type Said<'d> = (Layer<'d>, String, &'d Value);
 pub(crate) fn overlay<'d>(layers: &[Layer<'d>]) -> Vec<Field<'d>> {
     let mut slots: BTreeMap<String, Vec<Said<'d>>> = BTreeMap::new();
     for layer in layers {
-        for (path, value) in leaves(&layer.document.spec) {
+        for (path, value) in leaves(&layer.reading.spec) {
             slots.entry(slot(&path).to_owned()).or_default().push((*layer, path, value));
         }
     }
@@ -60,7 +60,7 @@ pub(crate) fn overlay<'d>(layers: &[Layer<'d>]) -> Vec<Field<'d>> {
 
 fn field<'d>(slot: String, said: &[Said<'d>], layers: &[Layer<'d>]) -> Option<Field<'d>> {
     // Of equal scopes the first: `max_by_key` gives the last of equals.
-    let lock = layers.iter().rev().filter(|layer| locks(layer.document, &slot)).max_by_key(|layer| layer.breadth);
+    let lock = layers.iter().rev().filter(|layer| locks(layer.reading, &slot)).max_by_key(|layer| layer.breadth);
     let winner = match lock {
         None => said.first(),
         Some(lock) => {
@@ -68,27 +68,25 @@ fn field<'d>(slot: String, said: &[Said<'d>], layers: &[Layer<'d>]) -> Option<Fi
             own.or_else(|| said.iter().find(|(layer, ..)| layer.breadth >= lock.breadth))
         }
     };
-    let locked_by = lock.map(|lock| lock.document);
+    let locked_by = lock.map(|lock| lock.reading);
     let mut overridden = Vec::new();
     for (layer, _, value) in said {
         if winner.is_some_and(|(won, ..)| won.is(layer)) {
             continue;
         }
         let why = match (lock, winner) {
-            (Some(lock), _) if layer.breadth < lock.breadth => Why::Locked(lock.document),
-            (Some(lock), Some((won, ..))) if won.is(lock) && layer.breadth == lock.breadth => {
-                Why::Locked(lock.document)
-            }
+            (Some(lock), _) if layer.breadth < lock.breadth => Why::Locked(lock.reading),
+            (Some(lock), Some((won, ..))) if won.is(lock) && layer.breadth == lock.breadth => Why::Locked(lock.reading),
             (_, Some((won, ..))) if layer.breadth == won.breadth => Why::EarlierName,
             _ => Why::Narrower,
         };
-        overridden.push((layer.document, *value, why));
+        overridden.push((layer.reading, *value, why));
     }
     match (winner, lock) {
         (Some((layer, path, value)), _) => {
-            Some(Field { path: path.clone(), value: Some(value), document: layer.document, locked_by, overridden })
+            Some(Field { path: path.clone(), value: Some(value), reading: layer.reading, locked_by, overridden })
         }
-        (None, Some(lock)) => Some(Field { path: slot, value: None, document: lock.document, locked_by, overridden }),
+        (None, Some(lock)) => Some(Field { path: slot, value: None, reading: lock.reading, locked_by, overridden }),
         (None, None) => None,
     }
 }

@@ -7,26 +7,26 @@ use std::{
 
 use crate::{
     document::{
-        DocId, Document,
-        http_route::{self, PathMatch, RuleSpec},
+        DocId,
+        http_route::{PathMatch, RuleSpec},
     },
     host::HostPattern,
     in_force::Layer,
     lock::locks,
     overlay::Why,
-    problem::valid,
+    reading::{Reading, Route},
     table::{Backend, HostRules, Routes, Rule, Tier},
 };
 
 /// One host and path with the rule that a document has for it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry<'d> {
-    pub(crate) host: HostPattern,
-    pub(crate) path: PathMatch,
+    pub(crate) host: &'d HostPattern,
+    pub(crate) path: &'d PathMatch,
     pub(crate) layer: Layer<'d>,
     /// The rule's number in its document.
     pub(crate) index: usize,
-    pub(crate) rule: Arc<Rule>,
+    pub(crate) rule: &'d Arc<Rule>,
 }
 
 /// The entries for one host and path: who gets it, and who does not.
@@ -34,25 +34,21 @@ pub(crate) struct Entry<'d> {
 pub(crate) struct Contest<'e, 'd> {
     pub(crate) winner: &'e Entry<'d>,
     /// The document whose lock settles or protects it.
-    pub(crate) locked_by: Option<&'d Document>,
+    pub(crate) locked_by: Option<&'d Reading>,
     pub(crate) overridden: Vec<(&'e Entry<'d>, Why<'d>)>,
 }
 
 /// Every entry of the routes among `applying`, in order of precedence: narrower scope, then locked before open, then
 /// name, then the order in the document.
 pub(crate) fn entries<'d>(applying: &[Layer<'d>]) -> Vec<Entry<'d>> {
-    let mut layers: Vec<Layer<'d>> =
-        applying.iter().copied().filter(|layer| layer.document.kind == "HTTPRoute").collect();
-    layers.sort_by_key(|layer| (layer.breadth, !locks(layer.document, "rules")));
+    let mut layers: Vec<(Layer<'d>, &'d Route)> =
+        applying.iter().filter_map(|layer| Some((*layer, layer.reading.route()?))).collect();
+    layers.sort_by_key(|(layer, _)| (layer.breadth, !locks(layer.reading, "rules")));
     let mut entries = Vec::new();
-    for layer in layers {
-        let spec = valid(|faults| http_route::read(&layer.document.spec, faults));
-        let id = layer.document.id();
-        for (index, rule_spec) in spec.rules.iter().enumerate() {
-            let rule = Arc::new(rule(&id, index, rule_spec));
-            for host in &spec.hostnames {
-                for path in &rule_spec.matches {
-                    let (host, path, rule) = (host.clone(), path.clone(), Arc::clone(&rule));
+    for (layer, route) in layers {
+        for (index, (paths, rule)) in route.rules.iter().enumerate() {
+            for host in &route.hostnames {
+                for path in paths {
                     entries.push(Entry { host, path, layer, index, rule });
                 }
             }
@@ -82,9 +78,12 @@ pub(crate) fn routes<'e, 'd: 'e>(entries: impl IntoIterator<Item = &'e Entry<'d>
 /// What locked documents keep, widest first: for a request that is theirs, narrower documents are as if they were not.
 pub(crate) fn tiers(entries: &[Entry<'_>]) -> Vec<Tier> {
     let mut tiers = Vec::new();
+    if entries.iter().all(|entry| entry.layer.reading.locked.is_empty()) {
+        return tiers;
+    }
     for breadth in (1..=BREADTH_MAX).rev() {
         let of = |lock: &'static str| {
-            entries.iter().filter(move |entry| entry.layer.breadth == breadth && locks(entry.layer.document, lock))
+            entries.iter().filter(move |entry| entry.layer.breadth == breadth && locks(entry.layer.reading, lock))
         };
         let tier = Tier {
             hosts: routes(of("hostnames")),
@@ -102,10 +101,10 @@ pub(crate) fn tiers(entries: &[Entry<'_>]) -> Vec<Tier> {
 pub(crate) fn contests<'e, 'd>(entries: &'e [Entry<'d>]) -> Vec<Contest<'e, 'd>> {
     let mut by_place: BTreeMap<(&HostPattern, &PathMatch), Vec<&Entry<'d>>> = BTreeMap::new();
     for entry in entries {
-        by_place.entry((&entry.host, &entry.path)).or_default().push(entry);
+        by_place.entry((entry.host, entry.path)).or_default().push(entry);
     }
-    let locks_any = |document| locks(document, "hostnames") || locks(document, "rules");
-    let keepers: Vec<&Entry<'d>> = entries.iter().filter(|entry| locks_any(entry.layer.document)).collect();
+    let locks_any = |reading| locks(reading, "hostnames") || locks(reading, "rules");
+    let keepers: Vec<&Entry<'d>> = entries.iter().filter(|entry| locks_any(entry.layer.reading)).collect();
     by_place.into_values().filter_map(|rivals| contest(&rivals, &keepers)).collect()
 }
 
@@ -118,20 +117,20 @@ fn contest<'e, 'd>(rivals: &[&'e Entry<'d>], keepers: &[&'e Entry<'d>]) -> Optio
     let mut overridden = Vec::new();
     for rival in rivals.iter().filter(|rival| !std::ptr::eq(**rival, *winner)) {
         let why = match lock {
-            Some(lock) if rival.layer.breadth < floor => Why::Locked(lock.layer.document),
+            Some(lock) if rival.layer.breadth < floor => Why::Locked(lock.layer.reading),
             Some(_) | None if rival.layer.breadth > winner.layer.breadth => Why::Narrower,
             Some(_) | None => Why::EarlierName,
         };
         overridden.push((*rival, why));
     }
-    Some(Contest { winner, locked_by: lock.map(|lock| lock.layer.document), overridden })
+    Some(Contest { winner, locked_by: lock.map(|lock| lock.layer.reading), overridden })
 }
 
 /// Whether `keeper` is locked for every request that `entry` is for.
 fn keeps(keeper: &Entry<'_>, entry: &Entry<'_>) -> bool {
-    keeper.host.covers(&entry.host)
-        && (locks(keeper.layer.document, "hostnames")
-            || (locks(keeper.layer.document, "rules") && keeper.path.covers(&entry.path)))
+    keeper.host.covers(entry.host)
+        && (locks(keeper.layer.reading, "hostnames")
+            || (locks(keeper.layer.reading, "rules") && keeper.path.covers(entry.path)))
 }
 
 fn insert(rules: &mut HostRules, path: &PathMatch, rule: &Arc<Rule>) {
@@ -145,7 +144,7 @@ fn insert(rules: &mut HostRules, path: &PathMatch, rule: &Arc<Rule>) {
     }
 }
 
-fn rule(id: &DocId, index: usize, spec: &RuleSpec) -> Rule {
+pub(crate) fn rule(id: &DocId, index: usize, spec: &RuleSpec) -> Rule {
     let name = match &spec.name {
         Some(name) => format!("{id}#{name}"),
         None => format!("{id}#{index}"),

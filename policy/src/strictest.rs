@@ -8,25 +8,25 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::{
-    document::{DocId, Document, PeerMode, peer_authentication, residency},
+    document::{DocId, PeerMode},
     in_force::{Layer, Standing},
-    problem::valid,
+    reading::Says,
     table::RouteTable,
 };
 
 /// Puts what `covering`, every document that covers a place in order of precedence, permits there into `table`.
 pub(crate) fn compose(covering: &[Layer<'_>], table: &mut RouteTable) {
-    let mut siblings: HashMap<DocId, usize> = HashMap::new();
-    for layer in covering.iter().filter(|layer| layer.document.kind == "AuthorizationPolicy") {
-        *siblings.entry(layer.document.id()).or_default() += 1;
+    let mut siblings: HashMap<&DocId, usize> = HashMap::new();
+    for layer in covering.iter().filter(|layer| layer.reading.id.kind == "AuthorizationPolicy") {
+        *siblings.entry(&layer.reading.id).or_default() += 1;
     }
     for layer in covering {
-        let document = layer.document;
-        let Some(target) = &document.target_ref else { continue };
+        let reading = layer.reading;
+        let Some(target) = &reading.target else { continue };
         let service = || Box::from(target.name.as_str());
-        match (document.kind.as_str(), target.kind.as_str()) {
+        match (reading.id.kind.as_str(), target.kind.as_str()) {
             ("AuthorizationPolicy", "Service") => {
-                let edits = siblings.get(&document.id()).copied().unwrap_or_default();
+                let edits = siblings.get(&reading.id).copied().unwrap_or_default();
                 table.authorizations.entry(service()).or_default().add(layer, edits);
             }
             ("PeerAuthentication", "Service") => {
@@ -47,9 +47,11 @@ pub(crate) fn compose(covering: &[Layer<'_>], table: &mut RouteTable) {
 
 /// The mode that a document asks for; `None` once its time is over.
 pub(crate) fn mode(layer: &Layer<'_>) -> Option<PeerMode> {
-    let read = |document: &Document| valid(|faults| peer_authentication::read(&document.spec, faults));
     match layer.standing {
-        Standing::InForce => read(layer.document),
+        Standing::InForce => match &layer.reading.says {
+            Says::PeerMode(mode) => *mode,
+            Says::Route(_) | Says::Authorization { .. } | Says::Regions(_) | Says::Fields => None,
+        },
         Standing::Faulty => Some(PeerMode::Strict),
         Standing::Expired => None,
     }
@@ -58,7 +60,10 @@ pub(crate) fn mode(layer: &Layer<'_>) -> Option<PeerMode> {
 /// The regions that a document allows; `None` once its time is over.
 pub(crate) fn regions(layer: &Layer<'_>) -> Option<BTreeSet<String>> {
     match layer.standing {
-        Standing::InForce => Some(valid(|faults| residency::read(&layer.document.spec, faults))),
+        Standing::InForce => match &layer.reading.says {
+            Says::Regions(regions) => Some(regions.clone()),
+            Says::Route(_) | Says::Authorization { .. } | Says::PeerMode(_) | Says::Fields => None,
+        },
         Standing::Faulty => Some(BTreeSet::new()),
         Standing::Expired => None,
     }

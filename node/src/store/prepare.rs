@@ -89,11 +89,9 @@ impl StoreThread {
     /// The other documents of the same kind that keep a field to themselves, as they will be once `together` is written.
     fn others(&self, document: &Document, together: &[Document]) -> Vec<Document> {
         let written: BTreeSet<DocKey> = together.iter().map(|other| doc_key(&other.id())).collect();
-        let is_other = |view: &DocumentView| view.key.kind == document.kind && !written.contains(&view.key);
-        // Reading a document is dear and few of them lock anything.
-        let locks = |view: &DocumentView| view.sections.get("metadata").is_some_and(mentions_locks);
-        let stored =
-            self.replica.documents().filter(is_other).filter(locks).map(|view| whole(&view.key, &view.sections));
+        let is_other = |key: &&DocKey| key.kind == document.kind && !written.contains(key);
+        let stored = self.lockers.iter().filter(is_other).filter_map(|key| self.replica.document(key));
+        let stored = stored.map(|view| whole(&view.key, &view.sections));
         let beside = together.iter().filter(|other| other.id() != document.id()).cloned();
         let now_ms = unix_ms(&*self.clock);
         stored.chain(beside).filter(|other| !other.metadata.is_expired(now_ms)).collect()
@@ -208,7 +206,7 @@ fn owned(sections: &Sections) -> Body {
     sections.iter().map(|(name, bytes)| (name.clone(), bytes.to_vec())).collect()
 }
 
-fn mentions_locks(metadata: &Bytes) -> bool {
+pub(super) fn mentions_locks(metadata: &Bytes) -> bool {
     const FIELD: &[u8] = b"\"locked\"";
     metadata.windows(FIELD.len()).any(|window| window == FIELD)
 }

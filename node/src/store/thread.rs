@@ -13,7 +13,6 @@ use transport::{Clock, NodeId};
 
 use super::acks::Acks;
 use super::care::Care;
-use super::change::sections_in_conflict;
 use super::group::GROUP_MAX;
 use super::refill::Refill;
 use super::replays::Replays;
@@ -36,6 +35,8 @@ pub(super) struct StoreThread {
     pub(super) replays: Replays,
     /// Documents in conflict as last told, with their sections.
     pub(super) in_conflict: BTreeMap<DocKey, Vec<String>>,
+    /// Documents that may keep fields to themselves.
+    pub(super) lockers: BTreeSet<DocKey>,
     /// Labels of nodes that signed two ops under one stamp.
     pub(super) equivocators: BTreeSet<String>,
     care: Care,
@@ -60,9 +61,9 @@ pub(super) struct Wiring {
 impl StoreThread {
     pub(super) fn new(replica: Replica, clock: Arc<dyn Clock>, wiring: Wiring, care: Care, refill: Refill) -> Self {
         let Wiring { events, acks, alive_peers, peers } = wiring;
-        let in_conflict = replica.documents().map(|view| (view.key.clone(), sections_in_conflict(&view)));
         Self {
-            in_conflict: in_conflict.filter(|(_, sections)| !sections.is_empty()).collect(),
+            in_conflict: BTreeMap::new(),
+            lockers: BTreeSet::new(),
             replica,
             clock,
             events,
@@ -130,7 +131,7 @@ impl StoreThread {
                 answer.send(Ok(self.conflicts())).ok();
             }
             Command::Documents { answer } => {
-                answer.send(Ok(self.change(&[], Bytes::new(), None).documents)).ok();
+                answer.send(Ok(self.compiled_documents())).ok();
             }
             Command::Check { documents, answer } => {
                 answer.send(self.check_locks(&documents)).ok();
@@ -139,7 +140,7 @@ impl StoreThread {
                 answer.send(Ok(self.numbers())).ok();
             }
             Command::Reread => {
-                let change = self.change(&[], Bytes::new(), None);
+                let change = self.whole_change();
                 self.tell(StoreEvent::Changed(Box::new(change)));
             }
             Command::Collect { age } => self.collect(age),
