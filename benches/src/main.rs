@@ -4,6 +4,7 @@
 //! `cargo run --release -p benches --features jemalloc -- store`. Every figure comes from a run of its own; ratios are
 //! within one run, because absolute rates differ between machines and moments.
 
+mod agent_policy;
 mod idle;
 mod load;
 mod process;
@@ -47,6 +48,15 @@ enum What {
         #[arg(long, default_value_t = 3)]
         rounds: usize,
     },
+    /// An agent that holds many policy documents: its memory, and what a write costs.
+    AgentPolicy {
+        /// How many documents; an agent of its own for each figure.
+        #[arg(long, value_delimiter = ',', default_values_t = [0, 2_000, 10_000])]
+        documents: Vec<usize>,
+        /// Their kind; one that no version knows is stored and not compiled.
+        #[arg(long, default_value = "HTTPRoute")]
+        kind: String,
+    },
     /// The policy store beside `SQLite`: writes, memory, disk, opening, synchronising.
     Store {
         /// Seconds of writing for each of the two and each kind of write, over all rounds.
@@ -79,6 +89,7 @@ fn main() -> anyhow::Result<()> {
     match options.what {
         What::Idle { seconds } => idle::run(Duration::from_secs(seconds)),
         What::TwoHops { seconds, rounds } => two_hops::run(Duration::from_secs(seconds), rounds),
+        What::AgentPolicy { documents, kind } => agent_policy::run(&documents, &kind),
         What::Store { seconds, documents, dir } => {
             store::run(Duration::from_secs(seconds), &documents, &dir.unwrap_or_else(std::env::temp_dir))
         }

@@ -80,6 +80,10 @@ pub fn run(dir: &Path, config: Config) -> anyhow::Result<()> {
         .thread_name("control")
         .build()
         .context("start the control runtime")?;
+    #[cfg(feature = "jemalloc")]
+    for handle in threads.handles.iter().chain([control.handle()]) {
+        handle.spawn(crate::give_back::now_and_then());
+    }
     let outcome = control.block_on(serve(dir, config, metrics, &threads));
     threads.stop();
     // Blocking lookups may still hang in the pool; nothing waits for them.

@@ -15,6 +15,8 @@ pub mod control;
 pub mod demo;
 pub mod doubts;
 pub mod event;
+#[cfg(feature = "jemalloc")]
+pub mod give_back;
 pub mod gossip;
 pub mod health;
 pub mod keeper;

@@ -57,6 +57,8 @@ const LOG_FILE: &str = "db";
 const PENDING_BYTES_MAX: usize = 1 << 20;
 /// Bytes of journal from which on it begins anew whether or not somebody has kept a copy of everything.
 const JOURNAL_BYTES_MAX: u64 = 64 << 20;
+/// Rounds in which what sled replaced is dropped.
+const GARBAGE_ROUNDS: usize = 512;
 /// Pairs and bytes that go to sled at once.
 const BATCH_PAIRS: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
@@ -198,6 +200,7 @@ impl SledStorage {
             Ok(()) => {
                 self.pending.clear();
                 self.pending_bytes = 0;
+                let_go();
                 Ok(())
             }
             Err(failure) => {
@@ -349,6 +352,16 @@ fn write_anew(path: &Path, all: &Batch, mark: [u8; 16]) -> Result<(), StorageErr
 /// Closing flushes what it can; sled may panic over its own earlier error.
 fn close(open: Handle) {
     let _closed = catch_unwind(AssertUnwindSafe(move || drop(open)));
+    let_go();
+}
+
+/// Has the pages dropped that sled replaced. It leaves that to its next uses of the log, and there may be none for long:
+/// after many writes tens of MiB would stay.
+fn let_go() {
+    // Each round drops up to 8 bags of 64 objects, and once nobody reads any more moves on to those of the next epoch.
+    for _ in 0..GARBAGE_ROUNDS {
+        crossbeam_epoch::pin().flush();
+    }
 }
 
 /// Why a batch failed.
