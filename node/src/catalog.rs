@@ -173,7 +173,7 @@ impl Catalog {
         known.advance(RecordKind::Loads, stamp)?;
         for (service, instance, inflight) in loads.inflight.iter().take(OFFERS_MAX) {
             if let Some(stats) = self.stats.get(&(service.clone(), instance.clone(), node)) {
-                stats.report_inflight(*inflight);
+                stats.report_inflight(*inflight, now);
             }
         }
         known.loads = loads;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use policy::{BackendPolicy, Candidate, Capacity, Weighed};
+use policy::{BackendPolicy, Candidate, Capacity, Choice, Contender, Draw, Weighed, choose};
 
 use crate::snapshot::{Endpoint, ServiceView, Snapshot};
 
@@ -15,8 +15,14 @@ const SUSPECT_FACTOR: f64 = 0.25;
 pub struct Pick {
     /// The endpoint to send to.
     pub endpoint: Arc<Endpoint>,
-    /// The probability it had.
+    /// Its P: the probability of the draw, or of the first of two.
     pub probability: f64,
+    /// How it was drawn.
+    pub draw: Draw,
+    /// The place in `candidates` of the one that was drawn beside it and would have cost more.
+    pub passed_over: Option<usize>,
+    /// How long each takes to answer, in milliseconds, in the order of `candidates`; `None` where that is not known.
+    pub latencies_ms: Arc<[Option<f64>]>,
     /// Every candidate of this decision with its weight, in the order of `candidates`.
     pub weighed: Arc<[Weighed]>,
     /// The endpoints that were weighed.
@@ -38,10 +44,11 @@ pub enum NoPick {
     NoneHealthy(Vec<(String, String)>),
 }
 
-/// Picks an endpoint of `service` by its probability P, leaving out those in `tried`.
+/// Picks an endpoint of `service` by the probabilities P and the draw in force, leaving out those in `tried`.
 ///
-/// `u` is uniform in `[0, 1)`; `now` is monotonic. Every weighed candidate's statistics record the probability it had,
-/// unless this is a second try.
+/// `chances` are uniform in `[0, 1)`; `now` is monotonic. Unless this is a second try, the statistics of every weighed
+/// candidate record the probability it had: P with a single draw. With the best of two that would take every pair of
+/// candidates, so it is not told: the one that was chosen records 1, and picks and expectation move as one.
 ///
 /// # Errors
 /// [`NoPick`] says why there is nothing to pick, with a reason for each known instance.
@@ -49,27 +56,30 @@ pub fn pick(
     snapshot: &Snapshot,
     service: &str,
     tried: &[Arc<Endpoint>],
-    u: f64,
+    chances: [f64; 2],
     now: Duration,
 ) -> Result<Pick, NoPick> {
     let view = snapshot.services.get(service).ok_or(NoPick::UnknownService)?;
     let backend = snapshot.table.backend(service);
     let (candidates, out) = eligible(view, tried, now, backend);
-    let (inputs, weighed) = weigh(view, &candidates, backend);
-    let Some(index) = policy::draw(&weighed, u) else {
+    let latencies_ms: Arc<[Option<f64>]> = candidates.iter().map(|endpoint| endpoint.stats.latency_ms(now)).collect();
+    let (inputs, weighed) = weigh(view, &candidates, &latencies_ms, backend, now);
+    let contender = |at: usize| Some(contender(candidates.get(at)?, inputs.get(at)?, *latencies_ms.get(at)?));
+    let Some(Choice { chosen, passed_over }) = choose(backend.draw, &weighed, chances, contender) else {
         return Err(NoPick::NoneHealthy(reasons(view, tried, &out)));
     };
-    let Some(endpoint) = candidates.get(index) else {
+    let Some(endpoint) = candidates.get(chosen) else {
         return Err(NoPick::NoneHealthy(reasons(view, tried, &out)));
     };
     if tried.is_empty() {
-        for (i, (candidate, share)) in candidates.iter().zip(&weighed).enumerate() {
-            candidate.stats.record_decision(share.probability, i == index);
-        }
+        record(&candidates, &weighed, chosen, backend.draw);
     }
     Ok(Pick {
         endpoint: Arc::clone(endpoint),
-        probability: weighed.get(index).map_or(0.0, |share| share.probability),
+        probability: weighed.get(chosen).map_or(0.0, |share| share.probability),
+        draw: backend.draw,
+        passed_over,
+        latencies_ms,
         weighed: weighed.into(),
         candidates: candidates.into(),
         inputs: inputs.into(),
@@ -127,19 +137,52 @@ fn prefer_sound(inside: &mut Vec<Arc<Endpoint>>, out: &mut Vec<LeftOut>) {
 }
 
 /// Weighs `candidates` by the policy in force, with the load as estimated here and now; the inputs come back too.
-fn weigh(view: &ServiceView, candidates: &[Arc<Endpoint>], backend: &BackendPolicy) -> (Vec<Candidate>, Vec<Weighed>) {
+fn weigh(
+    view: &ServiceView,
+    candidates: &[Arc<Endpoint>],
+    latencies_ms: &[Option<f64>],
+    backend: &BackendPolicy,
+    now: Duration,
+) -> (Vec<Candidate>, Vec<Weighed>) {
     let mut weighed = Vec::with_capacity(candidates.len());
-    let inputs: Vec<Candidate> = candidates.iter().map(|endpoint| candidate(view, endpoint)).collect();
+    let inputs: Vec<Candidate> = (candidates.iter().zip(latencies_ms))
+        .map(|(endpoint, latency_ms)| candidate(endpoint, estimate(view, endpoint, *latency_ms, now)))
+        .collect();
     policy::weigh(backend, &inputs, &mut weighed);
     (inputs, weighed)
 }
 
-/// The endpoint's estimated requests in flight: half told by the owner, half seen from here.
+fn record(candidates: &[Arc<Endpoint>], weighed: &[Weighed], chosen: usize, draw: Draw) {
+    let told = |at: usize, share: &Weighed| match draw {
+        Draw::Single => share.probability,
+        _ => f64::from(u8::from(at == chosen)),
+    };
+    for (at, (candidate, share)) in candidates.iter().zip(weighed).enumerate() {
+        candidate.stats.record_decision(told(at, share), at == chosen);
+    }
+}
+
+/// What is known of a candidate that was drawn. The estimated requests in flight are those that were weighed.
+fn contender(endpoint: &Endpoint, input: &Candidate, latency_ms: Option<f64>) -> Contender {
+    Contender {
+        capacity: input.capacity,
+        inflight: input.load_used() * input.capacity.requests(),
+        own_inflight: endpoint.stats.own_inflight(),
+        distance_ms: input.distance_used_ms(),
+        latency_ms,
+    }
+}
+
+/// The endpoint's estimated requests in flight at `now`: from what the owner told, as far as that is still to be believed,
+/// and what is seen from here.
 #[must_use]
-pub fn inflight(view: &ServiceView, endpoint: &Endpoint) -> f64 {
-    let own = endpoint.stats.own_inflight();
-    let (reported, own_then) = endpoint.stats.reported();
-    policy::inflight_estimate(f64::from(reported), f64::from(own_then), f64::from(own), view.active_clients)
+pub fn inflight(view: &ServiceView, endpoint: &Endpoint, now: Duration) -> f64 {
+    estimate(view, endpoint, endpoint.stats.latency_ms(now), now)
+}
+
+fn estimate(view: &ServiceView, endpoint: &Endpoint, latency_ms: Option<f64>, now: Duration) -> f64 {
+    let own = f64::from(endpoint.stats.own_inflight());
+    policy::inflight_estimate(endpoint.stats.reported(now), own, view.active_clients, latency_ms)
 }
 
 /// The capacity that is weighed: the endpoint's, or a quarter of it while its owner is suspected.
@@ -151,8 +194,8 @@ pub fn capacity(endpoint: &Endpoint) -> Capacity {
     Capacity::new(endpoint.capacity.requests() * SUSPECT_FACTOR).unwrap_or(endpoint.capacity)
 }
 
-fn candidate(view: &ServiceView, endpoint: &Endpoint) -> Candidate {
-    Candidate::with_inflight(capacity(endpoint), inflight(view, endpoint), endpoint.distance_ms)
+fn candidate(endpoint: &Endpoint, inflight: f64) -> Candidate {
+    Candidate::with_inflight(capacity(endpoint), inflight, endpoint.distance_ms)
 }
 
 fn reasons(view: &ServiceView, tried: &[Arc<Endpoint>], out: &[LeftOut]) -> Vec<(String, String)> {

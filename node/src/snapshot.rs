@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use policy::explain::{CapacitySource, DistanceSource};
-use policy::{Capacity, RouteTable};
+use policy::{Capacity, PeakEwma, Report, RouteTable};
 use transport::NodeId;
 
 use crate::config::Protocol;
@@ -152,6 +152,9 @@ pub struct EndpointStats {
     own_inflight: AtomicU32,
     gossiped_inflight: AtomicU32,
     own_at_gossip: AtomicU32,
+    gossiped_at_ms: AtomicU64,
+    /// A [`PeakEwma`] in its bits.
+    latency: AtomicU64,
     ejected_until_ms: AtomicU64,
     failures_in_a_row: AtomicU32,
     successes: AtomicU64,
@@ -167,16 +170,33 @@ impl EndpointStats {
         self.own_inflight.load(Ordering::Relaxed)
     }
 
-    /// Takes a newer figure of the endpoint's requests in flight, as its owner told it (gossip, ack or answer).
-    pub fn report_inflight(&self, inflight: u32) {
+    /// Takes a newer figure of the endpoint's requests in flight, as its owner told it at `now` (gossip, ack or answer).
+    pub fn report_inflight(&self, inflight: u32, now: Duration) {
         self.gossiped_inflight.store(inflight, Ordering::Relaxed);
         self.own_at_gossip.store(self.own_inflight(), Ordering::Relaxed);
+        self.gossiped_at_ms.store(whole_ms(now), Ordering::Relaxed);
     }
 
-    /// The owner's last figure and this node's own share at that moment.
+    /// The owner's last figure, this node's own share at that moment, and how long ago that was. Another thread may be
+    /// writing a newer one: then the parts are of two reports, which a moment later are of one again.
     #[must_use]
-    pub fn reported(&self) -> (u32, u32) {
-        (self.gossiped_inflight.load(Ordering::Relaxed), self.own_at_gossip.load(Ordering::Relaxed))
+    pub fn reported(&self, now: Duration) -> Report {
+        Report {
+            inflight: f64::from(self.gossiped_inflight.load(Ordering::Relaxed)),
+            own: f64::from(self.own_at_gossip.load(Ordering::Relaxed)),
+            age: now.saturating_sub(Duration::from_millis(self.gossiped_at_ms.load(Ordering::Relaxed))),
+        }
+    }
+
+    /// How long an answer takes as seen from here, in milliseconds, at `now`; `None` where none has come yet.
+    #[must_use]
+    pub fn latency_ms(&self, now: Duration) -> Option<f64> {
+        PeakEwma::from_bits(self.latency.load(Ordering::Relaxed)).latency_ms(now)
+    }
+
+    /// Takes in what a request saw. Threads that do so at once do it one after the other, without waiting.
+    pub fn learn_latency(&self, learn: impl Fn(PeakEwma) -> PeakEwma) {
+        self.latency.update(Ordering::Relaxed, Ordering::Relaxed, |bits| learn(PeakEwma::from_bits(bits)).to_bits());
     }
 
     /// Counts one request in flight until the guard is dropped.
@@ -186,7 +206,7 @@ impl EndpointStats {
         InFlight { stats: Arc::clone(self) }
     }
 
-    /// Records that a decision gave this endpoint the probability `p` and whether it was the one drawn.
+    /// Records that a decision gave this endpoint the probability `p` of being chosen, and whether it was.
     pub fn record_decision(&self, p: f64, drawn: bool) {
         #[expect(
             clippy::cast_possible_truncation,
@@ -200,7 +220,7 @@ impl EndpointStats {
         }
     }
 
-    /// Times drawn, and the sum of the probabilities it had at each decision.
+    /// Times chosen, and the sum of the probabilities it had of that at each decision.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a count for people; exact up to 2^52 micro-picks")]
     pub fn picks(&self) -> (u64, f64) {
@@ -213,17 +233,22 @@ impl EndpointStats {
         self.successes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The endpoint failed as such (no connection, no answer): it is not drawn until `until`.
+    /// The endpoint failed as such (no connection, no answer): it is not drawn until `until`, and comes back as one whose
+    /// latency is not known. So a quick failure cannot attract, and what happened before cannot keep away what has recovered:
+    /// it is asked one request at a time until it answers.
     ///
     /// Returns how many failures in a row that makes.
     pub fn failed(&self, until: Duration) -> u32 {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        self.ejected_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.latency.store(PeakEwma::default().to_bits(), Ordering::Relaxed);
+        self.ejected_until_ms.store(whole_ms(until), Ordering::Relaxed);
         self.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Ends an ejection at once, for instance because the owner was heard again.
+    /// Ends an ejection at once, for instance because the owner was heard again. How long answers took before does not
+    /// count any more.
     pub fn readmit(&self) {
+        self.latency.store(PeakEwma::default().to_bits(), Ordering::Relaxed);
         self.ejected_until_ms.store(0, Ordering::Relaxed);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
     }
@@ -245,6 +270,10 @@ impl EndpointStats {
     pub fn totals(&self) -> (u64, u64) {
         (self.successes.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
     }
+}
+
+fn whole_ms(at: Duration) -> u64 {
+    u64::try_from(at.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One request in flight; dropping it takes the request off the count.

@@ -30,9 +30,21 @@ impl fmt::Display for Algorithm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Draw {
-    /// One draw by P.
-    #[default]
+    /// One draw by P: the shares are the probabilities.
     Single,
+    /// Two different ones drawn by P, and of them the one where an answer costs less: latency * max(1, (in flight + 1) /
+    /// C); see [`crate::Contender`].
+    #[default]
+    BestOfTwo,
+}
+
+impl fmt::Display for Draw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Single => f.write_str("Single"),
+            Self::BestOfTwo => f.write_str("BestOfTwo"),
+        }
+    }
 }
 
 /// How to balance over the instances of one service, on this node.
@@ -67,7 +79,7 @@ impl Default for BackendPolicy {
             algorithm: Algorithm::EdgeDecay,
             lambda_per_ms: lambda_of(HALF_DISTANCE_DEFAULT_MS),
             epsilon: EPSILON_DEFAULT,
-            draw: Draw::Single,
+            draw: Draw::default(),
             nearest: None,
             source: "default".to_owned(),
         }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    backend::{Algorithm, BackendPolicy},
+    backend::{Algorithm, BackendPolicy, Draw},
     weigh::{Candidate, Capacity, Weighed, weigh},
 };
 
@@ -18,6 +18,9 @@ pub struct Explanation {
     pub lambda_per_ms: f64,
     /// What is added to every load.
     pub epsilon: f64,
+    /// How one candidate is drawn by P. With [`Draw::BestOfTwo`] P is the probability of the first of two draws, of which
+    /// the cheaper is taken: the observed share may differ from it.
+    pub draw: Draw,
     /// The documents that settle this, as [`BackendPolicy::source`] lists them, or `default`.
     pub policy: String,
     /// The node whose view this is.
@@ -49,14 +52,18 @@ pub struct ExplainedCandidate {
     pub distance_source: DistanceSource,
     /// w = C / (L + epsilon) * exp(-lambda * d).
     pub weight: f64,
-    /// P = w / sum of w.
+    /// P = w / sum of w: of the draw, or of the first of two.
     pub probability: f64,
+    /// How long it takes to answer, as this node has seen it: what decides between two draws, together with the requests
+    /// in flight. `null` where no answer has come yet.
+    pub latency_ms: Option<f64>,
     /// Its part of the picks of late, within 0 and 1; `null` where there were none.
     pub observed_share: Option<f64>,
     /// How often it was picked of late.
     pub picks: u64,
-    /// The sum of its P over the decisions of late: what `picks` should come to.
-    pub expected_picks: f64,
+    /// What `picks` should come to: over the decisions of late by a single draw the sum of its P, and over those by the best
+    /// of two, of which nothing of the kind is known, its picks themselves. `null` while the best of two is in force.
+    pub expected_picks: Option<f64>,
     /// `ok`, or a word for what holds it back without excluding it.
     pub state: String,
     /// How C is known.
@@ -125,7 +132,9 @@ pub struct Subject {
     pub distance_source: DistanceSource,
     /// How often it was picked of late.
     pub picks: u64,
-    /// The sum of its P over the decisions of late.
+    /// How long it takes to answer, in milliseconds; `None` where no answer has come yet.
+    pub latency_ms: Option<f64>,
+    /// The sum of its P over the decisions of late by a single draw, and its picks by the best of two.
     pub expected_picks: f64,
     /// `ok`, or a word for what holds it back without excluding it.
     pub state: String,
@@ -150,13 +159,14 @@ pub fn explain(
     let candidates = subjects
         .into_iter()
         .zip(candidates.iter().zip(weighed))
-        .map(|(subject, (candidate, weighed))| explained(subject, candidate, weighed, picks))
+        .map(|(subject, (candidate, weighed))| explained(subject, candidate, weighed, picks, policy.draw))
         .collect();
     Explanation {
         service: service.to_owned(),
         algorithm: policy.algorithm,
         lambda_per_ms: policy.lambda_per_ms,
         epsilon: policy.epsilon,
+        draw: policy.draw,
         policy: policy.source.clone(),
         as_known_by: as_known_by.to_owned(),
         candidates,
@@ -164,7 +174,7 @@ pub fn explain(
     }
 }
 
-fn explained(subject: Subject, candidate: &Candidate, weighed: Weighed, picks: u64) -> ExplainedCandidate {
+fn explained(subject: Subject, candidate: &Candidate, weighed: Weighed, picks: u64, draw: Draw) -> ExplainedCandidate {
     let finite = |value: f64| if value.is_finite() { value } else { 0.0 };
     ExplainedCandidate {
         instance: subject.instance,
@@ -177,9 +187,13 @@ fn explained(subject: Subject, candidate: &Candidate, weighed: Weighed, picks: u
         distance_source: subject.distance_source,
         weight: weighed.weight,
         probability: weighed.probability,
+        latency_ms: subject.latency_ms.map(finite),
         observed_share: share(subject.picks, picks),
         picks: subject.picks,
-        expected_picks: finite(subject.expected_picks),
+        expected_picks: match draw {
+            Draw::Single => Some(finite(subject.expected_picks)),
+            Draw::BestOfTwo => None,
+        },
         state: subject.state,
         capacity_source: subject.capacity_source,
     }

@@ -12,7 +12,8 @@
 //! - the same, again and again while single documents change: [`Library`];
 //! - what holds and whose word it is: [`effective`]; what a change would touch: [`impact`]; what a narrower document may
 //!   not say: [`locked_conflicts`]; edits and differences: [`merge_patch`], [`diff`], [`three_way`];
-//! - instances to one instance: [`nearest`], [`weigh`], [`draw`], [`draw_excluding`];
+//! - instances to one instance: [`nearest`], [`weigh`], [`choose`], which is one [`draw`] or the better of two;
+//! - what the better of two knows of each: [`inflight_estimate`], [`PeakEwma`];
 //! - why it went there: [`explain`].
 //!
 //! ```
@@ -43,6 +44,7 @@
 
 mod authorization;
 mod backend;
+mod choose;
 mod compile;
 mod diff;
 mod document;
@@ -59,6 +61,7 @@ mod name;
 mod overlay;
 mod patch;
 mod pattern;
+mod peak_ewma;
 mod problem;
 mod reading;
 mod routes;
@@ -70,6 +73,7 @@ mod weigh;
 
 pub use authorization::{Authorization, AuthzDecision, AuthzRequest, OPEN};
 pub use backend::{Algorithm, BackendPolicy, Draw, EPSILON_DEFAULT, HALF_DISTANCE_DEFAULT_MS};
+pub use choose::{Choice, Contender, choose};
 pub use compile::{Compiled, compile};
 pub use diff::{FieldChange, SideChange, diff, three_way};
 pub use document::{
@@ -79,11 +83,12 @@ pub use document::{
 pub use draw::{draw, draw_excluding};
 pub use effective::{Effective, EffectiveKind, FieldSource, Overridden, effective};
 pub use impact::{Expiry, Impact, ServiceTraffic, Touched, impact};
-pub use inflight::{inflight_estimate, inflight_from_own};
+pub use inflight::{Report, inflight_estimate, inflight_from_own};
 pub use library::{Filed, Library};
 pub use lock::locked_conflicts;
 pub use name::{is_label, is_name};
 pub use patch::merge_patch;
+pub use peak_ewma::PeakEwma;
 pub use problem::{Problem, nearest_name};
 pub use reading::Reading;
 pub use scope::{Place, Scope, ScopeError};

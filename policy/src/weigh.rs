@@ -184,7 +184,7 @@ fn divide(out: &mut [Weighed], sum: f64) {
 }
 
 /// Below zero is zero; above `max` and what is not a number is `max`.
-fn bounded(value: f64, max: f64) -> f64 {
+pub(crate) fn bounded(value: f64, max: f64) -> f64 {
     if value.is_nan() { max } else { value.clamp(0.0, max) }
 }
 

@@ -42,6 +42,8 @@ pub(super) struct ExplanationBody {
     lambda_per_ms: f64,
     /// What is added to every load.
     epsilon: f64,
+    /// `Single` or `BestOfTwo`. With `BestOfTwo` P is the probability of the first of two draws, of which the cheaper is taken.
+    draw: String,
     /// The documents that settle this, or `default`.
     policy: String,
     /// The node whose view this is.
@@ -75,14 +77,16 @@ pub(super) struct CandidateBody {
     distance_source: String,
     /// w = C / (L + epsilon) * exp(-lambda * d).
     weight: f64,
-    /// P = w / sum of w.
+    /// P = w / sum of w: of the draw, or of the first of two.
     probability: f64,
+    /// How long it takes to answer as seen from this node; `null` where no answer has come yet.
+    latency_ms: Option<f64>,
     /// Its part of the picks of late, 0..=1; `null` where there were none.
     observed_share: Option<f64>,
     /// How often it was picked of late.
     picks: u64,
-    /// What `picks` should come to.
-    expected_picks: f64,
+    /// What `picks` should come to; `null` with `BestOfTwo`, where that is not known.
+    expected_picks: Option<f64>,
     /// `ok`, or a word for what holds it back without excluding it.
     state: String,
     /// `declared`, `learned` or `cores`.

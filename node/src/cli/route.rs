@@ -1,5 +1,6 @@
 //! `route explain`: the formula with the numbers of now.
 
+use ::policy::Draw;
 use ::policy::explain::{ExplainedCandidate, Explanation};
 
 use super::client::segment;
@@ -50,7 +51,7 @@ impl Explain {
 pub(super) fn explained(explanation: &Explanation) -> String {
     let mut text = headline(explanation);
     if !explanation.candidates.is_empty() {
-        text.push_str(&candidates(&explanation.candidates));
+        text.push_str(&candidates(&explanation.candidates, explanation.draw));
     }
     for excluded in &explanation.excluded {
         text.push_str(&format!("out {}@{}: {}\n", excluded.instance, excluded.node, excluded.reason));
@@ -73,16 +74,17 @@ fn headline(explanation: &Explanation) -> String {
         "distance does not count".to_owned()
     };
     format!(
-        "SERVICE {}  from {}  algorithm {algorithm}  λ={lambda:.4}/ms ({half})  ε={}  policy: {}\n",
+        "SERVICE {}  from {}  algorithm {algorithm}  λ={lambda:.4}/ms ({half})  ε={}  draw {}  policy: {}\n",
         explanation.service,
         explanation.as_known_by,
         trimmed(explanation.epsilon),
+        explanation.draw,
         explanation.policy
     )
 }
 
-fn candidates(candidates: &[ExplainedCandidate]) -> String {
-    let columns = [
+fn candidates(candidates: &[ExplainedCandidate], draw: Draw) -> String {
+    let mut columns = vec![
         ("INSTANCE", Align::Left),
         ("C", Align::Right),
         ("INFLIGHT", Align::Right),
@@ -93,9 +95,13 @@ fn candidates(candidates: &[ExplainedCandidate]) -> String {
         ("OBSERVED", Align::Left),
         ("STATE", Align::Left),
     ];
+    let compares = draw == Draw::BestOfTwo;
+    if compares {
+        columns.insert(LATENCY_AT, ("LATENCY", Align::Right));
+    }
     let mut sheet = Sheet::new(&columns, None);
     for candidate in candidates {
-        sheet.row(&[
+        let mut row = vec![
             format!("{}@{}", candidate.instance, candidate.node),
             trimmed(candidate.capacity),
             format!("{:.1}", candidate.inflight),
@@ -105,10 +111,26 @@ fn candidates(candidates: &[ExplainedCandidate]) -> String {
             percent(candidate.probability),
             observed(candidate.observed_share),
             candidate.state.clone(),
-        ]);
+        ];
+        if compares {
+            row.insert(LATENCY_AT, candidate.latency_ms.map_or_else(|| "-".to_owned(), millis));
+        }
+        sheet.row(&row);
     }
-    sheet.render()
+    let mut text = sheet.render();
+    if compares {
+        text.push_str(BEST_OF_TWO);
+    }
+    text
 }
+
+/// Before P.
+const LATENCY_AT: usize = 6;
+/// What P means where it is not the share.
+const BEST_OF_TWO: &str = "\
+P is of each draw; of two drawn, the smaller LATENCY·max(1,(INFLIGHT+1)/C) gets the request,
+so OBSERVED may differ from P
+";
 
 fn observed(share: Option<f64>) -> String {
     match share {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use ::policy::Problem;
 use ::policy::explain::{CapacitySource, DistanceSource, Excluded, Subject, explain};
-use ::policy::{BackendPolicy, Capacity};
+use ::policy::{BackendPolicy, Capacity, Draw};
 use clap::{CommandFactory as _, Parser as _};
 use crdt_store::{BundleError, BundleFault, StoreError};
 
@@ -280,6 +280,7 @@ fn subject(node: &str, capacity: f64, inflight: f64, distance_ms: f64, picks: u6
         inflight,
         distance_ms,
         distance_source: DistanceSource::Rtt,
+        latency_ms: (picks > 0).then_some(12.34),
         picks,
         expected_picks: 0.0,
         state: "ok".to_owned(),
@@ -298,14 +299,32 @@ fn an_explanation_reads_as_the_formula_does() {
         node: "south".to_owned(),
         reason: "owner is dead: no ack to 3 probes".to_owned(),
     };
-    let text = route::explained(&explain("hello", &BackendPolicy::default(), "west", subjects, vec![out]));
+    let single = BackendPolicy { draw: Draw::Single, ..BackendPolicy::default() };
+    let text = route::explained(&explain("hello", &single, "west", subjects, vec![out]));
     let expected = "\
-SERVICE hello  from west  algorithm EdgeDecay  λ=0.0277/ms (half-distance 25ms)  ε=1  policy: default
+SERVICE hello  from west  algorithm EdgeDecay  λ=0.0277/ms (half-distance 25ms)  ε=1  draw Single  policy: default
 INSTANCE       C  INFLIGHT     L     RTT  w=C/(L+ε)·e^(−λd)      P  OBSERVED       STATE
 hello@west   100      30.0  0.30  0.20ms              76.50  63.0%   63.2% ██████  ok
 hello@east   100      10.0  0.10  40.0ms              29.99  24.7%   24.5% ██      ok
 hello@north  200      20.0  0.10  90.0ms              14.99  12.3%   12.3% █       ok
 out hello@south: owner is dead: no ack to 3 probes
+";
+    assert_eq!(text, expected);
+    assert!(text.lines().skip(1).all(|line| line.chars().count() <= 100), "the table fits 100 columns");
+}
+
+#[test]
+fn an_explanation_of_the_best_of_two_shows_the_latency_and_says_what_p_is() {
+    let subjects = vec![subject("west", 100.0, 30.0, 0.2, 632), subject("east", 100.0, 10.0, 40.0, 0)];
+    let policy = BackendPolicy { draw: Draw::BestOfTwo, ..BackendPolicy::default() };
+    let text = route::explained(&explain("hello", &policy, "west", subjects, Vec::new()));
+    let expected = "\
+SERVICE hello  from west  algorithm EdgeDecay  λ=0.0277/ms (half-distance 25ms)  ε=1  draw BestOfTwo  policy: default
+INSTANCE      C  INFLIGHT     L     RTT  w=C/(L+ε)·e^(−λd)  LATENCY      P  OBSERVED           STATE
+hello@west  100      30.0  0.30  0.20ms              76.50   12.3ms  71.8%  100.0% ██████████  ok
+hello@east  100      10.0  0.10  40.0ms              29.99        -  28.2%    0.0%             ok
+P is of each draw; of two drawn, the smaller LATENCY·max(1,(INFLIGHT+1)/C) gets the request,
+so OBSERVED may differ from P
 ";
     assert_eq!(text, expected);
     assert!(text.lines().skip(1).all(|line| line.chars().count() <= 100), "the table fits 100 columns");

@@ -26,14 +26,14 @@ const CAPACITIES: [f64; 3] = [100.0, 50.0, 200.0];
 /// Ports the demo chooses from.
 const FIRST_PORT: u32 = 20_000;
 const PORTS: u32 = 12_000;
-/// The document that the demo writes on its first node.
+/// The document that the demo writes on its first node. With a single draw the shares can be checked against P.
 const POLICY: &str = "\
 apiVersion: marram.dev/v1
 kind: BackendTrafficPolicy
 metadata: { name: hello, scope: global, description: written by the demo }
 targetRef: { kind: Service, name: hello }
 spec:
-  loadBalancer: { algorithm: EdgeDecay, halfDistance: 25ms, epsilon: 1 }
+  loadBalancer: { algorithm: EdgeDecay, halfDistance: 25ms, epsilon: 1, draw: Single }
 ";
 
 /// One agent of the demo.

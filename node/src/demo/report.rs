@@ -97,9 +97,10 @@ struct CandidateShare {
     node: String,
     capacity: f64,
     picks: u64,
-    expected_picks: f64,
+    /// Nothing where the best of two is in force.
+    expected_picks: Option<f64>,
     share: f64,
-    expected_share: f64,
+    expected_share: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -166,9 +167,9 @@ impl Summary {
                 row.node.clone(),
                 format!("{:.0}", row.capacity),
                 row.picks.to_string(),
-                format!("{:.1}", row.expected_picks),
+                row.expected_picks.map_or_else(unknown, |picks| format!("{picks:.1}")),
                 percent(row.share),
-                percent(row.expected_share),
+                row.expected_share.map_or_else(unknown, percent),
             ]);
         }
         text += &format!("{table}\n");
@@ -191,7 +192,7 @@ fn candidates(explained: &Explanation) -> String {
             format!("{:.2}", row.distance_ms),
             format!("{:.2}", row.weight),
             percent(row.probability),
-            row.observed_share.map_or_else(|| "-".to_owned(), percent),
+            row.observed_share.map_or_else(unknown, percent),
             row.state.clone(),
         ]);
     }
@@ -208,7 +209,7 @@ fn shares(all: &[(String, Explanation)]) -> Vec<CandidateShare> {
         match rows.iter_mut().find(|known| known.instance == row.instance && known.node == row.node) {
             Some(known) => {
                 known.picks += row.picks;
-                known.expected_picks += row.expected_picks;
+                known.expected_picks = known.expected_picks.zip(row.expected_picks).map(|(known, more)| known + more);
             }
             None => rows.push(CandidateShare {
                 instance: row.instance.clone(),
@@ -217,16 +218,17 @@ fn shares(all: &[(String, Explanation)]) -> Vec<CandidateShare> {
                 picks: row.picks,
                 expected_picks: row.expected_picks,
                 share: 0.0,
-                expected_share: 0.0,
+                expected_share: None,
             }),
         }
     }
     let picks: u64 = rows.iter().map(|row| row.picks).sum();
-    let expected: f64 = rows.iter().map(|row| row.expected_picks).sum();
+    let expected: Option<f64> = rows.iter().map(|row| row.expected_picks).sum();
     #[expect(clippy::cast_precision_loss, reason = "counts of one demo")]
     for row in &mut rows {
         row.share = if picks == 0 { 0.0 } else { row.picks as f64 / picks as f64 };
-        row.expected_share = if expected > 0.0 { row.expected_picks / expected } else { 0.0 };
+        let of_all = row.expected_picks.zip(expected.filter(|expected| *expected > 0.0));
+        row.expected_share = of_all.map(|(picks, expected)| picks / expected);
     }
     rows
 }
@@ -239,6 +241,10 @@ fn table(head: &[&str]) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+fn unknown() -> String {
+    "-".to_owned()
 }
 
 fn percent(share: f64) -> String {

@@ -34,6 +34,8 @@ const PROBE_MIN: Duration = Duration::from_millis(500);
 pub(super) struct Answer {
     pub(super) response: Response<Incoming>,
     pub(super) lease: Lease,
+    /// From the request's beginning to the response head: without the way to a connection.
+    pub(super) took: Duration,
     /// The request once more, should the answer turn out to be none.
     again: Option<Outgoing>,
 }
@@ -317,7 +319,7 @@ enum Kept {
 /// over the next or a new one, as long as nothing of it was sent or it may arrive twice.
 async fn send_kept(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, mut outgoing: Outgoing) -> Kept {
     while let Some(lease) = Lease::reuse(context, core, key, !outgoing.is_repeatable) {
-        match send(lease, outgoing).await {
+        match send(context, lease, outgoing).await {
             Sent::Answered(answer) => return Kept::Done(Box::new(Ok(answer))),
             Sent::Unsent(again) => outgoing = again,
             Sent::Closed { copy: Some(copy), is_clean: true, .. } if copy.is_repeatable => return Kept::None(copy),
@@ -345,7 +347,7 @@ where
         Ok(lease) => lease,
         Err(error) => return Err(Failure::before(kind, describe(&error), outgoing)),
     };
-    match send(lease, outgoing).await {
+    match send(context, lease, outgoing).await {
         Sent::Answered(answer) => Ok(answer),
         Sent::Unsent(again) => Err(Failure::before(kind, "it closed the connection at once", again)),
         Sent::Closed { detail, copy, .. } => Err(Failure::after(kind, detail, copy)),
@@ -368,7 +370,8 @@ enum Sent {
     ClientBroke,
 }
 
-async fn send(mut lease: Lease, outgoing: Outgoing) -> Sent {
+async fn send(context: &ProxyContext, mut lease: Lease, outgoing: Outgoing) -> Sent {
+    let began = context.clock.now();
     let again = outgoing.copy();
     let is_repeatable = outgoing.is_repeatable;
     match lease.send(outgoing.request).await {
@@ -377,7 +380,9 @@ async fn send(mut lease: Lease, outgoing: Outgoing) -> Sent {
             copy: again,
             is_clean: false,
         },
-        Ok(response) => Sent::Answered(Answer { response, lease, again }),
+        Ok(response) => {
+            Sent::Answered(Answer { response, lease, took: context.clock.now().saturating_sub(began), again })
+        }
         Err(NotSent::Unsent(request)) => Sent::Unsent(Outgoing { request: *request, is_repeatable }),
         Err(NotSent::ClientBroke) => Sent::ClientBroke,
         Err(NotSent::Closed(error)) => {

@@ -1,6 +1,7 @@
 //! The decision behind one request, as the `marram-decision` response header says it.
 
 use hyper::header::HeaderValue;
+use policy::Draw;
 use serde::Serialize;
 
 use crate::pick::Pick;
@@ -14,6 +15,7 @@ struct Decision<'a> {
     service: &'a str,
     lambda_per_ms: f64,
     epsilon: f64,
+    draw: Draw,
     retries: u32,
     candidates: Vec<Candidate<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,6 +37,12 @@ struct Candidate<'a> {
     weight: f64,
     #[serde(rename = "P")]
     probability: f64,
+    /// What an answer takes as seen from here; absent where none has come yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ms: Option<f64>,
+    /// Drawn beside the chosen one, and dearer.
+    #[serde(skip_serializing_if = "is_false")]
+    passed_over: bool,
     #[serde(skip_serializing_if = "is_false")]
     chosen: bool,
 }
@@ -50,8 +58,9 @@ pub(super) fn decision(snapshot: &Snapshot, service: &str, pick: &Pick, retries:
     let mut candidates: Vec<Candidate<'_>> = pick
         .candidates
         .iter()
-        .zip(pick.inputs.iter().zip(pick.weighed.iter()))
-        .map(|(endpoint, (input, weighed))| Candidate {
+        .zip(pick.inputs.iter().zip(pick.weighed.iter()).zip(pick.latencies_ms.iter()))
+        .enumerate()
+        .map(|(at, (endpoint, ((input, weighed), latency_ms)))| Candidate {
             instance: &endpoint.instance,
             node: &endpoint.node_name,
             capacity: short(input.capacity.requests()),
@@ -60,6 +69,8 @@ pub(super) fn decision(snapshot: &Snapshot, service: &str, pick: &Pick, retries:
             distance_ms: short(input.distance_used_ms()),
             weight: short(weighed.weight),
             probability: short(weighed.probability),
+            latency_ms: latency_ms.map(short),
+            passed_over: pick.passed_over == Some(at),
             chosen: std::sync::Arc::ptr_eq(endpoint, &pick.endpoint),
         })
         .collect();
@@ -70,6 +81,7 @@ pub(super) fn decision(snapshot: &Snapshot, service: &str, pick: &Pick, retries:
         service,
         lambda_per_ms: short(policy.lambda_per_ms),
         epsilon: short(policy.epsilon),
+        draw: pick.draw,
         retries,
         candidates,
         more_candidates: (more > 0).then_some(more),

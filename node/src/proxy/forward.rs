@@ -17,6 +17,7 @@ use super::headers::{
 use super::record::{LocalInFlight, Record};
 use super::refuse::{Reason, Refusal};
 use super::retry::{Tries, too_slow};
+use super::stopwatch::Wait;
 use crate::config::Protocol;
 use crate::snapshot::{Endpoint, Snapshot};
 
@@ -93,10 +94,13 @@ impl Job<'_> {
         record: &mut Record,
     ) -> Result<Answer, Failure> {
         let mine = endpoint.stats.begin();
+        let wait = Wait::begin(self.context, endpoint, &outgoing);
         if let Some(instance) = &endpoint.local {
             let (local, _count) = LocalInFlight::begin(instance);
             record.at(Some(mine), Some(local));
-            return attempt::local(self.context, self.core, instance, outgoing).await;
+            let answer = attempt::local(self.context, self.core, instance, outgoing).await?;
+            wait.answered(&answer);
+            return Ok(answer);
         }
         record.at(Some(mine), None);
         let here = &self.snapshot.here;
@@ -104,7 +108,9 @@ impl Job<'_> {
         let note = RequestNote { hops: self.hops, deadline: Some(left), source: source.clone() };
         note.write(outgoing.request.headers_mut());
         let head = stream_head(endpoint, Content::Http, source, self.hops, None);
-        attempt::remote(self.context, self.core, endpoint, head, outgoing).await
+        let answer = attempt::remote(self.context, self.core, endpoint, head, outgoing).await?;
+        wait.answered(&answer);
+        Ok(answer)
     }
 
     fn response(
@@ -115,14 +121,15 @@ impl Job<'_> {
         decided: Option<HeaderValue>,
     ) -> Response<ResponseBody> {
         endpoint.stats.succeeded();
+        let now = self.context.clock.now();
         let (mut parts, incoming) = answer.response.into_parts();
         match &endpoint.local {
             Some(instance) => {
-                endpoint.stats.report_inflight(instance.inflight.load(std::sync::atomic::Ordering::Relaxed));
+                endpoint.stats.report_inflight(instance.inflight.load(std::sync::atomic::Ordering::Relaxed), now);
             }
             None => {
                 if let Some(told) = told_inflight(&parts.headers) {
-                    endpoint.stats.report_inflight(told);
+                    endpoint.stats.report_inflight(told, now);
                 }
             }
         }

@@ -35,6 +35,7 @@ mod probe;
 mod record;
 mod refuse;
 mod retry;
+mod stopwatch;
 mod tcp;
 mod upstream;
 

@@ -31,7 +31,7 @@ pub(crate) fn read(spec: &Value, faults: &mut Faults<'_>) -> BackendTrafficSpec 
     read.algorithm = balancer.word("algorithm", &[("EdgeDecay", Algorithm::EdgeDecay)], &LATER_ALGORITHMS, faults);
     read.lambda_per_ms = decay(&balancer, faults);
     read.epsilon = within(&balancer, "epsilon", EPSILON_LEAST, EPSILON_MOST, faults);
-    read.draw = balancer.word("draw", &[("Single", Draw::Single)], &LATER_DRAWS, faults);
+    read.draw = balancer.word("draw", &DRAWS, &[], faults);
     if let Some(subset) = balancer.get("subset")
         && let Some(subset) = Fields::open(subset, &balancer.at("subset"), &["nearest"], faults)
     {
@@ -63,7 +63,7 @@ fn within(fields: &Fields<'_>, name: &str, least: f64, most: f64, faults: &mut F
 
 const BALANCER: [&str; 6] = ["algorithm", "halfDistance", "lambda", "epsilon", "draw", "subset"];
 const LATER_ALGORITHMS: [&str; 2] = ["EdgeAdditive", "PredictedLatency"];
-const LATER_DRAWS: [&str; 1] = ["BestOfTwo"];
+const DRAWS: [(&str, Draw); 2] = [("Single", Draw::Single), ("BestOfTwo", Draw::BestOfTwo)];
 /// Below this an idle instance would take everything, whatever its capacity.
 const EPSILON_LEAST: f64 = 1e-9;
 const EPSILON_MOST: f64 = 1e9;

@@ -1,7 +1,10 @@
 use serde_json::{Value, json};
 
 use super::{CapacitySource, DistanceSource, Excluded, Explanation, Subject, explain};
-use crate::{backend::BackendPolicy, weigh::Capacity};
+use crate::{
+    backend::{BackendPolicy, Draw},
+    weigh::Capacity,
+};
 
 fn subject(node: &str, capacity: f64, inflight: f64, distance_ms: f64, picks: u64) -> Subject {
     Subject {
@@ -13,6 +16,7 @@ fn subject(node: &str, capacity: f64, inflight: f64, distance_ms: f64, picks: u6
         inflight,
         distance_ms,
         distance_source: DistanceSource::Rtt,
+        latency_ms: Some(12.5),
         picks,
         expected_picks: 1.5,
         state: "ok".to_owned(),
@@ -62,6 +66,7 @@ fn an_explanation_shows_the_numbers_of_the_worked_example() {
 fn the_answer_has_the_shape_that_scripts_rely_on() {
     let policy = BackendPolicy {
         lambda_per_ms: 0.0,
+        draw: Draw::Single,
         source: "global/BackendTrafficPolicy/hello".into(),
         ..BackendPolicy::default()
     };
@@ -74,6 +79,7 @@ fn the_answer_has_the_shape_that_scripts_rely_on() {
             "algorithm": "EdgeDecay",
             "lambda_per_ms": 0.0,
             "epsilon": 1.0,
+            "draw": "Single",
             "policy": "global/BackendTrafficPolicy/hello",
             "as_known_by": "west",
             "candidates": [{
@@ -87,6 +93,7 @@ fn the_answer_has_the_shape_that_scripts_rely_on() {
                 "distance_source": "rtt",
                 "weight": 4.0 / 1.5,
                 "probability": 1.0,
+                "latency_ms": 12.5,
                 "observed_share": null,
                 "picks": 0,
                 "expected_picks": 1.5,
@@ -105,7 +112,18 @@ fn no_candidates_and_odd_numbers_still_make_an_answer_without_holes() {
     assert_eq!((empty.candidates.len(), empty.excluded.len()), (0, 1));
     let mut odd = subject("east", 5e-324, f64::NAN, f64::NAN, 1);
     odd.expected_picks = f64::INFINITY;
-    let value = serde_json::to_value(explain("hello", &BackendPolicy::default(), "west", vec![odd], vec![])).unwrap();
+    odd.latency_ms = Some(f64::NAN);
+    let single = BackendPolicy { draw: Draw::Single, ..BackendPolicy::default() };
+    let value = serde_json::to_value(explain("hello", &single, "west", vec![odd], vec![])).unwrap();
     let row = value["candidates"][0].as_object().unwrap();
     assert_eq!(row.iter().filter(|(_, value)| **value == Value::Null).count(), 0, "{row:?}");
+}
+
+#[test]
+fn with_the_best_of_two_nothing_is_said_of_what_the_picks_should_come_to() {
+    let policy = BackendPolicy { draw: Draw::BestOfTwo, ..BackendPolicy::default() };
+    let explanation = explain("hello", &policy, "west", vec![subject("east", 4.0, 2.0, 1.0, 7)], vec![]);
+    let value = serde_json::to_value(&explanation).unwrap();
+    assert_eq!((&value["draw"], &value["candidates"][0]["expected_picks"]), (&json!("BestOfTwo"), &Value::Null));
+    assert_eq!((explanation.candidates[0].picks, explanation.candidates[0].observed_share), (7, Some(1.0)));
 }

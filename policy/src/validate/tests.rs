@@ -24,6 +24,7 @@ fn a_backend_policy_may_say_much_or_nothing() {
         json!({"lambda": 0}),
         json!({"lambda": 0.0277, "epsilon": 1e-3}),
         json!({"algorithm": "EdgeDecay", "draw": "Single", "subset": {"nearest": 3}}),
+        json!({"draw": "BestOfTwo"}),
         json!({"subset": {}}),
     ] {
         assert_eq!(validate(&backend(&balancer)), Ok(()), "{balancer}");
@@ -37,7 +38,7 @@ fn each_fault_of_a_backend_policy_is_named() {
         (json!({"algorithm": "PredictedLatency"}), ".algorithm: `PredictedLatency` is not carried by this version"),
         (json!({"algorithm": "edgeDecay"}), ".algorithm: `edgeDecay` is not a known word"),
         (json!({"algorithm": 1}), ".algorithm: expected text, found the number 1"),
-        (json!({"draw": "BestOfTwo"}), ".draw: `BestOfTwo` is not carried by this version"),
+        (json!({"draw": "BestOfThree"}), ".draw: `BestOfThree` is not a known word"),
         (json!({"halfDistance": 25}), ".halfDistance: a duration needs a unit"),
         (json!({"halfDistance": "25"}), ".halfDistance: `25` is not a duration"),
         (json!({"halfDistance": "-25ms"}), ".halfDistance: `-25ms` is not a duration"),

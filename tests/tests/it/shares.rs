@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
+use policy::Draw;
 use policy::explain::Explanation;
-use serde_json::Value;
+use serde_json::{Value, json};
 use statrs::distribution::{ChiSquared, ContinuousCDF as _};
-use tests::{App, Fleet, Node, Request, Shared, get, send};
+use tests::{App, Fleet, Node, Request, Shared, eventually, get, send};
+
+use crate::policy::apply;
 
 static UNEQUAL: Shared<Unequal> = Shared::new();
 
@@ -18,7 +22,17 @@ static TURN: Mutex<()> = Mutex::new(());
 const REQUESTS: usize = 3_000;
 const THREADS: usize = 6;
 
-/// `hello` with capacities 100 and 50 on the first node and 200 on the second; the third has none.
+/// One draw by P for `hello`.
+pub(crate) const SINGLE: &str = "\
+apiVersion: marram.dev/v1
+kind: BackendTrafficPolicy
+metadata: { name: hello, scope: global }
+targetRef: { kind: Service, name: hello }
+spec: { loadBalancer: { draw: Single } }
+";
+
+/// `hello` with capacities 100 and 50 on the first node and 200 on the second; the third has none. One draw by P, so that
+/// the shares are the probabilities; `twin` runs beside the first under the default, the best of two.
 struct Unequal {
     fleet: Fleet,
     apps: [App; 3],
@@ -30,11 +44,21 @@ fn unequal() -> Unequal {
         0 => {
             Node::serve(config, "hello", apps[0].address(), Some(100.0));
             Node::serve(config, "hello", apps[1].address(), Some(50.0));
+            Node::serve(config, "twin", apps[0].address(), Some(100.0));
         }
-        1 => Node::serve(config, "hello", apps[2].address(), Some(200.0)),
+        1 => {
+            Node::serve(config, "hello", apps[2].address(), Some(200.0));
+            Node::serve(config, "twin", apps[2].address(), Some(100.0));
+        }
         _ => {}
     });
     fleet.wait_service("hello", 3);
+    fleet.wait_service("twin", 2);
+    apply(&fleet.nodes[0], SINGLE);
+    eventually("a single draw is in force", Duration::from_secs(5), || {
+        let draw = fleet.nodes[2].explain("hello")?.draw;
+        if draw == Draw::Single { Ok(()) } else { Err(draw.to_string()) }
+    });
     Unequal { fleet, apps }
 }
 
@@ -42,7 +66,8 @@ fn unequal() -> Unequal {
 fn picks(explanation: &Explanation) -> BTreeMap<String, (f64, f64)> {
     let counted = explanation.candidates.iter().map(|candidate| {
         let picks = f64::from(u32::try_from(candidate.picks).unwrap());
-        (candidate.instance.clone(), (picks, candidate.expected_picks))
+        let expected = candidate.expected_picks.expect("a single draw tells what the picks should come to");
+        (candidate.instance.clone(), (picks, expected))
     });
     counted.collect()
 }
@@ -98,7 +123,7 @@ fn the_decision_header_carries_the_numbers_of_that_request() {
         let answer = get(client.proxy, "/", &headers).unwrap();
         let header = answer.header("marram-decision").unwrap_or_else(|| panic!("{answer:?}"));
         let decision: Value = serde_json::from_str(header).unwrap();
-        assert_eq!(decision["service"], "hello");
+        assert_eq!((&decision["service"], &decision["draw"]), (&json!("hello"), &json!("Single")));
         let candidates = decision["candidates"].as_array().unwrap();
         assert_eq!(candidates.len(), 3, "{decision:#}");
 
@@ -127,4 +152,26 @@ fn the_decision_header_carries_the_numbers_of_that_request() {
     let not_for_posts_alone = [("host", "hello.mesh"), ("marram-explain", "1")];
     let post = Request { method: "POST", path: "/", headers: &not_for_posts_alone, body: Some("x") };
     assert!(send(client.proxy, &post).unwrap().header("marram-decision").is_some());
+}
+
+#[test]
+fn by_default_two_are_drawn_and_the_decision_says_which_was_passed_over() {
+    let world = UNEQUAL.get(unequal);
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let client = &world.fleet.nodes[2];
+    for _ in 0..20 {
+        let answer = get(client.proxy, "/", &[("host", "twin.mesh"), ("marram-explain", "1")]).unwrap();
+        let header = answer.header("marram-decision").unwrap_or_else(|| panic!("{answer:?}"));
+        let decision: Value = serde_json::from_str(header).unwrap();
+        let candidates = decision["candidates"].as_array().unwrap();
+        let count = |key: &str| candidates.iter().filter(|candidate| candidate[key] == true).count();
+        let drawn = (&decision["draw"], candidates.len(), count("chosen"), count("passed_over"));
+        assert_eq!(drawn, (&json!("BestOfTwo"), 2, 1, 1), "{decision:#}");
+    }
+    let explanation = client.explain("twin").unwrap();
+    assert_eq!(explanation.draw, Draw::BestOfTwo);
+    assert!(explanation.candidates.iter().any(|candidate| candidate.latency_ms.is_some()), "{explanation:#?}");
+    assert!(explanation.candidates.iter().all(|candidate| candidate.expected_picks.is_none()), "{explanation:#?}");
+    let said = client.run(&["route", "explain", "twin"]);
+    assert!(said.out.contains("draw BestOfTwo") && said.out.contains("OBSERVED may differ from P"), "{}", said.out);
 }

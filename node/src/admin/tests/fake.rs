@@ -50,6 +50,7 @@ pub(super) fn explanation() -> Explanation {
         inflight: 30.0,
         distance_ms: 0.2,
         distance_source: DistanceSource::Local,
+        latency_ms: Some(4.5),
         picks: 63,
         expected_picks: 62.5,
         state: "ok".to_owned(),

@@ -174,9 +174,9 @@ fn snapshot(
 /// The endpoint gets all first picks, as if nothing else were there; only retries go elsewhere.
 pub(super) fn prefer(preferred: &Endpoint, others: &[&Endpoint]) {
     for other in others {
-        other.stats.report_inflight(1_000_000);
+        other.stats.report_inflight(1_000_000, Duration::ZERO);
     }
-    preferred.stats.report_inflight(0);
+    preferred.stats.report_inflight(0, Duration::ZERO);
 }
 
 /// An address on which nobody listens.

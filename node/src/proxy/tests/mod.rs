@@ -2,6 +2,7 @@
 
 mod bench;
 mod client;
+mod latency;
 mod mesh;
 mod refusals;
 mod requests;

@@ -74,7 +74,7 @@ async fn headers_of_one_connection_and_of_the_mesh_do_not_cross() {
 #[tokio::test]
 async fn the_decision_is_explained_when_asked_for() {
     let (mut bench, _) = hello().await;
-    bench.add_remote("hello", "far", 9, Protocol::Http).stats.report_inflight(1_000_000);
+    bench.add_remote("hello", "far", 9, Protocol::Http).stats.report_inflight(1_000_000, Duration::ZERO);
     let mut client = Client::connect(bench.address).await;
     let reply = client.ask("GET / HTTP/1.1\r\nHost: hello.mesh\r\nmarram-explain: 1\r\n\r\n").await;
     let decision: serde_json::Value = serde_json::from_str(reply.header("marram-decision").unwrap()).unwrap();

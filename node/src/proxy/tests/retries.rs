@@ -100,7 +100,7 @@ async fn two_failures_in_a_row_are_told_and_not_tried_further() {
     }
     let (address, good_connections) = echo("good").await;
     let good = bench.add_local("hello", address, Protocol::Http);
-    good.stats.report_inflight(1_000_000_000);
+    good.stats.report_inflight(1_000_000_000, Duration::ZERO);
     let reply = Client::connect(bench.address).await.get("hello.mesh", "/").await;
     assert_eq!(reply.problem(503), "no_healthy_instance");
     assert_eq!(reply.json()["candidates"].as_array().unwrap().len(), 2, "{reply:?}");
