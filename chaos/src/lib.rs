@@ -2,6 +2,7 @@
 //!
 //! - [`echo`]: the demo service, HTTP/1.1 and TCP, that says who answered.
 //! - [`load`]: an open-loop load generator without retries that tells, second by second, what failed and when.
+//! - [`load_sim`]: clients, servers and queues in virtual time, for the ways to choose a server.
 //! - [`admin`]: the few questions the scenarios ask a node through its admin socket.
 //! - [`entrypoint`]: the first process of the demo container: init or join on first start, then the agent.
 //! - [`docker`] and [`firewall`]: the compose project under test and the rules that cut its network in two.
@@ -22,6 +23,7 @@ pub mod entrypoint;
 pub mod firewall;
 pub mod fleet_proof;
 pub mod load;
+pub mod load_sim;
 pub mod lossfs;
 pub mod power_cut;
 pub mod report;

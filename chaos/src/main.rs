@@ -19,6 +19,7 @@ use chaos::echo::{self, EchoConfig};
 use chaos::entrypoint::{self, EntrypointOptions};
 use chaos::fleet_proof::{self, Proof};
 use chaos::load::{self, LoadConfig};
+use chaos::load_sim::{self, LoadSimArguments};
 use chaos::power_cut::{self, PowerCutOptions, Sabotage, WriterOptions};
 use chaos::scenario::{self, Outcome, ScenarioOptions};
 use chaos::sim::{self, SimArguments};
@@ -48,6 +49,8 @@ enum Command {
     PowerCutsWriter(WriterOptions),
     /// Brings a cluster up, breaks it, and tells what held; exit 0 all held, 1 something broke, 77 cannot run here
     Scenario(ScenarioArguments),
+    /// Ways to choose a server, simulated: what requests take under each, beside an oracle, as a Markdown table
+    LoadSim(LoadSimArguments),
     /// Replicas of the policy store under faults drawn from seeds, against an exact oracle; exit 1 when a seed fails
     Sim(SimArguments),
     #[command(flatten)]
@@ -154,6 +157,7 @@ async fn main() -> ExitCode {
         Command::PowerCuts(arguments) => cut_power(arguments).await,
         Command::PowerCutsWriter(options) => power_cut::write(&options).map(|()| ExitCode::SUCCESS),
         Command::Scenario(arguments) => run_scenario(arguments).await,
+        Command::LoadSim(arguments) => load_sim::command(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Sim(arguments) => run_sim(&arguments),
         Command::Proof(proof) => fleet_proof::run(proof).await,
     };
