@@ -5,10 +5,11 @@
 //! Nothing reads a clock or the system's chance: a seed gives the same run, and one seed gives every balancer the same
 //! arrivals and the same work.
 //!
-//! The model: twelve servers with 2, 4 or 8 slots and a queue without a limit, first come first served; the work of a request is exponential
-//! with a mean of 10 ms; requests arrive at each client as a Poisson stream; a way there and back takes half of the round
-//! trip each. Once a second each server tells all clients how many requests it holds; where `answers_tell`, each answer does
-//! so too, as between two nodes of a mesh. A request is in flight for its client until its answer is there.
+//! The model: twelve servers with 2, 4 or 8 slots and a queue without a limit, first come first served; the work of a
+//! request is exponential with a mean of 10 ms; requests arrive at each client as a Poisson stream; the way there and the
+//! way back take half of the round trip each. Once a second each server tells all clients how many requests it holds; where
+//! `answers_tell`, each answer does so too, as between two nodes of a mesh. A request is in flight for its client until its
+//! answer is there.
 //!
 //! What the model leaves out: failures, retries, connections to be made, servers that slow down as they fill, bodies,
 //! and work of a heavier tail.

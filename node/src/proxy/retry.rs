@@ -39,12 +39,11 @@ impl Tries {
         if self.failed() > RETRIES_MAX {
             return Err(self.exhausted(service));
         }
-        pick(snapshot, service, &self.out, [context.chance(core), context.chance(core)], context.clock.now()).map_err(
-            |none| match none {
-                NoPick::UnknownService => Refusal::unknown_service(service, snapshot.services.keys()),
-                NoPick::NoneHealthy(reasons) => self.none_healthy(service, reasons),
-            },
-        )
+        let chances = [context.chance(core), context.chance(core)];
+        pick(snapshot, service, &self.out, chances, context.clock.now()).map_err(|none| match none {
+            NoPick::UnknownService => Refusal::unknown_service(service, snapshot.services.keys()),
+            NoPick::NoneHealthy(reasons) => self.none_healthy(service, reasons),
+        })
     }
 
     /// The endpoint failed: it is out for this request and, for a while, for this node.
