@@ -144,7 +144,7 @@ impl View {
         let entries = routes::entries(&sorted.at(here));
         let contests = routes::contests(&entries).into_iter();
         let routes = contests.map(|Contest { winner, locked_by, .. }| {
-            let led = Led::new(&winner.rule, locked_by.is_some());
+            let led = Led::new(winner.rule, locked_by.is_some());
             ((winner.host.clone(), winner.path.clone()), led)
         });
         Self { routes: routes.collect(), table: table(sorted, here) }

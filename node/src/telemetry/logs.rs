@@ -4,7 +4,7 @@
 //! trace: per packet. One line per finished request goes to the target `access` at level info.
 //! `MARRAM_LOG` holds a filter, for instance `info,access=off` or `warn,transport::swim=debug`.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
@@ -21,6 +21,10 @@ pub const FILTER_DEFAULT: &str = "info,quinn=warn,quinn_proto=warn,rustls=warn,c
 
 /// Lines that may wait for stderr; one more is dropped and counted.
 const QUEUE_LINES: usize = 4096;
+/// Bytes after which lines are written although more wait.
+const WRITE_BYTES: usize = 64 * 1024;
+/// How long lines gather after some were written; far less than it takes to fill the queue.
+const GATHER: Duration = Duration::from_millis(5);
 /// How long the end of the program waits for the last lines.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
 
@@ -76,7 +80,10 @@ impl Drop for LogGuard {
 pub fn init(format: LogFormat, filter: Option<&str>) -> Result<LogGuard, LogError> {
     let filter = parse_filter(filter)?;
     let (lines, queue) = mpsc::sync_channel(QUEUE_LINES);
-    thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&queue)).map_err(LogError::Thread)?;
+    thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || write_lines(&queue, io::stderr()))
+        .map_err(LogError::Thread)?;
     let writer = Lines { queue: lines.clone() };
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
@@ -104,13 +111,30 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
-fn write_lines(queue: &Receiver<Message>) {
-    let mut stderr = io::stderr();
-    for message in queue {
-        match message {
-            // A closed stderr is no reason to stop serving.
-            Message::Line(line) => drop(stderr.write_all(&line)),
-            Message::Flush(done) => drop(done.try_send(())),
+/// Writes lines until nobody is left who could log: the first at once, those that follow closely together, so that a busy
+/// proxy pays neither for a call of the system nor for waking this thread with every request.
+fn write_lines(queue: &Receiver<Message>, mut out: impl io::Write) {
+    let mut text = Vec::new();
+    while let Ok(first) = queue.recv() {
+        let mut waiting = Vec::new();
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                Message::Line(line) => text.extend_from_slice(&line),
+                Message::Flush(done) => waiting.push(done),
+            }
+            next = if text.len() < WRITE_BYTES { queue.try_recv().ok() } else { None };
+        }
+        // A closed stderr is no reason to stop serving.
+        drop(out.write_all(&text));
+        text.clear();
+        text.shrink_to(WRITE_BYTES);
+        let somebody_waits = !waiting.is_empty();
+        for done in waiting {
+            drop(done.try_send(()));
+        }
+        if !somebody_waits {
+            thread::park_timeout(GATHER);
         }
     }
 }
@@ -144,7 +168,52 @@ impl<'a> MakeWriter<'a> for Lines {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
+
+    /// What was written, call by call.
+    #[derive(Debug, Clone, Default)]
+    struct Written(std::sync::Arc<std::sync::Mutex<Vec<Vec<u8>>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().push(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_wait_are_written_together_in_their_order_and_whoever_waits_is_told_after() {
+        let (lines, queue) = mpsc::sync_channel(16);
+        for line in ["first\n", "second\n", "third\n"] {
+            lines.send(Message::Line(line.into())).unwrap();
+        }
+        let (done, finished) = mpsc::sync_channel(1);
+        lines.send(Message::Flush(done)).unwrap();
+        drop(lines);
+        let written = Written::default();
+        write_lines(&queue, written.clone());
+        assert_eq!(*written.0.lock().unwrap(), [b"first\nsecond\nthird\n".to_vec()]);
+        assert_eq!(finished.try_recv(), Ok(()));
+    }
+
+    #[test]
+    fn more_lines_than_fit_are_written_in_several_calls_and_none_is_lost() {
+        let (lines, queue) = mpsc::sync_channel(16);
+        for _ in 0..5 {
+            lines.send(Message::Line(vec![b'x'; WRITE_BYTES / 2])).unwrap();
+        }
+        drop(lines);
+        let written = Written::default();
+        write_lines(&queue, written.clone());
+        let sizes: Vec<usize> = written.0.lock().unwrap().iter().map(Vec::len).collect();
+        assert_eq!(sizes, [WRITE_BYTES, WRITE_BYTES, WRITE_BYTES / 2]);
+    }
 
     #[test]
     fn an_empty_filter_means_the_default() {
