@@ -131,7 +131,8 @@ fn write_lines(queue: &Receiver<Message>, mut out: impl io::Write) {
         text.shrink_to(WRITE_BYTES);
         let somebody_waits = !waiting.is_empty();
         for done in waiting {
-            drop(done.try_send(()));
+            // Who waited may have given up.
+            done.try_send(()).ok();
         }
         if !somebody_waits {
             thread::park_timeout(GATHER);
