@@ -112,6 +112,8 @@ struct Stage {
     known: Known,
     /// What the damaged agent showed and nobody wrote, at any moment.
     invented: Vec<Fault>,
+    /// Faults of the whole so far.
+    faults: usize,
     set_aside_most: usize,
 }
 
@@ -126,6 +128,7 @@ impl Stage {
             library: Library::new(TEXT_BYTES),
             known: Known::new(),
             invented: Vec::new(),
+            faults: 0,
             set_aside_most: 0,
         };
         let names: Vec<String> = (0..documents).map(|number| format!("d-{number}")).collect();
@@ -168,6 +171,9 @@ impl Stage {
         let How { kind, is_killed, has_snapshot } = how;
         let some: Vec<String> = self.known.keys().cloned().sample(random, 5);
         self.write(VICTIM, &some, random)?;
+        // What only the damaged disk has cannot be had back from anywhere (a write that waits for another node cannot get
+        // into that): so its peers have heard of it before it stops.
+        self.equal()?;
         let victim = self.victim()?;
         if is_killed {
             victim.kill();
@@ -210,7 +216,14 @@ impl Stage {
             self.restore(&store, &sound)?;
         }
         fs::remove_dir_all(&sound)?;
-        self.compare()?;
+        let faults = self.compare()?;
+        if faults > self.faults {
+            let stop = if is_killed { "kill -9" } else { "a clean stop" };
+            let snapshot = if has_snapshot { "with" } else { "without" };
+            let new = faults - self.faults;
+            report.event(format!("{} after {stop}, {what}, {snapshot} its snapshot: {new} faults", kind.name()));
+            self.faults = faults;
+        }
         self.set_aside_most = self.set_aside_most.max(set_aside(&store)?);
         Ok(Run { how, outcome, equal, looks })
     }
@@ -239,11 +252,10 @@ impl Stage {
         Ok(())
     }
 
-    /// Every agent shows exactly what was written.
-    fn compare(&mut self) -> Result<()> {
+    /// Every agent shows exactly what was written; how many faults there are so far.
+    fn compare(&mut self) -> Result<usize> {
         let views = self.desks.iter().map(Desk::view).collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::msg)?;
-        self.library.ledger.check(&views);
-        Ok(())
+        Ok(self.library.ledger.check(&views).len())
     }
 
     fn tell(&mut self, runs: &[Run], report: &mut Report) {
