@@ -108,7 +108,7 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
 
     // The store first: a node that cannot keep policy must not look alive.
     let (store_events, store_inbox) = mpsc::channel(64);
-    let opened = StoreHandle::open(
+    let mut opened = StoreHandle::open(
         dir,
         Arc::clone(&identity),
         Arc::clone(&clock),
@@ -140,7 +140,6 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     )
     .context("open the mesh port, `mesh.bind` in node.toml")?;
 
-    let mut opened = opened;
     let (state, health_inbox) = state(&config, &identity, here.clone(), lives.incarnation, &links, &clock).await;
     let first = {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -65,7 +65,7 @@ impl Reading {
     #[must_use]
     pub fn new(document: &Document) -> Self {
         let mut reading = Self::with_spec(document);
-        if !matches!(reading.says, Says::Fields) || document.kind != OVERLAID {
+        if document.kind != OVERLAID {
             reading.spec = Value::Null;
         }
         reading

@@ -211,14 +211,14 @@ impl Stage {
         };
         if outcome == Outcome::Failed {
             let log = self.victim()?.log_tail(1);
-            let stop = if is_killed { "kill -9" } else { "a clean stop" };
+            let stop = stop_of(is_killed);
             report.event(format!("{} after {stop}, {what}: it did not come back: {}", kind.name(), log.trim()));
             self.restore(&store, &sound)?;
         }
         fs::remove_dir_all(&sound)?;
         let faults = self.compare()?;
         if faults > self.faults {
-            let stop = if is_killed { "kill -9" } else { "a clean stop" };
+            let stop = stop_of(is_killed);
             let snapshot = if has_snapshot { "with" } else { "without" };
             let new = faults - self.faults;
             report.event(format!("{} after {stop}, {what}, {snapshot} its snapshot: {new} faults", kind.name()));
@@ -266,7 +266,7 @@ impl Stage {
         for ((kind, is_killed), runs) in &cells {
             let of = |outcome| runs.iter().filter(|run| run.outcome == outcome).count();
             let slowest = runs.iter().filter_map(|run| run.equal).max().unwrap_or_default();
-            let stop = if *is_killed { "kill -9" } else { "a clean stop" };
+            let stop = stop_of(*is_killed);
             let detail = format!(
                 "{} after {stop}: {} opened as it was, {} rebuilt, {} failed; slowest {:.2} s",
                 kind.name(),
@@ -311,6 +311,11 @@ impl Stage {
             format!("at most {} at once", self.set_aside_most),
         );
     }
+}
+
+/// How an agent was stopped, in words.
+const fn stop_of(is_killed: bool) -> &'static str {
+    if is_killed { "kill -9" } else { "a clean stop" }
 }
 
 /// How many damaged databases stand beside the one in use.

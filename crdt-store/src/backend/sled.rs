@@ -2,8 +2,8 @@
 //!
 //! A batch is acknowledged when the journal has it on the disk (see `journal`). sled is written now and then, many batches
 //! at once, for what a batch costs it, and because power cuts that tear pages made it unreadable about once in sixty.
-//! The journal is laid over it when it is opened, and begins anew only when a copy of everything was kept elsewhere, or when it has grown to [`JOURNAL_BYTES_MAX`]. Between two uses sled is
-//! closed, which gives back several MiB of memory.
+//! The journal is laid over it when it is opened, and begins anew only when a copy of everything was kept elsewhere, or
+//! when it has grown to [`JOURNAL_BYTES_MAX`]. Between two uses sled is closed, which gives back several MiB of memory.
 //!
 //! - `flush()` does not sync on Linux: an own handle on the file `db` is synced after it, always.
 //! - Leaves above 128 KiB go to files of their own that sled never syncs. A leaf has up to some 20 pairs, so values are
@@ -356,7 +356,7 @@ fn close(open: Handle) {
 }
 
 /// Has the pages dropped that sled replaced. It leaves that to its next uses of the log, and there may be none for long:
-/// after many writes tens of MiB would stay.
+/// some 10 MiB stayed in an agent after 12,000 writes.
 fn let_go() {
     // Each round drops up to 8 bags of 64 objects, and once nobody reads any more moves on to those of the next epoch.
     for _ in 0..GARBAGE_ROUNDS {

@@ -47,8 +47,9 @@ impl StoreThread {
         let mut noted = Vec::new();
         for view in self.replica.documents() {
             let conflict = sections_in_conflict(&view);
-            if !conflict.is_empty() || locks(&view) {
-                noted.push((view.key.clone(), conflict, locks(&view)));
+            let locks = locks(&view);
+            if locks || !conflict.is_empty() {
+                noted.push((view.key.clone(), conflict, locks));
             }
             change.filed.push((doc_id(&view.key), filed(&view)));
         }
