@@ -31,6 +31,7 @@ use crate::config::{Config, GossipPreset, ListenerConfig, ServiceConfig};
 use crate::control::{Control, Inputs, resolve};
 use crate::event::Event;
 use crate::gossip::Facts;
+use crate::hand_over::hand_over;
 use crate::keeper::{self, Keeper};
 use crate::local::LocalInstances;
 use crate::machine;
@@ -62,6 +63,13 @@ const ADDRESS_CHECK: Duration = Duration::from_secs(30);
 const COLLECT_FIRST: Duration = Duration::from_secs(60);
 /// Time between two looks for old deletions; the age of a deletion where that is less.
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
+/// Longest wait for a peer that confirms the newest policy: some three conversations over a bad link. Not longer, for
+/// a stop that hangs is cut short by kill.
+const HAND_OVER_MAX: Duration = Duration::from_secs(3);
+/// The same for what was written during the drain.
+const HAND_OVER_LAST_MAX: Duration = Duration::from_secs(1);
+/// Longest wait for the admin API to end; it gives its own requests less.
+const ADMIN_END_MAX: Duration = Duration::from_secs(3);
 /// The one gossip cell of this version.
 const CELL: &str = "0";
 /// Table of the instances that were registered by the admin API.
@@ -172,6 +180,7 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     let (cell, gossip_in) = cell(&config, &identity, lives.generation, &links, &clock);
     let changes = cell.subscribe();
     let syncer = Arc::new(Syncer::new(opened.store.clone(), links.clone(), Arc::clone(&clock)));
+    let last_talks = Arc::clone(&syncer);
     let keeper = Arc::new(Keeper::new(dir, lives.generation, book, opened.store.clone()));
     let joins = Arc::new(OnceLock::new());
     let tally = Tally { links: links.clone(), trust, cell: cell.clone(), join: Arc::clone(&joins) };
@@ -209,13 +218,13 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
         }));
         move || control.clone().run(Arc::clone(&inputs))
     }));
-    tasks.push(supervised("admin", {
+    let admin_task = supervised("admin", {
         let (admin, stop) = (Arc::new(admin), stop.clone());
         move || {
             let (admin, stop) = (Arc::clone(&admin), stop.clone());
             async move { admin.run(stop).await }
         }
-    }));
+    });
     tasks.push(supervised("leaf", {
         let (leaf, clock) = (Arc::clone(&leaf), Arc::clone(&clock));
         let node_not_after = identity.not_after_unix();
@@ -246,11 +255,15 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
 
     stop_asked().await;
     events.send(Event::Drain).await.ok();
-    let left = proxy.drain(config.proxy.drain_timeout).await;
+    // At once, for whoever stops this node may not wait for the drain; and again for what is written meanwhile.
+    let handed_over = hand_over(&opened.store, &links, &last_talks, HAND_OVER_MAX);
+    let (left, ()) = tokio::join!(proxy.drain(config.proxy.drain_timeout), handed_over);
     if left > 0 {
         warn!(left, "requests were still in flight when the drain time was over");
     }
     stop.cancel();
+    tokio::time::timeout(ADMIN_END_MAX, admin_task).await.ok();
+    hand_over(&opened.store, &links, &last_talks, HAND_OVER_LAST_MAX).await;
     links.shutdown(Duration::from_millis(500)).await;
     for task in tasks.into_iter().chain(listeners) {
         task.abort();

@@ -18,6 +18,7 @@ pub mod event;
 #[cfg(feature = "jemalloc")]
 pub mod give_back;
 pub mod gossip;
+pub mod hand_over;
 pub mod health;
 pub mod keeper;
 pub mod local;

@@ -23,7 +23,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crdt_store::{Authority, Counters, DocKey, Dot, Recovered, StoreError, Summary, open_or_recover, snapshot_path};
+use crdt_store::{
+    Authority, Context, Counters, DocKey, Dot, Recovered, StoreError, Summary, open_or_recover, snapshot_path,
+};
 use policy::{DocId, Document, Filed};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, warn};
@@ -141,6 +143,7 @@ enum Command {
     Documents { answer: Answer<Vec<Document>> },
     Check { documents: Vec<Document>, answer: Answer<()> },
     Numbers { answer: Answer<StoreNumbers> },
+    Context { answer: Answer<Context> },
     Reread,
     Collect { age: Duration },
     Push { from: NodeId, bytes: Bytes },
@@ -304,6 +307,14 @@ impl StoreHandle {
     /// [`ApiError::Unavailable`] when the node is stopping.
     pub async fn numbers(&self) -> Result<StoreNumbers, ApiError> {
         self.ask(|answer| Command::Numbers { answer }).await
+    }
+
+    /// All that is on disk here.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`] when the node is stopping.
+    pub async fn context(&self) -> Result<Context, ApiError> {
+        self.ask(|answer| Command::Context { answer }).await
     }
 
     /// What peers have confirmed to have on disk, and the news of it.

@@ -139,6 +139,9 @@ impl StoreThread {
             Command::Numbers { answer } => {
                 answer.send(Ok(self.numbers())).ok();
             }
+            Command::Context { answer } => {
+                answer.send(Ok(self.replica.context().clone())).ok();
+            }
             Command::Reread => {
                 let change = self.whole_change();
                 self.tell(StoreEvent::Changed(Box::new(change)));

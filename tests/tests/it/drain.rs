@@ -3,8 +3,10 @@
 use std::thread;
 use std::time::Duration;
 
+use node::view::PolicyView;
 use rustix::process::Signal;
-use tests::{App, Fleet, Load, Node, Sent, Stopwatch, eventually, get};
+use serde_json::json;
+use tests::{App, Fleet, Load, Node, Sent, Stopwatch, eventually, get, pause};
 
 #[test]
 fn a_node_told_to_stop_finishes_what_it_has_and_says_goodbye() {
@@ -89,4 +91,59 @@ fn an_idle_node_stops_at_once_and_a_slow_request_is_cut_after_the_drain_time() {
     assert!((Duration::from_secs(1)..Duration::from_secs(5)).contains(&took), "{took:?}");
     let answer = slow.join().unwrap();
     assert!(answer.as_ref().ok().is_none_or(|answer| answer.status >= 500), "{answer:?}");
+}
+
+#[test]
+fn a_node_told_to_stop_right_after_a_write_waits_until_another_has_it_on_disk() {
+    const DOCUMENTS: usize = 20;
+    let mut fleet = Fleet::start(2, &|_, _| {});
+    let _same = fleet.wait_roots_equal(Duration::from_secs(5));
+    // Nothing gets through to the other node, and what is written is more than the kernel would keep for it.
+    fleet.nodes[1].signal(Signal::STOP);
+    let text = "x".repeat(30_000);
+    for number in 0..DOCUMENTS {
+        let name = format!("note-{number}");
+        let document = json!({
+            "apiVersion": "marram.dev/v1",
+            "kind": "Note",
+            "metadata": { "name": name, "scope": "global" },
+            "spec": { "text": text },
+        });
+        let answer = fleet.nodes[0].write("PUT", &format!("/v1/policies/global/Note/{name}"), &document.to_string());
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    let watch = Stopwatch::start();
+    fleet.nodes[0].signal(Signal::TERM);
+    while watch.elapsed() < Duration::from_millis(1500) {
+        assert!(fleet.nodes[0].is_running(), "gone after {:?} with the only copy", watch.elapsed());
+        pause(Duration::from_millis(20));
+    }
+    fleet.nodes[1].signal(Signal::CONT);
+    assert_eq!(fleet.nodes[0].ended(Duration::from_secs(10)), Some(0), "{}", fleet.nodes[0].log_tail(20));
+    assert!(watch.elapsed() < Duration::from_secs(6), "it does not wait for ever: {:?}", watch.elapsed());
+    let there: Vec<PolicyView> = serde_json::from_value(fleet.nodes[1].ask("/v1/policies").unwrap()).unwrap();
+    assert_eq!(there.len(), DOCUMENTS, "{}", fleet.logs());
+}
+
+#[test]
+fn a_node_whose_peers_do_not_answer_stops_all_the_same_and_says_what_nobody_has() {
+    let mut fleet = Fleet::start(2, &|_, _| {});
+    let _same = fleet.wait_roots_equal(Duration::from_secs(5));
+    fleet.nodes[1].signal(Signal::STOP);
+    let note = r#"{"apiVersion":"marram.dev/v1","kind":"Note","metadata":{"name":"last","scope":"global"},"spec":{}}"#;
+    let answer = fleet.nodes[0].write("PUT", "/v1/policies/global/Note/last", note);
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let watch = Stopwatch::start();
+    assert_eq!(fleet.nodes[0].terminate(), Some(0));
+    assert!(watch.elapsed() < Duration::from_secs(8), "{:?}", watch.elapsed());
+    let log = fleet.nodes[0].log_tail(20);
+    assert!(log.contains("no other node has confirmed the newest policy of this one"), "{log}");
+
+    // It stands on the disk and spreads when there is somebody again.
+    fleet.nodes[1].signal(Signal::CONT);
+    fleet.nodes[0].start();
+    fleet.nodes[0].wait_ready();
+    let _met = fleet.wait_roots_equal(Duration::from_secs(10));
+    let there: Vec<PolicyView> = serde_json::from_value(fleet.nodes[1].ask("/v1/policies").unwrap()).unwrap();
+    assert_eq!(there.len(), 1, "{}", fleet.logs());
 }
