@@ -26,17 +26,21 @@ pub struct Doubts {
 }
 
 impl Doubts {
-    /// True where a verdict takes effect now; false for a death that is left aside for [`HEARD_LATELY`]. `last_ack` is
-    /// when the node last answered a probe of ours. Whatever was left aside of that node before is forgotten: the new
-    /// verdict is all that the prober says of it.
+    /// True where a verdict takes effect now; false for a death that is left aside for [`HEARD_LATELY`], and for the
+    /// return from such a death: the node has objected, and was never gone here. `last_ack` is when the node last answered
+    /// a probe of ours. Whatever was left aside of that node before is forgotten: the new verdict is all that the prober
+    /// says of it.
     pub fn believes(&mut self, node: NodeId, liveness: Liveness, last_ack: Option<Duration>, now: Duration) -> bool {
-        self.look_again.remove(&node);
+        let was_left_aside = self.look_again.remove(&node).is_some();
         let was_heard_lately = last_ack.is_some_and(|at| now.saturating_sub(at) <= HEARD_LATELY);
-        if liveness != Liveness::Dead || !was_heard_lately {
-            return true;
+        match liveness {
+            Liveness::Dead if was_heard_lately => {
+                self.look_again.insert(node, now.saturating_add(HEARD_LATELY));
+                false
+            }
+            Liveness::Joining => !was_left_aside,
+            Liveness::Dead | Liveness::Alive | Liveness::Suspect | Liveness::Left => true,
         }
-        self.look_again.insert(node, now.saturating_add(HEARD_LATELY));
-        false
     }
 
     /// Nodes to look at again, each named once: a node that has been silent since is not heard lately any more.

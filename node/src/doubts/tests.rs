@@ -61,11 +61,21 @@ fn no_death_is_doubted_twice_without_an_answer_in_between() {
 
 #[test]
 fn a_doubted_death_is_forgotten_when_the_node_objects() {
-    for liveness in [Liveness::Alive, Liveness::Suspect, Liveness::Left, Liveness::Joining] {
+    for liveness in [Liveness::Alive, Liveness::Suspect, Liveness::Left] {
         let mut doubts = doubted();
         assert!(doubts.believes(node(1), liveness, Some(NOW), NOW + SECOND), "{liveness} is never doubted");
         assert_eq!(doubts.take_due(NOW + 60 * SECOND), [], "{liveness}");
     }
+}
+
+/// The prober has it dead and then back, not yet asked; requests that go there must not stop for that.
+#[test]
+fn a_node_that_objects_to_a_doubted_death_does_not_have_to_come_back() {
+    let mut doubts = doubted();
+    assert!(!doubts.believes(node(1), Liveness::Joining, Some(NOW - SECOND), NOW + MOMENT));
+    assert_eq!(doubts.take_due(NOW + 60 * SECOND), [], "its objection ends the doubt");
+    assert!(doubts.believes(node(1), Liveness::Alive, Some(NOW), NOW + SECOND));
+    assert!(doubts.believes(node(1), Liveness::Joining, Some(NOW), NOW + SECOND), "nothing was left aside of it now");
 }
 
 #[test]

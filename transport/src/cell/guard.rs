@@ -40,9 +40,12 @@ pub enum Refused {
     /// Versions of one member that do not rise, or pass the maximum that the sender claims.
     #[error("versions that go back or beyond their maximum")]
     VersionBack,
-    /// News about this very node, under its present life.
-    #[error("news about the node that receives it")]
+    /// News about this very node that it did not write: under a later life, or newer than what it has told itself.
+    #[error("forged news about the node that receives it")]
     AboutMe,
+    /// News about this very node that it has told itself: an answer to a question of a moment ago, overtaken meanwhile.
+    #[error("old news about the node that receives it")]
+    KnownToMe,
     /// A message of another mesh or cell, or one that says we are in another.
     #[error("another cell")]
     WrongCluster,
@@ -56,12 +59,13 @@ pub enum Refused {
 
 impl Refused {
     /// All reasons, for counters.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NonAsciiKey,
         Self::TooManyMembers,
         Self::TooBig,
         Self::VersionBack,
         Self::AboutMe,
+        Self::KnownToMe,
         Self::WrongCluster,
         Self::Malformed,
         Self::Stranger,
@@ -75,6 +79,7 @@ impl Refused {
             Self::TooBig => "too_big",
             Self::VersionBack => "version_back",
             Self::AboutMe => "about_me",
+            Self::KnownToMe => "known_to_me",
             Self::WrongCluster => "wrong_cluster",
             Self::Malformed => "malformed",
             Self::Stranger => "stranger",
@@ -106,6 +111,8 @@ pub trait VersionView {
     fn cluster_id(&self) -> &str;
     /// The receiver's own life.
     fn generation(&self) -> u64;
+    /// The newest version that the receiver has told of itself in that life.
+    fn own_version(&self) -> u64;
     /// States held, of all lives of all members.
     fn states(&self) -> usize;
     /// Whether any life of this node is held.
@@ -205,11 +212,12 @@ fn read_delta(
     let inflated = inflate(reader)?;
     reader.end()?;
     let mut operations = Reader(&inflated);
-    let mut walk = Walk { me, digest, seen, states: BTreeSet::new(), current: None };
+    let mut walk = Walk { me, digest, seen, states: BTreeSet::new(), current: None, knows_me: false };
     while !operations.0.is_empty() {
         walk.operation(&mut operations)?;
     }
-    Ok(())
+    // Nothing new, but chitchat would apply it; what else is in the message comes again with the next one.
+    if walk.knows_me { Err(Refused::KnownToMe) } else { Ok(()) }
 }
 
 /// Inflates the blocks of a stream, as far as the limits allow.
@@ -252,10 +260,14 @@ struct Walk<'a, V> {
     seen: &'a V,
     states: BTreeSet<StateId>,
     current: Option<Current>,
+    /// Whether it speaks of the receiver's present life.
+    knows_me: bool,
 }
 
 /// The state that operations now speak of.
 struct Current {
+    /// The newest version that the receiver has told, where it is the receiver's own state: above it is forged.
+    told: Option<u64>,
     /// Versions seen so far must stay below what comes next.
     version: u64,
     /// What the sender's digest says is its maximum.
@@ -278,9 +290,13 @@ impl<V: VersionView> Walk<'_, V> {
         let (collected, from_version) = (reader.u64()?, reader.u64()?);
         // News of an earlier life of this node is what peers remember of it: harmless, and not to be refused, or a
         // restarted node would hear nobody.
-        if state.node == self.me && state.generation >= self.seen.generation() {
+        let is_me = state.node == self.me && state.generation >= self.seen.generation();
+        let is_present = is_me && state.generation == self.seen.generation();
+        let told = is_present.then(|| self.seen.own_version());
+        if is_me && told.is_none_or(|told| collected.max(from_version) > told) {
             return Err(Refused::AboutMe);
         }
+        self.knows_me |= is_present;
         if collected > VERSION_MAX || from_version > VERSION_MAX {
             return Err(Refused::VersionBack);
         }
@@ -295,7 +311,7 @@ impl<V: VersionView> Walk<'_, V> {
             None => VERSION_MAX,
         };
         let held = self.seen.held(state);
-        self.current = Some(Current { version: 0, version_max: claimed, held });
+        self.current = Some(Current { told, version: 0, version_max: claimed, held });
         Ok(())
     }
 
@@ -329,6 +345,9 @@ impl<V: VersionView> Walk<'_, V> {
 impl Current {
     /// Versions rise strictly; a closing maximum may repeat the last one.
     fn raise(&mut self, version: u64, may_repeat: bool) -> Result<(), Refused> {
+        if self.told.is_some_and(|told| version > told) {
+            return Err(Refused::AboutMe);
+        }
         let rises = version > self.version || may_repeat && version == self.version;
         if !rises || version > self.version_max {
             return Err(Refused::VersionBack);

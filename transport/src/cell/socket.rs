@@ -143,6 +143,11 @@ impl VersionView for StatesView<'_> {
         self.generation
     }
 
+    fn own_version(&self) -> u64 {
+        let own = self.chitchat.and_then(|chitchat| chitchat.node_state(chitchat.self_chitchat_id()));
+        own.map_or(0, NodeState::max_version)
+    }
+
     fn states(&self) -> usize {
         self.chitchat.map_or(0, |chitchat| chitchat.node_states().len())
     }

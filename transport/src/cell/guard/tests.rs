@@ -25,6 +25,10 @@ impl VersionView for View {
         10
     }
 
+    fn own_version(&self) -> u64 {
+        57
+    }
+
     fn states(&self) -> usize {
         self.0.len()
     }
@@ -97,9 +101,26 @@ fn news_about_oneself_is_refused() {
         let delta = Delta::new().node(node(1), generation).value("m/id", "forged", 9_000).plain();
         check_hostile(&ack(&delta), Refused::AboutMe);
     }
+    // One version beyond what this node has told is not its own either.
+    let beyond = [
+        Delta::new().node(node(1), 10).value("m/id", "forged", 58),
+        Delta::new().node(node(1), 10).value("m/id", "told", 57).max_version(58),
+    ];
+    for delta in beyond {
+        check_hostile(&ack(&delta.plain()), Refused::AboutMe);
+    }
     // What peers remember of an earlier life is honest; refusing it would leave a restarted node deaf.
     let earlier = Delta::new().node(node(1), 9).value("m/id", "old", 4).plain();
     assert_eq!(judge(&ack(&earlier)), Ok(()));
+}
+
+#[test]
+fn an_answer_about_oneself_that_was_overtaken_is_refused_and_no_forgery() {
+    // A peer answers a digest of version 40 after it has heard of 57 elsewhere.
+    let delta = Delta::new().node(node(1), 10).value("m/id", "told", 41).value("l", "told", 57).plain();
+    check_hostile(&ack(&delta), Refused::KnownToMe);
+    let without_values = Delta::new().node(node(1), 10).max_version(57).plain();
+    check_hostile(&ack(&without_values), Refused::KnownToMe);
 }
 
 #[test]
