@@ -8,6 +8,13 @@ use crate::{
     weigh::{Capacity, DISTANCE_MS_MAX, LOAD_MAX, Weighed, bounded},
 };
 
+/// Latencies below this count as this: what differs by less is not felt, and on a machine at work it is chance.
+const LEAST_MS: f64 = 2.0;
+/// How many times another's cost is no difference while there is room at both.
+const ALIKE: f64 = 2.0;
+/// How full a place may be that counts as having room.
+const ROOM: f64 = 0.5;
+
 /// What was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice {
@@ -36,7 +43,11 @@ impl Contender {
     /// Whether this one costs less than, as much as, or more than `other`.
     ///
     /// The cost is latency * max(1, (inflight + 1) / C): how long an answer takes, by how often the new request finds the
-    /// place full. The latency is never below the round trip, to which an estimate decays that nothing renews.
+    /// place full. The latency is never below the round trip, to which an estimate decays that nothing renews, nor below
+    /// two milliseconds, which nobody feels.
+    ///
+    /// Where both would be at most half full with the new request, and neither costs more than twice the other, they cost
+    /// the same: places with nothing to do share what comes by P, and one slower answer does not leave one of them out.
     ///
     /// A candidate without a known latency is taken to be as quick as the other one, so that its queue decides: it is not
     /// left out for want of an answer that only a request can bring. Until the first answer its cost is multiplied by 1 +
@@ -45,11 +56,17 @@ impl Contender {
     #[must_use]
     pub fn compare(&self, other: &Self) -> Ordering {
         match (self.latency_ms, other.latency_ms) {
-            (Some(mine), Some(theirs)) => self.cost(mine).total_cmp(&other.cost(theirs)),
+            (Some(mine), Some(theirs)) => self.compare_known(mine, other, theirs),
             (None, None) => self.queue().total_cmp(&other.queue()),
             (None, Some(theirs)) => self.compare_unknown(other, theirs),
             (Some(mine), None) => other.compare_unknown(self, mine).reverse(),
         }
+    }
+
+    fn compare_known(&self, latency_ms: f64, other: &Self, other_ms: f64) -> Ordering {
+        let (mine, theirs) = (self.cost(latency_ms), other.cost(other_ms));
+        let are_alike = mine <= theirs * ALIKE && theirs <= mine * ALIKE;
+        if are_alike && self.fill() <= ROOM && other.fill() <= ROOM { Ordering::Equal } else { mine.total_cmp(&theirs) }
     }
 
     fn compare_unknown(&self, known: &Self, latency_ms: f64) -> Ordering {
@@ -60,12 +77,17 @@ impl Contender {
     }
 
     fn cost(&self, latency_ms: f64) -> f64 {
-        bounded(latency_ms, DISTANCE_MS_MAX).max(self.round_trip()) * self.queue()
+        bounded(latency_ms, DISTANCE_MS_MAX).max(self.round_trip()).max(LEAST_MS) * self.queue()
     }
 
     /// How many rounds of full capacity the new request makes it, 1 while there is room.
     fn queue(&self) -> f64 {
-        ((bounded(self.inflight, LOAD_MAX) + 1.0) / self.capacity.requests()).clamp(1.0, LOAD_MAX)
+        self.fill().clamp(1.0, LOAD_MAX)
+    }
+
+    /// How full the new request makes it, 1 for as many requests as its capacity.
+    fn fill(&self) -> f64 {
+        (bounded(self.inflight, LOAD_MAX) + 1.0) / self.capacity.requests()
     }
 
     fn round_trip(&self) -> f64 {

@@ -41,7 +41,7 @@ fn the_cost_is_latency_times_how_often_the_place_is_full() {
             Contender { inflight: 9.0, latency_ms: Some(3.9), ..base },
             Ordering::Greater,
         ),
-        ("slower costs more", Contender { latency_ms: Some(11.0), ..base }, Ordering::Less),
+        ("more than twice as slow costs more", Contender { latency_ms: Some(20.1), ..base }, Ordering::Less),
         (
             "no answer comes before the round trip",
             Contender { distance_ms: 40.0, latency_ms: Some(0.1), ..base },
@@ -50,6 +50,24 @@ fn the_cost_is_latency_times_how_often_the_place_is_full() {
     ] {
         assert_eq!(base.compare(&other), expected, "{what}");
         assert_eq!(other.compare(&base), expected.reverse(), "{what}, the other way round");
+    }
+}
+
+#[test]
+fn places_with_room_that_are_about_as_quick_share_and_busy_ones_are_told_apart() {
+    let of = |inflight, latency_ms| Contender { inflight, latency_ms: Some(latency_ms), ..contender() };
+    for (what, one, other, expected) in [
+        ("both idle, within a factor of two", of(0.0, 5.0), of(0.0, 10.0), Ordering::Equal),
+        ("both half full with the new request", of(1.0, 5.0), of(1.0, 10.0), Ordering::Equal),
+        ("beyond a factor of two", of(0.0, 5.0), of(0.0, 10.1), Ordering::Less),
+        ("one more than half full", of(0.0, 5.0), of(1.1, 5.1), Ordering::Less),
+        ("the slower one more than half full", of(1.1, 5.1), of(0.0, 5.0), Ordering::Greater),
+        ("what nobody feels, also under load", of(3.0, 0.2), of(3.0, 1.9), Ordering::Equal),
+        ("there the queue decides", of(3.0, 1.9), of(4.0, 0.2), Ordering::Less),
+    ] {
+        let near = |contender: Contender| Contender { distance_ms: 0.1, ..contender };
+        assert_eq!(near(one).compare(&near(other)), expected, "{what}");
+        assert_eq!(near(other).compare(&near(one)), expected.reverse(), "{what}, the other way round");
     }
 }
 
