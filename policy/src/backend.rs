@@ -31,10 +31,10 @@ impl fmt::Display for Algorithm {
 #[non_exhaustive]
 pub enum Draw {
     /// One draw by P: the shares are the probabilities.
-    #[default]
     Single,
     /// Two different ones drawn by P, and of them the one where an answer costs less: latency * max(1, (in flight + 1) /
     /// C); see [`crate::Contender`].
+    #[default]
     BestOfTwo,
 }
 
