@@ -126,7 +126,7 @@ async fn answer_all(mut stream: TcpStream, answer: Arc<[u8]>) -> anyhow::Result<
     }
 }
 
-async fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+pub(crate) async fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
@@ -138,7 +138,7 @@ fn response() -> Vec<u8> {
     bytes
 }
 
-fn histogram() -> anyhow::Result<Histogram<u64>> {
+pub(crate) fn histogram() -> anyhow::Result<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)
 }
 

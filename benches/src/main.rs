@@ -1,10 +1,11 @@
 //! Measures fleets of the real binary, and the policy store beside `SQLite`, on this machine; prints Markdown.
 //!
-//! `cargo run -p benches -- idle|two-hops --binary target/x86_64-unknown-linux-musl/release/marram`,
+//! `cargo run -p benches -- idle|two-hops|draws --binary target/x86_64-unknown-linux-musl/release/marram`,
 //! `cargo run --release -p benches --features jemalloc -- store`. Every figure comes from a run of its own; ratios are
 //! within one run, because absolute rates differ between machines and moments.
 
 mod agent_policy;
+mod draws;
 mod idle;
 mod load;
 mod process;
@@ -45,6 +46,15 @@ enum What {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
         /// Rounds; direct and two hops take turns, medians are printed.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
+    /// Five agents under load: how long requests take by each draw, beside balancers outside of the mesh.
+    Draws {
+        /// Seconds for each balancer in each scenario of each round.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        /// Rounds; balancers take turns, all rounds of one are counted together.
         #[arg(long, default_value_t = 3)]
         rounds: usize,
     },
@@ -89,6 +99,7 @@ fn main() -> anyhow::Result<()> {
     match options.what {
         What::Idle { seconds } => idle::run(Duration::from_secs(seconds)),
         What::TwoHops { seconds, rounds } => two_hops::run(Duration::from_secs(seconds), rounds),
+        What::Draws { seconds, rounds } => draws::run(Duration::from_secs(seconds), rounds),
         What::AgentPolicy { documents, kind } => agent_policy::run(&documents, &kind),
         What::Store { seconds, documents, dir } => {
             store::run(Duration::from_secs(seconds), &documents, &dir.unwrap_or_else(std::env::temp_dir))
