@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::HeaderMap;
+use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, UPGRADE};
+use hyper::http::response::Parts;
 use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -17,10 +19,11 @@ use transport::{NodeId, StreamReset};
 use super::body::{RequestBody, Upload};
 use super::context::{OutcomeKind, ProxyContext};
 use super::head::{ACCEPTED, Content, ResetCode, ServiceHead};
-use super::headers::{Fault, MARRAM_FAULT_DETAIL, strip_marram};
+use super::headers::{Fault, MARRAM_FAULT_DETAIL, strip_hop_by_hop, strip_marram, write_upgrade};
 use super::lanes::Place;
 use super::links::PeerStream;
 use super::probe::watch;
+use super::tcp::Wire;
 use super::upstream::{Lease, NotSent, PoolKey};
 use crate::snapshot::{Endpoint, LocalInstance};
 
@@ -62,6 +65,28 @@ pub(super) enum Blame {
     Loop,
     /// The instance was too slow, as its own node saw it.
     Slow,
+}
+
+impl Answer {
+    /// Whether the instance speaks another protocol from here on.
+    pub(super) fn is_switched(&self) -> bool {
+        self.response.status() == StatusCode::SWITCHING_PROTOCOLS
+    }
+
+    /// The head of a 101 and the bare connection behind it, which no other request will use.
+    ///
+    /// # Errors
+    /// The connection ended right behind the head.
+    pub(super) async fn switch(mut self) -> Result<(Parts, Box<dyn Wire>), String> {
+        let upgraded = hyper::upgrade::on(&mut self.response).await.map_err(|error| describe(&error))?;
+        let (mut parts, _empty) = self.response.into_parts();
+        let protocols = parts.headers.get(UPGRADE).cloned();
+        strip_hop_by_hop(&mut parts.headers);
+        strip_marram(&mut parts.headers);
+        parts.headers.remove(CONTENT_LENGTH);
+        write_upgrade(&mut parts.headers, protocols.unwrap_or_else(|| HeaderValue::from_static("")));
+        Ok((parts, Box::new(TokioIo::new(upgraded))))
+    }
 }
 
 impl Failure {
@@ -374,8 +399,9 @@ async fn send(context: &ProxyContext, mut lease: Lease, outgoing: Outgoing) -> S
     let began = context.clock.now();
     let again = outgoing.copy();
     let is_repeatable = outgoing.is_repeatable;
+    let may_switch = outgoing.request.headers().contains_key(UPGRADE);
     match lease.send(outgoing.request).await {
-        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Sent::Closed {
+        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS && !may_switch => Sent::Closed {
             detail: "it switched protocols without being asked".to_owned(),
             copy: again,
             is_clean: false,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::header::HeaderValue;
 use hyper::{Response, Version};
 
@@ -18,8 +19,18 @@ use super::record::{LocalInFlight, Record};
 use super::refuse::{Reason, Refusal};
 use super::retry::{Tries, too_slow};
 use super::stopwatch::Wait;
+use super::tcp::Wire;
 use crate::config::Protocol;
 use crate::snapshot::{Endpoint, Snapshot};
+
+/// What an instance did with a request.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// It answered; the body still streams.
+    Answer(Response<ResponseBody>),
+    /// It answered 101 and speaks another protocol on this connection.
+    Switched(Response<ResponseBody>, Box<dyn Wire>),
+}
 
 /// A request with everything that is settled about it.
 #[derive(Debug)]
@@ -41,11 +52,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// The refusal to answer with.
-    pub(super) async fn run(
-        &self,
-        mut outgoing: Outgoing,
-        record: &mut Record,
-    ) -> Result<Response<ResponseBody>, Refusal> {
+    pub(super) async fn run(&self, mut outgoing: Outgoing, record: &mut Record) -> Result<Reply, Refusal> {
         let mut tries = Tries::default();
         let mut via = None;
         loop {
@@ -64,7 +71,10 @@ impl Job<'_> {
             let left = self.left(record);
             let upload = outgoing.upload();
             let failure = match within(left, upload.as_ref(), self.attempt(endpoint, outgoing, left, record)).await {
-                Some(Ok(answer)) => return Ok(self.response(endpoint, answer, via, decided)),
+                Some(Ok(answer)) if answer.is_switched() => {
+                    return self.switched(endpoint, answer, via.clone()).await.map_err(|refusal| refusal.via(via));
+                }
+                Some(Ok(answer)) => return Ok(Reply::Answer(self.response(endpoint, answer, via, decided))),
                 Some(Err(failure)) => failure,
                 None => return Err(self.timed_out(endpoint).via(via)),
             };
@@ -111,6 +121,22 @@ impl Job<'_> {
         let answer = attempt::remote(self.context, self.core, endpoint, head, outgoing).await?;
         wait.answered(&answer);
         Ok(answer)
+    }
+
+    /// From here on the bytes are the application's and the instance's own: nothing is sent again.
+    async fn switched(&self, endpoint: &Endpoint, answer: Answer, via: Option<HeaderValue>) -> Result<Reply, Refusal> {
+        let (mut parts, instance) = answer.switch().await.map_err(|detail| {
+            let service = self.service;
+            Refusal::new(
+                Reason::InstanceFailed,
+                format!("an instance of `{service}` switched protocols and left: {detail}"),
+            )
+        })?;
+        endpoint.stats.succeeded();
+        if let Some(via) = via {
+            parts.headers.insert(MARRAM_VIA, via);
+        }
+        Ok(Reply::Switched(Response::from_parts(parts, ResponseBody::full(Bytes::new())), instance))
     }
 
     fn response(

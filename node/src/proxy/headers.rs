@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use hyper::HeaderMap;
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
     UPGRADE, VIA,
 };
+use hyper::{HeaderMap, Version};
 
 /// Everything with this prefix belongs to the mesh and never comes from an application.
 const PREFIX: &str = "marram-";
@@ -152,6 +152,31 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) {
     }
 }
 
+/// The protocols a request asks to switch to, as far as the wish may go on to an instance.
+///
+/// Only HTTP/1.1 can switch, and only when `Connection` says so too (RFC 9110 section 7.8). `h2c` is never passed on:
+/// behind such a switch an application could send requests that no proxy has read.
+pub(crate) fn wanted_upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
+    if version != Version::HTTP_11 || !has_token(headers, &CONNECTION, "upgrade") {
+        return None;
+    }
+    let protocols: Vec<&str> = headers
+        .get_all(UPGRADE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|protocol| !protocol.is_empty() && !protocol.eq_ignore_ascii_case("h2c"))
+        .collect();
+    if protocols.is_empty() { None } else { HeaderValue::from_str(&protocols.join(", ")).ok() }
+}
+
+/// Writes the wish, or the answer to it, on a message whose hop-by-hop headers were removed.
+pub(crate) fn write_upgrade(headers: &mut HeaderMap, protocols: HeaderValue) {
+    headers.insert(UPGRADE, protocols);
+    headers.append(CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
 /// Removes what a request says to this proxy alone: the expectation, which the proxy meets itself, and its credentials.
 pub(crate) fn strip_proxy_only(headers: &mut HeaderMap) {
     headers.remove(EXPECT);
@@ -234,6 +259,20 @@ mod tests {
         let mut headers = map(&[("te", "gzip, trailers;q=0.5"), ("connection", "te")]);
         strip_request(&mut headers);
         assert_eq!(headers, map(&[("te", "trailers"), ("connection", "te")]));
+    }
+
+    #[test]
+    fn a_wish_to_switch_goes_on_only_when_it_is_whole_and_never_to_http2() {
+        let wanted = |pairs: &[(&'static str, &'static str)], version| wanted_upgrade(version, &map(pairs));
+        let websocket = [("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")];
+        assert_eq!(wanted(&websocket, Version::HTTP_11).unwrap(), "websocket");
+        assert_eq!(wanted(&websocket, Version::HTTP_10), None);
+        assert_eq!(wanted(&[("upgrade", "websocket")], Version::HTTP_11), None, "`connection` does not say so");
+        assert_eq!(wanted(&[("connection", "upgrade")], Version::HTTP_11), None, "nothing to switch to");
+        let mixed = [("connection", "upgrade, http2-settings"), ("upgrade", "H2C, a/1"), ("upgrade", "b")];
+        assert_eq!(wanted(&mixed, Version::HTTP_11).unwrap(), "a/1, b");
+        assert_eq!(wanted(&mixed[..2], Version::HTTP_11).unwrap(), "a/1");
+        assert_eq!(wanted(&[("connection", "upgrade"), ("upgrade", "h2c")], Version::HTTP_11), None);
     }
 
     #[test]

@@ -3,12 +3,12 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::server::conn::http1;
@@ -22,13 +22,15 @@ use tokio::net::TcpStream;
 use super::attempt::Outgoing;
 use super::body::{RequestBody, ResponseBody, Upload};
 use super::context::ProxyContext;
-use super::forward::Job;
+use super::forward::{Job, Reply};
 use super::gate::{Gate, GateLimits};
 use super::head::HOPS_MAX;
-use super::headers::{add_via, strip_marram, strip_proxy_only, strip_request, times_via, wants_explanation};
+use super::headers::{
+    add_via, strip_marram, strip_proxy_only, strip_request, times_via, wanted_upgrade, wants_explanation, write_upgrade,
+};
 use super::record::{Direction, Record};
 use super::refuse::{Reason, Refusal};
-use super::tcp::Tunnel;
+use super::tcp::{Tunnel, TunnelSlot};
 use crate::snapshot::Snapshot;
 
 /// Longest request body that is read before it is sent, so that it can be sent again.
@@ -37,9 +39,6 @@ pub(super) const REPLAY_BYTES_MAX: usize = 64 * 1024;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Bytes still read from a client that is told to go; closing with unread bytes would destroy the answer on its way.
 const LAST_BYTES_MAX: usize = 256 * 1024;
-
-/// The tunnel that a CONNECT request left behind for its connection.
-type TunnelSlot = Arc<Mutex<Option<Tunnel>>>;
 
 /// Serves one connection to its end.
 pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream: TcpStream) {
@@ -54,7 +53,7 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
     );
     let slot = TunnelSlot::default();
     let service = service_fn(|request| {
-        let (context, slot) = (Arc::clone(context), Arc::clone(&slot));
+        let (context, slot) = (Arc::clone(context), slot.clone());
         Box::pin(async move { Ok(respond(&context, core, request, &slot).await) }) as ResponseFuture
     });
     let mut connection = http1::Builder::new()
@@ -72,8 +71,7 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
     let mut gate = parts.io.into_inner();
     let refusal = gate.take_refusal();
     let (mut stream, unread) = gate.into_parts();
-    let tunnel = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(tunnel) = tunnel {
+    if let Some(tunnel) = slot.take() {
         let ahead = [parts.read_buf.as_ref(), unread.as_ref()].concat();
         tunnel.run(context, &mut stream, ahead).await;
         return;
@@ -118,7 +116,7 @@ async fn respond(
         Ok(host) if parts.method == Method::CONNECT => {
             return match connect(context, core, &parts, &host, record).await {
                 Ok(tunnel) => {
-                    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
+                    slot.put(tunnel);
                     Response::new(ResponseBody::full(Bytes::new()))
                 }
                 Err((refusal, record)) => finish(context, refusal.response(), record),
@@ -127,7 +125,15 @@ async fn respond(
         Ok(host) => proxy(context, core, parts, body, &host, &mut record).await,
         Err(refusal) => Err(refusal),
     };
-    finish(context, answered.unwrap_or_else(|refusal| refusal.response()), record)
+    match answered {
+        Ok(Reply::Answer(response)) => finish(context, response, record),
+        Ok(Reply::Switched(response, instance)) => {
+            record.status = Some(response.status());
+            slot.put(Tunnel::new(instance, record));
+            response
+        }
+        Err(refusal) => finish(context, refusal.response(), record),
+    }
 }
 
 fn finish(context: &ProxyContext, mut response: Response<ResponseBody>, mut record: Record) -> Response<ResponseBody> {
@@ -145,7 +151,7 @@ async fn proxy(
     body: Incoming,
     host: &str,
     record: &mut Record,
-) -> Result<Response<ResponseBody>, Refusal> {
+) -> Result<Reply, Refusal> {
     check_request(&parts)?;
     let snapshot = context.published.load();
     let routed = route(context, core, &snapshot, host, parts.uri.path(), &parts.method)?;
@@ -161,6 +167,7 @@ async fn proxy(
         .hint("an instance of the service sends its requests to the service itself; see their `Via` headers"));
     }
     let explain = wants_explanation(&parts.headers);
+    let upgrade = wanted_upgrade(parts.version, &parts.headers);
     settle_headers(&mut parts, host, &routed.service);
     parts.uri = origin_form(&parts.uri);
     let timeout = routed.timeout.unwrap_or(context.config.request_timeout);
@@ -173,7 +180,7 @@ async fn proxy(
         hops: u8::try_from(crossed).unwrap_or(HOPS_MAX).saturating_add(1),
         explain,
     };
-    let outgoing = tokio::time::timeout(timeout, outgoing(parts, body)).await.map_err(|_elapsed| {
+    let outgoing = tokio::time::timeout(timeout, outgoing(parts, body, upgrade)).await.map_err(|_elapsed| {
         Refusal::new(Reason::Timeout, "the request body did not arrive within the request's time").closing()
     })??;
     job.run(outgoing, record).await
@@ -181,11 +188,6 @@ async fn proxy(
 
 /// What this proxy does not do, said before anything else happens.
 fn check_request(parts: &Parts) -> Result<(), Refusal> {
-    if parts.headers.contains_key(UPGRADE) {
-        return Err(Refusal::new(Reason::UpgradeNotSupported, "requests with an `upgrade` header are not served")
-            .hint("use CONNECT or a [[listener]] for WebSocket and other protocols; HTTP/2 is not served")
-            .closing());
-    }
     let expectation = parts.headers.get(EXPECT);
     if expectation.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(
@@ -284,11 +286,17 @@ pub(super) fn origin_form(uri: &Uri) -> Uri {
     Uri::from(path)
 }
 
-/// The request with a body that is at hand where it is small.
+/// The request with a body that is at hand where it is small; with such a body it may ask for an `upgrade`.
+///
+/// One whose body streams may not: it would have to end before the first byte of the other protocol.
 ///
 /// # Errors
 /// When the client does not send the body it announced.
-pub(super) async fn outgoing(mut parts: Parts, body: Incoming) -> Result<Outgoing, Refusal> {
+pub(super) async fn outgoing(
+    mut parts: Parts,
+    body: Incoming,
+    upgrade: Option<HeaderValue>,
+) -> Result<Outgoing, Refusal> {
     parts.extensions.clear();
     parts.version = hyper::Version::HTTP_11;
     let body = if body.is_end_stream() {
@@ -300,7 +308,11 @@ pub(super) async fn outgoing(mut parts: Parts, body: Incoming) -> Result<Outgoin
     } else {
         RequestBody::Stream(body, Upload::begin())
     };
-    let is_repeatable = is_idempotent(&parts.method) && matches!(body, RequestBody::Whole(_));
+    let is_whole = matches!(body, RequestBody::Whole(_));
+    if let Some(protocols) = upgrade.filter(|_| is_whole) {
+        write_upgrade(&mut parts.headers, protocols);
+    }
+    let is_repeatable = is_idempotent(&parts.method) && is_whole;
     Ok(Outgoing { request: Request::from_parts(parts, body), is_repeatable })
 }
 

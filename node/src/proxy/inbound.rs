@@ -1,7 +1,7 @@
 //! A peer's proxy on behalf of its applications: streams to instances of this node.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +23,12 @@ use super::copy::copy_both;
 use super::head::{ACCEPTED, Content, HOPS_MAX, ResetCode, ServiceHead};
 use super::headers::{
     Fault, MARRAM_FAULT, MARRAM_FAULT_DETAIL, MARRAM_INFLIGHT, RequestNote, strip_hop_by_hop, strip_marram,
-    strip_request,
+    strip_request, wanted_upgrade,
 };
 use super::http::{origin_form, outgoing};
 use super::links::Duplex;
 use super::record::{Direction, LocalInFlight, Record};
+use super::tcp::{Tunnel, TunnelSlot};
 use super::upstream::{Lease, PoolKey};
 use crate::config::Protocol;
 use crate::snapshot::LocalInstance;
@@ -149,22 +150,31 @@ async fn serve_http<S: Duplex>(
         return;
     }
     let key = (instance.service.clone(), instance.instance.clone());
+    let slot = TunnelSlot::default();
     let service = service_fn(|request| {
-        let (context, from) = (Arc::clone(context), Arc::clone(from));
+        let (context, from, slot) = (Arc::clone(context), Arc::clone(from), slot.clone());
         let instance = context.published.load().local.get(&key).cloned();
         let service = key.0.clone();
-        Box::pin(async move { Ok(respond(&context, core, &from, service, instance, request).await) }) as ResponseFuture
+        Box::pin(async move { Ok(respond(&context, core, &from, service, instance, request, &slot).await) })
+            as ResponseFuture
     });
     let head_bytes_max = context.config.head_bytes_max.saturating_add(NOTES_BYTES);
-    let served = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .header_read_timeout(None)
         .auto_date_header(false)
         .max_header_size(head_bytes_max)
         .max_buf_size(head_bytes_max.saturating_mul(2).max(64 * 1024))
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = poll_fn(|cx| connection.poll_without_shutdown(cx)).await {
         tracing::debug!(%error, peer = from.name, "inbound stream ended");
+        return;
+    }
+    let parts = connection.into_parts();
+    let mut stream = parts.io.into_inner();
+    match slot.take() {
+        Some(tunnel) => tunnel.run(context, &mut stream, parts.read_buf.to_vec()).await,
+        // An error means that the peer is gone, and then nobody waits for the end.
+        None => stream.shutdown().await.unwrap_or_default(),
     }
 }
 
@@ -193,6 +203,7 @@ async fn respond(
     service: String,
     instance: Option<Arc<LocalInstance>>,
     request: Request<Incoming>,
+    slot: &TunnelSlot,
 ) -> Response<ResponseBody> {
     let (mut parts, body) = request.into_parts();
     let note = RequestNote::read(&parts.headers);
@@ -208,10 +219,11 @@ async fn respond(
     if note.hops > HOPS_MAX {
         return finish(context, fault(Fault::Loop, "too many hops"), in_flight, record);
     }
+    let upgrade = wanted_upgrade(parts.version, &parts.headers);
     strip_request(&mut parts.headers);
     parts.uri = origin_form(&parts.uri);
     let limit = note.deadline.unwrap_or(context.config.request_timeout);
-    let outgoing = match tokio::time::timeout(limit, outgoing(parts, body)).await {
+    let outgoing = match tokio::time::timeout(limit, outgoing(parts, body, upgrade)).await {
         Ok(Ok(outgoing)) => outgoing,
         Ok(Err(refusal)) => return finish(context, fault(Fault::Client, refusal.detail()), in_flight, record),
         Err(_elapsed) => return finish(context, fault(Fault::TimedOut, "the body came too late"), in_flight, record),
@@ -219,6 +231,15 @@ async fn respond(
     let upload = outgoing.upload();
     let sending = attempt::local(context, core, &instance, outgoing);
     let response = match within(limit, upload.as_ref(), sending).await {
+        Some(Ok(answer)) if answer.is_switched() => match answer.switch().await {
+            Ok((mut parts, instance)) => {
+                parts.headers.insert(MARRAM_INFLIGHT, HeaderValue::from(in_flight));
+                record.status = Some(parts.status);
+                slot.put(Tunnel::new(instance, record));
+                return Response::from_parts(parts, ResponseBody::full(Bytes::new()));
+            }
+            Err(detail) => fault(Fault::Closed, &detail),
+        },
         Some(Ok(answer)) => {
             let (mut parts, incoming) = answer.response.into_parts();
             strip_hop_by_hop(&mut parts.headers);

@@ -28,8 +28,6 @@ pub(crate) enum Reason {
     NotOfTheMesh,
     /// Routes name the host, and none matches the path.
     NoRoute,
-    /// Upgrades are not served.
-    UpgradeNotSupported,
     /// HTTP/2 is not served.
     Http2NotSupported,
     /// A plain HTTP request for a service that speaks raw TCP.
@@ -56,7 +54,6 @@ impl Reason {
             Self::UnknownExpectation => StatusCode::EXPECTATION_FAILED,
             Self::NotOfTheMesh => StatusCode::MISDIRECTED_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::UpgradeNotSupported => StatusCode::NOT_IMPLEMENTED,
             Self::Http2NotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::NotHttp | Self::InstanceFailed => StatusCode::BAD_GATEWAY,
             Self::UnknownService | Self::NoHealthyInstance => StatusCode::SERVICE_UNAVAILABLE,
@@ -74,7 +71,6 @@ impl Reason {
             Self::UnknownExpectation => "unknown_expectation",
             Self::NotOfTheMesh => "not_of_the_mesh",
             Self::NoRoute => "no_route",
-            Self::UpgradeNotSupported => "upgrade_not_supported",
             Self::Http2NotSupported => "http2_not_supported",
             Self::NotHttp => "not_http",
             Self::UnknownService => "unknown_service",
@@ -93,7 +89,6 @@ impl Reason {
             Self::UnknownExpectation => "the expectation is not known",
             Self::NotOfTheMesh => "the host is not a name of the mesh",
             Self::NoRoute => "no route matches the request",
-            Self::UpgradeNotSupported => "upgrades are not supported",
             Self::Http2NotSupported => "HTTP/2 is not supported",
             Self::NotHttp => "the service does not speak HTTP",
             Self::UnknownService => "no node offers this service",

@@ -1,6 +1,6 @@
-//! Raw TCP: a listener per service, and the tunnels of CONNECT.
+//! Raw TCP: a listener per service, and the tunnels that CONNECT and switched protocols leave behind.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::Method;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,6 +19,22 @@ use crate::snapshot::{Endpoint, Snapshot};
 pub(super) trait Wire: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug> Wire for T {}
+
+/// The tunnel that a request left behind for the connection it came on.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TunnelSlot {
+    tunnel: Arc<Mutex<Option<Tunnel>>>,
+}
+
+impl TunnelSlot {
+    pub(super) fn put(&self, tunnel: Tunnel) {
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
+    }
+
+    pub(super) fn take(&self) -> Option<Tunnel> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
 
 /// An open way to an instance, and the record of what goes through.
 #[derive(Debug)]
@@ -70,7 +86,10 @@ impl Tunnel {
     }
 
     /// Copies until both sides are done.
-    pub(super) async fn run(mut self, context: &ProxyContext, client: &mut TcpStream, ahead: Vec<u8>) {
+    pub(super) async fn run<S>(mut self, context: &ProxyContext, client: &mut S, ahead: Vec<u8>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let copied = copy_both(client, &mut self.instance, ahead, context.config.idle_timeout).await;
         self.record.tunnelled(copied.back);
         if let Err(error) = copied.end {

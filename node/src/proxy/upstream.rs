@@ -185,7 +185,7 @@ impl Lease {
             .await?;
         tokio::spawn(async move {
             // Whoever waits for a response learns of the error; a silent connection may end as it likes.
-            connection.await.ok();
+            connection.with_upgrades().await.ok();
         });
         Ok(Self { context: Arc::clone(context), core, key, sender })
     }

@@ -27,6 +27,8 @@ mod policy;
 #[cfg(test)]
 mod policy_work;
 #[cfg(test)]
+mod protocols;
+#[cfg(test)]
 mod proxy;
 #[cfg(test)]
 mod shares;

@@ -78,6 +78,49 @@ async fn large_bodies_and_trailers_cross_two_proxies() {
 }
 
 #[tokio::test]
+async fn trailers_and_the_wait_for_permission_cross_both_ways() {
+    for is_far in [false, true] {
+        let mut near = Bench::start().await;
+        // Answers with what it got, trailers included, and a trailer of its own.
+        let (address, _) = instance(|mut stream, _| async move {
+            while let Some(head) = read_head(&mut stream).await {
+                let mut body = String::new();
+                while !body.ends_with("\r\n\r\n") {
+                    assert_ne!(tokio::io::AsyncBufReadExt::read_line(&mut stream, &mut body).await.unwrap(), 0);
+                }
+                let text = format!("{head}{body}");
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-answer\r\n\r\n{:x}\r\n{text}\r\n0\r\n\
+                     x-answer: 2\r\n\r\n",
+                    text.len()
+                );
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        })
+        .await;
+        let _far = if is_far { Some(join(&mut near, 2, address, Protocol::Http).await) } else { None };
+        if !is_far {
+            near.add_local("hello", address, Protocol::Http);
+        }
+        let mut client = Client::connect(near.address).await;
+        for _ in 0..2 {
+            client
+                .send(
+                    "POST / HTTP/1.1\r\nHost: hello.mesh\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\
+                     TE: trailers\r\nConnection: te\r\nExpect: 100-continue\r\n\r\n",
+                )
+                .await;
+            assert_eq!(client.head().await.status, 100);
+            let reply = client.ask("5\r\nhello\r\n0\r\nX-Sum: 42\r\n\r\n").await;
+            let text = reply.text().to_lowercase();
+            assert!(text.contains("trailer: x-sum\r\n") && text.ends_with("0\r\nx-sum: 42\r\n\r\n"), "{text}");
+            assert!(!text.contains("expect:"), "{text}");
+            assert_eq!(reply.trailers, "x-answer: 2\r\n");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_tunnel_crosses_two_proxies() {
     let mut near = Bench::start().await;
     let (address, _) = instance(|mut stream, _| async move {

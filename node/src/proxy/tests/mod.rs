@@ -8,3 +8,4 @@ mod refusals;
 mod requests;
 mod retries;
 mod tunnels;
+mod upgrades;
