@@ -152,6 +152,10 @@ pub enum Protocol {
     Http,
     /// Bytes.
     Tcp,
+    /// HTTP/2 in clear by prior knowledge, as gRPC servers do; Gateway API calls it `kubernetes.io/h2c`.
+    // The last one: records say a protocol by its place in this list.
+    #[serde(alias = "kubernetes.io/h2c")]
+    Http2,
 }
 
 /// One instance of a service on this node.

@@ -260,6 +260,7 @@ pub(super) fn services_text(services: &[ServiceSummary], width: Option<u16>) -> 
             let protocol = match instance.protocol {
                 crate::config::Protocol::Http => "http",
                 crate::config::Protocol::Tcp => "tcp",
+                crate::config::Protocol::Http2 => "http2",
             };
             sheet.row(&[
                 service.name.as_str(),

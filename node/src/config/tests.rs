@@ -265,6 +265,22 @@ fn registrations_are_checked_like_the_file() {
 }
 
 #[test]
+fn a_protocol_is_named_by_either_word_and_keeps_its_place_in_records() {
+    for (word, protocol, place) in [
+        ("http", Protocol::Http, 0),
+        ("tcp", Protocol::Tcp, 1),
+        ("http2", Protocol::Http2, 2),
+        ("kubernetes.io/h2c", Protocol::Http2, 2),
+    ] {
+        let read: Protocol = serde_json::from_str(&format!("\"{word}\"")).unwrap();
+        assert_eq!(read, protocol, "{word}");
+        // Peers and registrations on disk say the place, and not the word.
+        assert_eq!(crate::codec::encode(1, &read).unwrap(), [1, place], "{word}");
+        assert_eq!(crate::codec::decode::<Protocol>(1, &[1, place]).unwrap(), protocol, "{word}");
+    }
+}
+
+#[test]
 fn dns_labels_are_lower_case_and_short() {
     for good in ["a", "hall-3", "0", &"x".repeat(63)] {
         assert!(is_dns_label(good), "{good}");

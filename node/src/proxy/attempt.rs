@@ -11,7 +11,7 @@ use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, UPGRADE};
 use hyper::http::response::Parts;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use transport::{NodeId, StreamReset};
@@ -24,13 +24,19 @@ use super::lanes::Place;
 use super::links::PeerStream;
 use super::probe::watch;
 use super::tcp::Wire;
-use super::upstream::{Lease, NotSent, PoolKey};
+use super::upstream::{Http, Lease, NotSent, Opening, PoolKey};
 use crate::snapshot::{Endpoint, LocalInstance};
 
 /// The least time a peer gets for its accepted byte; far peers get four round trips.
 const ACCEPT_MIN: Duration = Duration::from_millis(250);
 /// The same for a probe while requests wait: giving up a peer that was only busy would cut what is under way.
 const PROBE_MIN: Duration = Duration::from_millis(500);
+
+/// Requests at once on one HTTP/2 connection to a process on this machine; one more opens another connection.
+const STREAMS_NEAR_MAX: usize = 100;
+/// The same through a peer, only while all streams to it are in use: as long as there are some, each request has its own,
+/// so that a lost packet stops one request and not its neighbours.
+const STREAMS_FAR_MAX: usize = 16;
 
 /// What an endpoint answered.
 #[derive(Debug)]
@@ -120,7 +126,7 @@ impl Outgoing {
     pub(super) fn upload(&self) -> Option<Upload> {
         match self.request.body() {
             RequestBody::Whole(_) => None,
-            RequestBody::Stream(_, upload) => Some(upload.clone()),
+            RequestBody::Stream(.., upload) => Some(upload.clone()),
         }
     }
 
@@ -143,15 +149,53 @@ pub(super) async fn local(
 ) -> Result<Answer, Failure> {
     strip_marram(outgoing.request.headers_mut());
     let key = PoolKey::Local(instance.address);
-    let outgoing = match send_kept(context, core, &key, outgoing).await {
+    let http = Http::from(instance.protocol);
+    let outgoing = match send_kept(context, core, &key, http, STREAMS_NEAR_MAX, outgoing).await {
         Kept::Done(result) => return *result,
         Kept::None(outgoing) => outgoing,
     };
+    if http == Http::Two {
+        return match shared(context, core, instance, context.config.connect_timeout).await {
+            Ok(lease) => send_over(context, lease, outgoing).await,
+            Err((kind, detail)) => Err(Failure::before(kind, detail, outgoing)),
+        };
+    }
     let stream = match connect(instance, context.config.connect_timeout).await {
         Ok(stream) => stream,
         Err(detail) => return Err(Failure::before(OutcomeKind::ConnectFailed, detail, outgoing)),
     };
-    send_new(context, core, key, stream, outgoing).await
+    send_new(context, core, key, http, stream, outgoing).await
+}
+
+/// A place on an HTTP/2 connection to a process on this machine; a new one is made where all are full.
+pub(super) async fn shared(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    instance: &LocalInstance,
+    limit: Duration,
+) -> Result<Lease, (OutcomeKind, String)> {
+    let key = PoolKey::Local(instance.address);
+    let failed = |detail: &String| (OutcomeKind::ConnectFailed, detail.clone());
+    loop {
+        if let Some(lease) = Lease::share(context, core, &key, STREAMS_NEAR_MAX) {
+            return Ok(lease);
+        }
+        let opening = context.pool(core).opening(&key);
+        let tell = match opening {
+            Opening::Mine(tell) => tell,
+            Opening::Theirs(mut told) => match told.wait_for(Option::is_some).await.as_deref() {
+                Ok(Some(Err(detail))) => return Err(failed(detail)),
+                // There it is, or who made it was called off.
+                Ok(Some(Ok(())) | None) | Err(_) => continue,
+            },
+        };
+        let opened = match connect(instance, limit).await {
+            Ok(stream) => Lease::open(context, core, key, Http::Two, stream).await.map_err(|error| describe(&error)),
+            Err(detail) => Err(detail),
+        };
+        tell.send_replace(Some(opened.as_ref().map(|_lease| ()).map_err(Clone::clone)));
+        return opened.map_err(|detail| failed(&detail));
+    }
 }
 
 /// Connects to a process on this machine and keeps count of refusals for its health checks.
@@ -181,11 +225,12 @@ pub(super) async fn remote(
 ) -> Result<Answer, Failure> {
     let key =
         PoolKey::Remote { node: endpoint.node, service: endpoint.service.clone(), instance: endpoint.instance.clone() };
+    let http = Http::from(endpoint.protocol);
     let sending = async {
         let lane = context.lane(core, endpoint.node);
         let mut outgoing = outgoing;
         let place = loop {
-            outgoing = match send_kept(context, core, &key, outgoing).await {
+            outgoing = match send_kept(context, core, &key, http, 1, outgoing).await {
                 Kept::Done(result) => return *result,
                 Kept::None(outgoing) => outgoing,
             };
@@ -196,12 +241,19 @@ pub(super) async fn remote(
             });
             match place {
                 Some(place) => break place,
-                None => lane.changed().await,
+                None if http == Http::Two => {
+                    outgoing = match send_kept(context, core, &key, http, STREAMS_FAR_MAX, outgoing).await {
+                        Kept::Done(result) => return *result,
+                        Kept::None(outgoing) => outgoing,
+                    };
+                }
+                None => {}
             }
+            lane.changed().await;
         };
         match open_stream(context, core, endpoint.node, &head, place).await {
             Err((kind, detail)) => Err(Failure::before(kind, detail, outgoing)),
-            Ok(stream) => send_new(context, core, key.clone(), stream, outgoing).await,
+            Ok(stream) => send_new(context, core, key.clone(), http, stream, outgoing).await,
         }
     };
     let sent = tokio::select! {
@@ -342,39 +394,62 @@ enum Kept {
 
 /// Tries kept connections. One that the other side closed before it answered a byte is no failure: the request goes
 /// over the next or a new one, as long as nothing of it was sent or it may arrive twice.
-async fn send_kept(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, mut outgoing: Outgoing) -> Kept {
-    while let Some(lease) = Lease::reuse(context, core, key, !outgoing.is_repeatable) {
+async fn send_kept(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    key: &PoolKey,
+    http: Http,
+    streams_max: usize,
+    mut outgoing: Outgoing,
+) -> Kept {
+    loop {
+        let lease = match http {
+            Http::One => Lease::reuse(context, core, key, !outgoing.is_repeatable),
+            Http::Two => Lease::share(context, core, key, streams_max),
+        };
+        let Some(lease) = lease else { return Kept::None(outgoing) };
         match send(context, lease, outgoing).await {
             Sent::Answered(answer) => return Kept::Done(Box::new(Ok(answer))),
             Sent::Unsent(again) => outgoing = again,
             Sent::Closed { copy: Some(copy), is_clean: true, .. } if copy.is_repeatable => return Kept::None(copy),
+            Sent::Refused { copy: Some(copy), .. } => return Kept::None(copy),
+            Sent::Refused { detail, copy: None } => {
+                return Kept::Done(Box::new(Err(Failure::after(OutcomeKind::Closed, detail, None))));
+            }
             Sent::Closed { detail, copy, .. } => {
                 return Kept::Done(Box::new(Err(Failure::after(OutcomeKind::Closed, detail, copy))));
             }
             Sent::ClientBroke => return Kept::Done(Box::new(Err(client_broke()))),
         }
     }
-    Kept::None(outgoing)
 }
 
 async fn send_new<S>(
     context: &Arc<ProxyContext>,
     core: usize,
     key: PoolKey,
+    http: Http,
     stream: S,
     outgoing: Outgoing,
 ) -> Result<Answer, Failure>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Wire + 'static,
 {
     let kind = OutcomeKind::Closed;
-    let lease = match Lease::open(context, core, key, stream).await {
+    let lease = match Lease::open(context, core, key, http, stream).await {
         Ok(lease) => lease,
         Err(error) => return Err(Failure::before(kind, describe(&error), outgoing)),
     };
+    send_over(context, lease, outgoing).await
+}
+
+async fn send_over(context: &ProxyContext, lease: Lease, outgoing: Outgoing) -> Result<Answer, Failure> {
+    let kind = OutcomeKind::Closed;
     match send(context, lease, outgoing).await {
         Sent::Answered(answer) => Ok(answer),
         Sent::Unsent(again) => Err(Failure::before(kind, "it closed the connection at once", again)),
+        Sent::Refused { detail, copy: Some(again) } => Err(Failure::before(kind, detail, again)),
+        Sent::Refused { detail, copy: None } => Err(Failure::after(kind, detail, None)),
         Sent::Closed { detail, copy, .. } => Err(Failure::after(kind, detail, copy)),
         Sent::ClientBroke => Err(client_broke()),
     }
@@ -385,6 +460,11 @@ enum Sent {
     Answered(Answer),
     /// Not a byte of the request left this node.
     Unsent(Outgoing),
+    /// The instance says that it did nothing with it.
+    Refused {
+        detail: String,
+        copy: Option<Outgoing>,
+    },
     /// The connection ended, or what came was no answer.
     Closed {
         detail: String,
@@ -411,6 +491,9 @@ async fn send(context: &ProxyContext, mut lease: Lease, outgoing: Outgoing) -> S
         }
         Err(NotSent::Unsent(request)) => Sent::Unsent(Outgoing { request: *request, is_repeatable }),
         Err(NotSent::ClientBroke) => Sent::ClientBroke,
+        Err(NotSent::Closed(error)) if is_unprocessed(&error) => {
+            Sent::Refused { detail: describe(&error), copy: again }
+        }
         Err(NotSent::Closed(error)) => {
             Sent::Closed { detail: describe(&error), copy: again, is_clean: is_clean_close(&error) }
         }
@@ -419,6 +502,20 @@ async fn send(context: &ProxyContext, mut lease: Lease, outgoing: Outgoing) -> S
 
 fn client_broke() -> Failure {
     Failure::of_client("the request body broke off or is malformed")
+}
+
+/// Whether an HTTP/2 server says that nothing was done with the request (RFC 9113 section 8.7): it refused the stream, or
+/// went away before it.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let stream = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    stream.is_some_and(|stream| {
+        stream.is_remote()
+            && match stream.reason() {
+                Some(h2::Reason::REFUSED_STREAM) => true,
+                Some(h2::Reason::NO_ERROR) => stream.is_go_away(),
+                _ => false,
+            }
+    })
 }
 
 /// Whether the connection just ended, as a silent one does, rather than sending nonsense or being given up.

@@ -1,14 +1,19 @@
 //! Bodies as they pass through: never collected, except small ones that may have to be sent twice.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
+use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::watch;
 
+use super::grpc::Ending;
+use super::http2::InUse;
 use super::record::Record;
 use super::upstream::Lease;
 
@@ -20,8 +25,8 @@ pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) enum RequestBody {
     /// Known bytes, which can be sent again.
     Whole(Bytes),
-    /// Whatever the client sends, once.
-    Stream(Incoming, Upload),
+    /// Whatever the client sends, once; the first frames may have been read before.
+    Stream(VecDeque<Frame<Bytes>>, Incoming, Upload),
 }
 
 /// When a streamed request body ended; the time for a response head counts from there.
@@ -29,23 +34,42 @@ pub(crate) enum RequestBody {
 /// The body ends it when it is dropped at the latest. Clones look at the same body.
 #[derive(Debug, Clone)]
 pub(crate) struct Upload {
-    ended: watch::Sender<bool>,
+    at: watch::Sender<UploadAt>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum UploadAt {
+    UnderWay,
+    Ended,
+    /// The client did not send what it announced, or took the request back.
+    Broken,
 }
 
 impl Upload {
     /// A body that has just begun.
     pub(crate) fn begin() -> Self {
-        Self { ended: watch::Sender::new(false) }
+        Self { at: watch::Sender::new(UploadAt::UnderWay) }
     }
 
     /// Waits for the body's end.
     pub(crate) async fn end(&self) {
         // Fails only without a sender, and this is one.
-        self.ended.subscribe().wait_for(|ended| *ended).await.ok();
+        self.at.subscribe().wait_for(|at| *at != UploadAt::UnderWay).await.ok();
     }
 
-    fn ended(&self) {
-        self.ended.send_if_modified(|ended| !std::mem::replace(ended, true));
+    /// Whether it ended before its end.
+    pub(crate) fn is_broken(&self) -> bool {
+        *self.at.borrow() == UploadAt::Broken
+    }
+
+    fn ended(&self, how: UploadAt) {
+        self.at.send_if_modified(|at| {
+            let is_news = *at == UploadAt::UnderWay;
+            if is_news {
+                *at = how;
+            }
+            is_news
+        });
     }
 }
 
@@ -56,6 +80,31 @@ impl RequestBody {
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
             Self::Stream(..) => None,
         }
+    }
+
+    /// Takes what has arrived already, at most `bytes_max` and the last piece: a small body over HTTP/2 is there with its
+    /// head, though nothing in the head says so.
+    ///
+    /// # Errors
+    /// When the client breaks off.
+    pub(crate) async fn read_arrived(mut body: Incoming, bytes_max: usize) -> Result<Self, BodyError> {
+        let mut frames = VecDeque::new();
+        let mut length = 0;
+        while length <= bytes_max {
+            match body.frame().now_or_never() {
+                Some(Some(frame)) => {
+                    let frame = frame?;
+                    length += frame.data_ref().map_or(0, Bytes::len);
+                    frames.push_back(frame);
+                }
+                Some(None) if frames.iter().all(Frame::is_data) => {
+                    let pieces: Vec<Bytes> = frames.into_iter().filter_map(|frame| frame.into_data().ok()).collect();
+                    return Ok(Self::Whole(pieces.concat().into()));
+                }
+                Some(None) | None => break,
+            }
+        }
+        Ok(Self::Stream(frames, body, Upload::begin()))
     }
 
     /// Reads `body` whole.
@@ -84,10 +133,18 @@ impl Body for RequestBody {
         match &mut *self {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Stream(incoming, upload) => {
+            Self::Stream(arrived, incoming, upload) => {
+                if let Some(frame) = arrived.pop_front() {
+                    if arrived.is_empty() && incoming.is_end_stream() {
+                        upload.ended(UploadAt::Ended);
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
                 let frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
-                if !matches!(frame, Some(Ok(_))) || incoming.is_end_stream() {
-                    upload.ended();
+                match &frame {
+                    Some(Err(_)) => upload.ended(UploadAt::Broken),
+                    Some(Ok(_)) if !incoming.is_end_stream() => {}
+                    Some(Ok(_)) | None => upload.ended(UploadAt::Ended),
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
@@ -97,22 +154,23 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_empty(),
-            Self::Stream(incoming, _) => incoming.is_end_stream(),
+            Self::Stream(arrived, incoming, _) => arrived.is_empty() && incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Stream(incoming, _) => incoming.size_hint(),
+            Self::Stream(arrived, incoming, _) if arrived.is_empty() => incoming.size_hint(),
+            Self::Stream(..) => SizeHint::default(),
         }
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if let Self::Stream(_, upload) = self {
-            upload.ended();
+        if let Self::Stream(.., upload) = self {
+            upload.ended(UploadAt::Ended);
         }
     }
 }
@@ -142,6 +200,9 @@ pub(crate) async fn within<T>(limit: Duration, upload: Option<&Upload>, sending:
 pub(crate) struct ResponseBody {
     source: Source,
     record: Option<Record>,
+    /// For a gRPC client: what it is told when the instance does not end the answer.
+    ending: Option<Ending>,
+    in_use: Option<InUse>,
 }
 
 #[derive(Debug)]
@@ -153,12 +214,13 @@ enum Source {
 impl ResponseBody {
     /// The proxy's own answer.
     pub(crate) const fn full(bytes: Bytes) -> Self {
-        Self { source: Source::Own(bytes), record: None }
+        Self { source: Source::Own(bytes), record: None, ending: None, in_use: None }
     }
 
     /// What an instance answers over the connection of `lease`.
     pub(crate) fn instance(incoming: Incoming, lease: Lease) -> Self {
-        let mut body = Self { source: Source::Instance { incoming, lease: Some(lease) }, record: None };
+        let source = Source::Instance { incoming, lease: Some(lease) };
+        let mut body = Self { source, record: None, ending: None, in_use: None };
         body.finish_if_ended();
         body
     }
@@ -167,6 +229,27 @@ impl ResponseBody {
     pub(crate) fn recorded(mut self, record: Record) -> Self {
         self.record = Some(record);
         self
+    }
+
+    /// Ends with trailers of gRPC when the instance does not.
+    pub(crate) fn ending(mut self, ending: Ending) -> Self {
+        self.ending = Some(ending);
+        self
+    }
+
+    /// Counts as a request of its connection until the body is done or dropped.
+    pub(crate) fn held(mut self, in_use: InUse) -> Self {
+        self.in_use = Some(in_use);
+        self
+    }
+
+    /// Lets go of the instance and says the last words itself.
+    fn end_with(&mut self, trailers: HeaderMap) -> Option<Result<Frame<Bytes>, BodyError>> {
+        self.source = Source::Own(Bytes::new());
+        if let Some(record) = &mut self.record {
+            record.broken();
+        }
+        Some(Ok(Frame::trailers(trailers)))
     }
 
     fn finish_if_ended(&mut self) {
@@ -185,11 +268,19 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
+        if let (Source::Instance { .. }, Some(ending)) = (&this.source, &mut this.ending)
+            && let Poll::Ready(trailers) = ending.poll_deadline(cx)
+        {
+            return Poll::Ready(this.end_with(trailers));
+        }
         let frame = match &mut this.source {
             Source::Own(bytes) if bytes.is_empty() => None,
             Source::Own(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
             Source::Instance { incoming, lease } => match std::task::ready!(Pin::new(incoming).poll_frame(cx)) {
                 Some(Ok(frame)) => Some(Ok(frame)),
+                Some(Err(error)) if this.ending.is_some() => {
+                    return Poll::Ready(this.end_with(Ending::broken(&error)));
+                }
                 Some(Err(error)) => {
                     drop(lease.take());
                     if let Some(record) = &mut this.record {

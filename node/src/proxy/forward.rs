@@ -9,9 +9,9 @@ use hyper::{Response, Version};
 
 use super::attempt::{self, Answer, Blame, Failure, Outgoing, stream_head};
 use super::body::{ResponseBody, within};
-use super::context::ProxyContext;
+use super::context::{OutcomeKind, ProxyContext};
 use super::explain::decision;
-use super::head::Content;
+use super::grpc::{self, Ending};
 use super::headers::{
     MARRAM_DECISION, MARRAM_VIA, RequestNote, strip_hop_by_hop, strip_marram, told_inflight, via_value,
 };
@@ -22,6 +22,8 @@ use super::stopwatch::Wait;
 use super::tcp::Wire;
 use crate::config::Protocol;
 use crate::snapshot::{Endpoint, Snapshot};
+
+const NEEDS_HTTP2: &str = "an instance that speaks gRPC is registered with `protocol = \"http2\"`";
 
 /// What an instance did with a request.
 #[derive(Debug)]
@@ -45,6 +47,10 @@ pub(super) struct Job<'a> {
     pub(super) hops: u8,
     /// Whether the application asked for the decision.
     pub(super) explain: bool,
+    /// Whether the client looks for `grpc-status`.
+    pub(super) is_grpc: bool,
+    /// How long the client of a gRPC request waits for all of it.
+    pub(super) deadline: Option<Duration>,
 }
 
 impl Job<'_> {
@@ -74,7 +80,7 @@ impl Job<'_> {
                 Some(Ok(answer)) if answer.is_switched() => {
                     return self.switched(endpoint, answer, via.clone()).await.map_err(|refusal| refusal.via(via));
                 }
-                Some(Ok(answer)) => return Ok(Reply::Answer(self.response(endpoint, answer, via, decided))),
+                Some(Ok(answer)) => return Ok(Reply::Answer(self.response(endpoint, answer, via, decided, record))),
                 Some(Err(failure)) => failure,
                 None => return Err(self.timed_out(endpoint).via(via)),
             };
@@ -88,7 +94,10 @@ impl Job<'_> {
             let Failure { detail, again, .. } = failure;
             tries.fail(self.context, self.snapshot, endpoint, kind, detail);
             let Some(again) = again else {
-                return Err(tries.refusal(self.service).via(via));
+                let refusal = tries.refusal(self.service).via(via);
+                // What a server of HTTP/2 says to HTTP/1.1 is no answer at all.
+                let is_misplaced = self.is_grpc && endpoint.protocol == Protocol::Http && kind == OutcomeKind::Closed;
+                return Err(if is_misplaced { refusal.hint(NEEDS_HTTP2) } else { refusal });
             };
             outgoing = again;
             record.retries += 1;
@@ -105,6 +114,9 @@ impl Job<'_> {
     ) -> Result<Answer, Failure> {
         let mine = endpoint.stats.begin();
         let wait = Wait::begin(self.context, endpoint, &outgoing);
+        if let Some(left) = self.deadline_left(record) {
+            grpc::write_timeout(outgoing.request.headers_mut(), left);
+        }
         if let Some(instance) = &endpoint.local {
             let (local, _count) = LocalInFlight::begin(instance);
             record.at(Some(mine), Some(local));
@@ -117,7 +129,7 @@ impl Job<'_> {
         let source = format!("spiffe://{}/node/{}", here.mesh, here.node);
         let note = RequestNote { hops: self.hops, deadline: Some(left), source: source.clone() };
         note.write(outgoing.request.headers_mut());
-        let head = stream_head(endpoint, Content::Http, source, self.hops, None);
+        let head = stream_head(endpoint, endpoint.protocol.into(), source, self.hops, None);
         let answer = attempt::remote(self.context, self.core, endpoint, head, outgoing).await?;
         wait.answered(&answer);
         Ok(answer)
@@ -145,6 +157,7 @@ impl Job<'_> {
         answer: Answer,
         via: Option<HeaderValue>,
         decided: Option<HeaderValue>,
+        record: &Record,
     ) -> Response<ResponseBody> {
         endpoint.stats.succeeded();
         let now = self.context.clock.now();
@@ -169,12 +182,23 @@ impl Job<'_> {
         }
         // The version is that of each connection, not of the message (RFC 9110 section 2.5).
         parts.version = Version::HTTP_11;
-        Response::from_parts(parts, ResponseBody::instance(incoming, answer.lease))
+        let mut body = ResponseBody::instance(incoming, answer.lease);
+        if self.is_grpc {
+            body = body.ending(Ending::within(self.deadline_left(record)));
+        }
+        Response::from_parts(parts, body)
     }
 
     fn left(&self, record: &Record) -> Duration {
-        let spent = self.context.clock.now().saturating_sub(record.started());
-        self.timeout.saturating_sub(spent)
+        self.timeout.saturating_sub(self.spent(record))
+    }
+
+    fn deadline_left(&self, record: &Record) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_sub(self.spent(record)))
+    }
+
+    fn spent(&self, record: &Record) -> Duration {
+        self.context.clock.now().saturating_sub(record.started())
     }
 
     fn timed_out(&self, endpoint: &Arc<Endpoint>) -> Refusal {

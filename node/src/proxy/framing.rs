@@ -165,10 +165,13 @@ impl Seen {
     }
 }
 
-/// The refusal of HTTP/2 and later.
+/// The refusal of HTTP/2 where it cannot begin, and of later versions.
 pub(super) fn http2() -> Refusal {
-    Refusal::new(Reason::Http2NotSupported, "this proxy speaks HTTP/1.1; HTTP/2 and later are not served")
-        .hint("use HTTP/1.1, for instance `curl --http1.1`, or a [[listener]] that passes bytes through")
+    Refusal::new(
+        Reason::Http2NotSupported,
+        "HTTP/2 is spoken from the first byte of a connection on, HTTP/3 not at all",
+    )
+    .hint("use HTTP/2 with prior knowledge, for instance `curl --http2-prior-knowledge`, or HTTP/1.1")
 }
 
 fn bad(what: &str) -> Refusal {

@@ -49,6 +49,7 @@ pub(super) struct Gate {
     write_timer: Timer,
     refusal: Option<Refusal>,
     had_request: bool,
+    is_http2: bool,
     is_write_blocked: bool,
 }
 
@@ -117,6 +118,7 @@ impl Gate {
             write_timer: Timer::default(),
             refusal: None,
             had_request: false,
+            is_http2: false,
             is_write_blocked: false,
         }
     }
@@ -124,6 +126,11 @@ impl Gate {
     /// The refusal that ended the connection, unless the client has not even taken the previous response.
     pub(super) fn take_refusal(&mut self) -> Option<Refusal> {
         self.refusal.take().filter(|_| !self.is_write_blocked)
+    }
+
+    /// Whether the client began with HTTP/2: then the connection ends for the HTTP/1.1 machine only.
+    pub(super) const fn is_http2(&self) -> bool {
+        self.is_http2
     }
 
     /// The bare connection and what the client sent ahead.
@@ -145,6 +152,8 @@ impl Gate {
                 self.unread.advance(2);
             }
             if self.unread.starts_with(HTTP2_BEGINNING) {
+                // In the middle of a connection it cannot begin.
+                self.is_http2 = !self.had_request;
                 return Poll::Ready(Err(http2()));
             }
             let found = head_end(&self.unread, &mut scanned);

@@ -48,12 +48,15 @@ pub enum Content {
     Tcp = 1,
     /// Nothing: the sender only asks whether the receiver still answers. Service and instance are empty.
     Probe = 2,
+    /// An HTTP/2 connection, for instances that speak it.
+    Http2 = 3,
 }
 
 impl From<Protocol> for Content {
     fn from(protocol: Protocol) -> Self {
         match protocol {
             Protocol::Http => Self::Http,
+            Protocol::Http2 => Self::Http2,
             Protocol::Tcp => Self::Tcp,
         }
     }
@@ -157,6 +160,7 @@ impl ServiceHead {
             0 => Content::Http,
             1 => Content::Tcp,
             2 => Content::Probe,
+            3 => Content::Http2,
             other => return Err(HeadError::Content(other)),
         };
         let hops = take_u8(&mut rest)?;
@@ -226,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_head_comes_back_as_it_was_sent() {
-        for content in [Content::Http, Content::Tcp] {
+        for content in [Content::Http, Content::Tcp, Content::Http2] {
             let sent = ServiceHead { content, ..head() };
             assert_eq!(ServiceHead::decode(&sent.encode().unwrap()), Ok(sent));
         }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
-    UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use hyper::{HeaderMap, Version};
 
@@ -152,6 +152,16 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) {
     }
 }
 
+/// Makes one `Cookie` of several: only HTTP/2 may send them apart (RFC 9113 section 8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
 /// The protocols a request asks to switch to, as far as the wish may go on to an instance.
 ///
 /// Only HTTP/1.1 can switch, and only when `Connection` says so too (RFC 9110 section 7.8). `h2c` is never passed on:
@@ -206,8 +216,9 @@ pub(crate) fn times_via(headers: &HeaderMap, service: &str) -> usize {
 }
 
 /// Adds this proxy to `Via` (RFC 9110 section 7.6.3), which is how a loop through applications is seen.
-pub(crate) fn add_via(headers: &mut HeaderMap, service: &str) {
-    if let Ok(value) = HeaderValue::from_str(&format!("1.1 {}", via_name(service))) {
+pub(crate) fn add_via(headers: &mut HeaderMap, version: Version, service: &str) {
+    let version = if version == Version::HTTP_2 { "2" } else { "1.1" };
+    if let Ok(value) = HeaderValue::from_str(&format!("{version} {}", via_name(service))) {
         headers.append(VIA, value);
     }
 }
@@ -273,6 +284,13 @@ mod tests {
         assert_eq!(wanted(&mixed, Version::HTTP_11).unwrap(), "a/1, b");
         assert_eq!(wanted(&mixed[..2], Version::HTTP_11).unwrap(), "a/1");
         assert_eq!(wanted(&[("connection", "upgrade"), ("upgrade", "h2c")], Version::HTTP_11), None);
+    }
+
+    #[test]
+    fn cookies_that_came_apart_are_joined() {
+        let mut headers = map(&[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2; c=3")]);
+        join_cookies(&mut headers);
+        assert_eq!(headers, map(&[("cookie", "a=1; b=2; c=3"), ("x", "y")]));
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! One application's HTTP/1.1 connection: which service each request means, and which headers cross.
+//! One application's connection and its requests: which service each one means, and which headers cross.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -13,21 +14,23 @@ use hyper::http::request::Parts;
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Method, Request, Response, Uri};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use policy::{RequestHead, RouteDecision};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::attempt::Outgoing;
-use super::body::{RequestBody, ResponseBody, Upload};
+use super::body::{BodyError, RequestBody, ResponseBody, Upload};
 use super::context::ProxyContext;
 use super::forward::{Job, Reply};
 use super::gate::{Gate, GateLimits};
+use super::grpc;
 use super::head::HOPS_MAX;
 use super::headers::{
     add_via, strip_marram, strip_proxy_only, strip_request, times_via, wanted_upgrade, wants_explanation, write_upgrade,
 };
+use super::http2;
 use super::record::{Direction, Record};
 use super::refuse::{Reason, Refusal};
 use super::tcp::{Tunnel, TunnelSlot};
@@ -69,6 +72,10 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
     }
     let parts = connection.into_parts();
     let mut gate = parts.io.into_inner();
+    if gate.is_http2() {
+        let (stream, ahead) = gate.into_parts();
+        return http2::connection(context, core, stream, ahead).await;
+    }
     let refusal = gate.take_refusal();
     let (mut stream, unread) = gate.into_parts();
     if let Some(tunnel) = slot.take() {
@@ -80,7 +87,8 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
     tokio::time::timeout(LAST_WORDS, close(stream, refusal)).await.ok();
 }
 
-type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+/// The answer to one request, of whatever service a connection is served by.
+pub(super) type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
 
 /// Says why, if there is something to say, and lets the client read it before the connection is gone.
 async fn close(mut stream: TcpStream, refusal: Option<Refusal>) {
@@ -102,14 +110,16 @@ async fn close(mut stream: TcpStream, refusal: Option<Refusal>) {
     }
 }
 
-async fn respond(
+pub(super) async fn respond(
     context: &Arc<ProxyContext>,
     core: usize,
     request: Request<Incoming>,
     slot: &TunnelSlot,
 ) -> Response<ResponseBody> {
-    let (parts, body) = request.into_parts();
-    let host = host_of(&parts);
+    let (mut parts, body) = request.into_parts();
+    let arrived = if parts.version == Version::HTTP_2 { http2::arrived(&mut parts) } else { Ok(()) };
+    let is_grpc = grpc::is_grpc(&parts);
+    let host = arrived.and_then(|()| host_of(&parts));
     let shown = host.as_deref().unwrap_or_default().to_owned();
     let mut record = Record::new(context, Direction::Outbound, &parts.method, shown, parts.uri.path());
     let answered = match host {
@@ -119,28 +129,38 @@ async fn respond(
                     slot.put(tunnel);
                     Response::new(ResponseBody::full(Bytes::new()))
                 }
-                Err((refusal, record)) => finish(context, refusal.response(), record),
+                Err((refusal, record)) => finish(context, refusal.response(), record, refusal.reason().status()),
             };
         }
         Ok(host) => proxy(context, core, parts, body, &host, &mut record).await,
         Err(refusal) => Err(refusal),
     };
     match answered {
-        Ok(Reply::Answer(response)) => finish(context, response, record),
+        Ok(Reply::Answer(response)) => {
+            let status = response.status();
+            finish(context, response, record, status)
+        }
         Ok(Reply::Switched(response, instance)) => {
             record.status = Some(response.status());
             slot.put(Tunnel::new(instance, record));
             response
         }
-        Err(refusal) => finish(context, refusal.response(), record),
+        // The record has the HTTP status that says it best; a gRPC client is told by other means.
+        Err(refusal) if is_grpc => finish(context, grpc::response(&refusal), record, refusal.reason().status()),
+        Err(refusal) => finish(context, refusal.response(), record, refusal.reason().status()),
     }
 }
 
-fn finish(context: &ProxyContext, mut response: Response<ResponseBody>, mut record: Record) -> Response<ResponseBody> {
+fn finish(
+    context: &ProxyContext,
+    mut response: Response<ResponseBody>,
+    mut record: Record,
+    status: StatusCode,
+) -> Response<ResponseBody> {
     if context.is_draining() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    record.status = Some(response.status());
+    record.status = Some(status);
     response.map(|body| body.recorded(record))
 }
 
@@ -170,7 +190,13 @@ async fn proxy(
     let upgrade = wanted_upgrade(parts.version, &parts.headers);
     settle_headers(&mut parts, host, &routed.service);
     parts.uri = origin_form(&parts.uri);
-    let timeout = routed.timeout.unwrap_or(context.config.request_timeout);
+    let is_grpc = grpc::is_grpc(&parts);
+    let deadline = grpc::timeout(&parts.headers).filter(|_| is_grpc);
+    // A client that says how long it waits needs no default.
+    let timeout = match (routed.timeout, deadline) {
+        (Some(timeout), deadline) => timeout.min(deadline.unwrap_or(timeout)),
+        (None, deadline) => deadline.unwrap_or(context.config.request_timeout),
+    };
     let job = Job {
         context,
         core,
@@ -179,8 +205,26 @@ async fn proxy(
         timeout,
         hops: u8::try_from(crossed).unwrap_or(HOPS_MAX).saturating_add(1),
         explain,
+        is_grpc,
+        deadline,
     };
-    let outgoing = tokio::time::timeout(timeout, outgoing(parts, body, upgrade)).await.map_err(|_elapsed| {
+    let answered = Box::pin(send(&job, parts, body, upgrade, record));
+    let Some(deadline) = deadline else { return answered.await };
+    // The body's time counts too: from outside it is all the same.
+    tokio::time::timeout(deadline, answered).await.unwrap_or_else(|_elapsed| {
+        let limit = humantime::format_duration(deadline);
+        Err(Refusal::new(Reason::Timeout, format!("`{}` gave no answer within the request's {limit}", routed.service)))
+    })
+}
+
+async fn send(
+    job: &Job<'_>,
+    parts: Parts,
+    body: Incoming,
+    upgrade: Option<HeaderValue>,
+    record: &mut Record,
+) -> Result<Reply, Refusal> {
+    let outgoing = tokio::time::timeout(job.timeout, outgoing(parts, body, upgrade)).await.map_err(|_elapsed| {
         Refusal::new(Reason::Timeout, "the request body did not arrive within the request's time").closing()
     })??;
     job.run(outgoing, record).await
@@ -277,7 +321,7 @@ fn settle_headers(parts: &mut Parts, host: &str, service: &str) {
     strip_marram(&mut parts.headers);
     strip_request(&mut parts.headers);
     strip_proxy_only(&mut parts.headers);
-    add_via(&mut parts.headers, service);
+    add_via(&mut parts.headers, parts.version, service);
 }
 
 /// Path and query alone, as an instance wants it.
@@ -298,15 +342,19 @@ pub(super) async fn outgoing(
     upgrade: Option<HeaderValue>,
 ) -> Result<Outgoing, Refusal> {
     parts.extensions.clear();
-    parts.version = hyper::Version::HTTP_11;
+    let is_http2 = parts.version == Version::HTTP_2;
+    parts.version = Version::HTTP_11;
+    let length = content_length(&parts.headers);
+    let broke_off =
+        |error: BodyError| Refusal::new(Reason::BadRequest, format!("the request body broke off: {error}")).closing();
     let body = if body.is_end_stream() {
         RequestBody::Whole(Bytes::new())
-    } else if content_length(&parts.headers).is_some_and(|length| length <= REPLAY_BYTES_MAX) {
-        RequestBody::read_whole(body, REPLAY_BYTES_MAX).await.map_err(|error| {
-            Refusal::new(Reason::BadRequest, format!("the request body broke off: {error}")).closing()
-        })?
+    } else if length.is_some_and(|length| length <= REPLAY_BYTES_MAX) {
+        RequestBody::read_whole(body, REPLAY_BYTES_MAX).await.map_err(broke_off)?
+    } else if is_http2 && length.is_none() {
+        RequestBody::read_arrived(body, REPLAY_BYTES_MAX).await.map_err(broke_off)?
     } else {
-        RequestBody::Stream(body, Upload::begin())
+        RequestBody::Stream(VecDeque::new(), body, Upload::begin())
     };
     let is_whole = matches!(body, RequestBody::Whole(_));
     if let Some(protocols) = upgrade.filter(|_| is_whole) {
@@ -339,7 +387,7 @@ async fn connect(
     };
     match Tunnel::open(context, core, &snapshot, &routed.service, &mut record).await {
         Ok(instance) => {
-            record.status = Some(hyper::StatusCode::OK);
+            record.status = Some(StatusCode::OK);
             Ok(Tunnel::new(instance, record))
         }
         Err(refusal) => Err((refusal, record)),

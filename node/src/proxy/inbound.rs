@@ -1,8 +1,6 @@
 //! A peer's proxy on behalf of its applications: streams to instances of this node.
 
-use std::convert::Infallible;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,16 +18,18 @@ use super::attempt::{self, Blame, Failure, connect};
 use super::body::{ResponseBody, within};
 use super::context::{OutcomeKind, ProxyContext};
 use super::copy::copy_both;
+use super::grpc;
 use super::head::{ACCEPTED, Content, HOPS_MAX, ResetCode, ServiceHead};
 use super::headers::{
     Fault, MARRAM_FAULT, MARRAM_FAULT_DETAIL, MARRAM_INFLIGHT, RequestNote, strip_hop_by_hop, strip_marram,
     strip_request, wanted_upgrade,
 };
-use super::http::{origin_form, outgoing};
+use super::http::{ResponseFuture, origin_form, outgoing};
+use super::http2::{self, Serve, Usage, Windows};
 use super::links::Duplex;
 use super::record::{Direction, LocalInFlight, Record};
 use super::tcp::{Tunnel, TunnelSlot};
-use super::upstream::{Lease, PoolKey};
+use super::upstream::{Http, Lease, PoolKey};
 use crate::config::Protocol;
 use crate::snapshot::LocalInstance;
 
@@ -63,6 +63,7 @@ async fn serve<S: Duplex>(context: &Arc<ProxyContext>, core: usize, from: &Arc<P
     };
     match head.content {
         Content::Http => serve_http(context, core, from, &instance, stream).await,
+        Content::Http2 => serve_http2(context, core, from, &instance, stream).await,
         Content::Tcp => serve_tcp(context, from, &instance, stream).await,
         Content::Probe => {}
     }
@@ -89,7 +90,7 @@ fn admit(context: &ProxyContext, head: &[u8]) -> Result<Admitted, ResetCode> {
     }
     let key = (head.service.clone(), head.instance.clone());
     let instance = context.published.load().local.get(&key).cloned().ok_or(ResetCode::UnknownInstance)?;
-    if head.content == Content::Http && instance.protocol == Protocol::Tcp {
+    if matches!(head.content, Content::Http | Content::Http2) && instance.protocol == Protocol::Tcp {
         return Err(ResetCode::UnknownInstance);
     }
     Ok(Admitted::Instance(head, instance))
@@ -178,11 +179,51 @@ async fn serve_http<S: Duplex>(
     }
 }
 
-type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+/// The same over HTTP/2: requests to an instance that speaks it keep its streams and trailers on the way.
+async fn serve_http2<S: Duplex>(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    from: &Arc<PeerInfo>,
+    instance: &Arc<LocalInstance>,
+    mut stream: S,
+) {
+    if !is_reachable(context, core, instance).await {
+        return refuse(from, &mut stream, ResetCode::ConnectFailed);
+    }
+    if stream.write_all(&[ACCEPTED]).await.is_err() {
+        return;
+    }
+    let usage = Arc::new(Usage::default());
+    let serve: Serve = {
+        let (context, from, usage) = (Arc::clone(context), Arc::clone(from), Arc::clone(&usage));
+        let key = (instance.service.clone(), instance.instance.clone());
+        Box::new(move |mut request| {
+            let (context, from, in_use) = (Arc::clone(&context), Arc::clone(&from), usage.begin());
+            let instance = context.published.load().local.get(&key).cloned();
+            let service = key.0.clone();
+            Box::pin(async move {
+                let (mut parts, body) = request.into_parts();
+                let arrived = http2::arrived(&mut parts);
+                request = Request::from_parts(parts, body);
+                let mut response = match arrived {
+                    Ok(()) => respond(&context, core, &from, service, instance, request, &TunnelSlot::default()).await,
+                    Err(refusal) => fault(Fault::Client, refusal.detail()),
+                };
+                response.headers_mut().remove(CONNECTION);
+                Ok(response.map(|body| body.held(in_use)))
+            })
+        })
+    };
+    http2::serve_connection(context, Box::new(stream), serve, &usage, Windows::FAR).await;
+}
 
 /// Whether the instance takes connections: one is at hand, or is now, for the stream's first request.
 async fn is_reachable(context: &Arc<ProxyContext>, core: usize, instance: &LocalInstance) -> bool {
     let key = PoolKey::Local(instance.address);
+    let http = Http::from(instance.protocol);
+    if http == Http::Two {
+        return attempt::shared(context, core, instance, CONNECT_BEFORE_ACCEPT).await.is_ok();
+    }
     if let Some(lease) = Lease::reuse(context, core, &key, true) {
         lease.give_back();
         return true;
@@ -190,7 +231,7 @@ async fn is_reachable(context: &Arc<ProxyContext>, core: usize, instance: &Local
     let Ok(socket) = connect(instance, CONNECT_BEFORE_ACCEPT).await else {
         return false;
     };
-    match Lease::open(context, core, key, socket).await {
+    match Lease::open(context, core, key, http, socket).await {
         Ok(lease) => lease.give_back_ready().await,
         Err(_closed) => false,
     }
@@ -223,11 +264,16 @@ async fn respond(
     strip_request(&mut parts.headers);
     parts.uri = origin_form(&parts.uri);
     let limit = note.deadline.unwrap_or(context.config.request_timeout);
-    let outgoing = match tokio::time::timeout(limit, outgoing(parts, body, upgrade)).await {
+    let deadline = grpc::timeout(&parts.headers).filter(|_| grpc::is_grpc(&parts));
+    let mut outgoing = match tokio::time::timeout(limit, outgoing(parts, body, upgrade)).await {
         Ok(Ok(outgoing)) => outgoing,
         Ok(Err(refusal)) => return finish(context, fault(Fault::Client, refusal.detail()), in_flight, record),
         Err(_elapsed) => return finish(context, fault(Fault::TimedOut, "the body came too late"), in_flight, record),
     };
+    if let Some(deadline) = deadline {
+        let spent = context.clock.now().saturating_sub(record.started());
+        grpc::write_timeout(outgoing.request.headers_mut(), deadline.saturating_sub(spent));
+    }
     let upload = outgoing.upload();
     let sending = attempt::local(context, core, &instance, outgoing);
     let response = match within(limit, upload.as_ref(), sending).await {

@@ -4,8 +4,8 @@
 //! [`ProxyContext::serve_http`] and [`ProxyContext::serve_tcp`] take connections of applications,
 //! [`ProxyContext::inbound_stream`] what peers send. Connections are pooled per data thread. A request passes:
 //!
-//! `accept` (a permit) → `gate` (one whole, strictly read head; `framing`) → `http` (which service, which headers
-//! cross) → `forward` (pick, send, once more elsewhere; `retry`) → `attempt` (a kept or new connection; `upstream`) →
+//! `accept` (a permit) → `gate` (one whole, strictly read head; `framing`), or `http2` where the connection begins so →
+//! `http` (which service, which headers cross; `grpc`) → `forward` (pick, send, once more elsewhere; `retry`) → `attempt` (a kept or new connection; `upstream`) →
 //! `body` (streams, never collected) → `record` (the access line). A peer's side is `inbound`; raw bytes take `tcp` and
 //! `copy`.
 //!
@@ -25,9 +25,11 @@ mod explain;
 mod forward;
 mod framing;
 mod gate;
+mod grpc;
 mod head;
 mod headers;
 mod http;
+mod http2;
 mod inbound;
 mod lanes;
 mod links;

@@ -10,6 +10,8 @@ use super::headers::MARRAM_VIA;
 
 /// Service names listed in one answer.
 const KNOWN_MAX: usize = 20;
+/// Candidates named in one line.
+const CANDIDATES_IN_LINE_MAX: usize = 3;
 /// Candidates listed in one answer.
 const CANDIDATES_MAX: usize = 50;
 
@@ -28,7 +30,7 @@ pub(crate) enum Reason {
     NotOfTheMesh,
     /// Routes name the host, and none matches the path.
     NoRoute,
-    /// HTTP/2 is not served.
+    /// HTTP/2 in the middle of a connection, or a later version.
     Http2NotSupported,
     /// A plain HTTP request for a service that speaks raw TCP.
     NotHttp,
@@ -83,13 +85,13 @@ impl Reason {
 
     const fn title(self) -> &'static str {
         match self {
-            Self::BadRequest => "the request is not valid HTTP/1.1",
+            Self::BadRequest => "the request is not valid HTTP",
             Self::HeadTimeout => "the request head did not arrive in time",
             Self::HeadTooLarge => "the request head is too large",
             Self::UnknownExpectation => "the expectation is not known",
             Self::NotOfTheMesh => "the host is not a name of the mesh",
             Self::NoRoute => "no route matches the request",
-            Self::Http2NotSupported => "HTTP/2 is not supported",
+            Self::Http2NotSupported => "the HTTP version is not supported here",
             Self::NotHttp => "the service does not speak HTTP",
             Self::UnknownService => "no node offers this service",
             Self::NoHealthyInstance => "no instance of the service can take the request",
@@ -230,6 +232,19 @@ impl Refusal {
         &self.told.detail
     }
 
+    /// What happened, who failed and the way out, as one line.
+    pub(crate) fn line(&self) -> String {
+        let mut line = self.told.detail.clone();
+        for RefusedCandidate { instance, reason } in self.told.candidates.iter().take(CANDIDATES_IN_LINE_MAX) {
+            line.push_str(&format!("; {instance}: {reason}"));
+        }
+        if let Some(hint) = &self.told.hint {
+            line.push_str("; ");
+            line.push_str(hint);
+        }
+        line
+    }
+
     /// Counts the refusal; what makes an answer of it does so by itself.
     pub(crate) fn count(&self) {
         metrics::counter!("marram_proxy_refused_total", "reason" => self.told.reason.code()).increment(1);
@@ -237,11 +252,17 @@ impl Refusal {
 
     /// The answer.
     pub(crate) fn response(&self) -> Response<ResponseBody> {
-        self.count();
-        let mut response = Response::new(ResponseBody::full(self.body()));
+        let mut response = self.response_without_body().map(|_empty| ResponseBody::full(self.body()));
         *response.status_mut() = self.told.reason.status();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+
+    /// What every form of the answer has in common.
+    pub(crate) fn response_without_body(&self) -> Response<ResponseBody> {
+        self.count();
+        let mut response = Response::new(ResponseBody::full(Bytes::new()));
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(via) = &self.told.via {
             headers.insert(MARRAM_VIA, via.clone());
         }

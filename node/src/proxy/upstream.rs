@@ -1,20 +1,32 @@
-//! Kept-alive HTTP/1.1 connections to instances and, through peers, to theirs: one pool per data thread.
+//! Kept connections to instances and, through peers, to theirs: one pool per data thread.
+//!
+//! An HTTP/1.1 connection serves one request at a time and waits here between two. An HTTP/2 connection stays here while
+//! requests share it.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper::client::conn::http2;
+use hyper::header::{CONNECTION, HOST, HeaderValue, TE, UPGRADE};
+use hyper::http::uri::Scheme;
+use hyper::{Request, Response, Uri, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::sync::watch;
 use transport::NodeId;
 
 use super::body::RequestBody;
 use super::context::ProxyContext;
+use super::http::origin_form;
+use super::http2::{FRAME_BYTES_MAX, RESETS_OWN_MAX, SEND_BYTES_MAX, Windows};
+use super::lanes::Lane;
+use super::tcp::Wire;
+use crate::config::Protocol;
 
 /// Silent connections kept per instance and data thread; one more is closed instead.
 const IDLE_PER_KEY_MAX: usize = 64;
@@ -46,11 +58,93 @@ pub(super) enum PoolKey {
     },
 }
 
-/// Silent connections of one data thread, the latest used first.
+/// The HTTP that a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Http {
+    /// HTTP/1.1.
+    One,
+    /// HTTP/2.
+    Two,
+}
+
+impl From<Protocol> for Http {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Http | Protocol::Tcp => Self::One,
+            Protocol::Http2 => Self::Two,
+        }
+    }
+}
+
+/// Connections of one data thread.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
+    /// Silent HTTP/1.1 connections, the latest used last.
     idle: HashMap<PoolKey, Vec<Idle>>,
     count: usize,
+    /// HTTP/2 connections, used or not.
+    shared: HashMap<PoolKey, Vec<Shared>>,
+    /// HTTP/2 connections that somebody is making.
+    opening: HashMap<PoolKey, watch::Receiver<Opened>>,
+}
+
+/// What became of a connection: nothing yet, or there it is, or why not.
+type Opened = Option<Result<(), String>>;
+
+/// Who makes an HTTP/2 connection that many may be waiting for.
+pub(super) enum Opening {
+    /// The caller, who tells the others.
+    Mine(watch::Sender<Opened>),
+    /// Somebody else.
+    Theirs(watch::Receiver<Opened>),
+}
+
+/// An HTTP/2 connection. It ends when it is no longer here and its last request is done.
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    /// Requests under way.
+    streams: Arc<AtomicUsize>,
+    /// When the sweeper first found it unused.
+    unused_since: Option<Duration>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("streams", &self.streams).finish_non_exhaustive()
+    }
+}
+
+/// One request on a shared connection, until it is dropped.
+struct Turn {
+    streams: Arc<AtomicUsize>,
+    lane: Option<Arc<Lane>>,
+}
+
+impl Turn {
+    fn begin(context: &ProxyContext, core: usize, key: &PoolKey, streams: &Arc<AtomicUsize>) -> Self {
+        streams.fetch_add(1, Ordering::AcqRel);
+        let lane = key.through().map(|node| context.lane(core, node));
+        Self { streams: Arc::clone(streams), lane }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.streams.fetch_sub(1, Ordering::AcqRel);
+        if let Some(lane) = &self.lane {
+            lane.kept();
+        }
+    }
+}
+
+impl PoolKey {
+    /// The peer a connection leads through.
+    const fn through(&self) -> Option<NodeId> {
+        match self {
+            Self::Local(_) => None,
+            Self::Remote { node, .. } => Some(*node),
+        }
+    }
 }
 
 struct Idle {
@@ -99,14 +193,58 @@ impl Pool {
         }
     }
 
+    /// The HTTP/2 connection with the fewest requests, if these are fewer than `streams_max`.
+    fn share(&mut self, key: &PoolKey, streams_max: usize) -> Option<&Shared> {
+        let shared = self.shared.get_mut(key)?;
+        shared.retain(|one| !one.sender.is_closed());
+        let least = shared.iter().min_by_key(|one| one.streams.load(Ordering::Acquire))?;
+        (least.streams.load(Ordering::Acquire) < streams_max).then_some(least)
+    }
+
+    /// The right to make an HTTP/2 connection, or to wait for who has it: requests that come at once to a new instance
+    /// would otherwise each connect, and overrun its queue.
+    pub(super) fn opening(&mut self, key: &PoolKey) -> Opening {
+        if let Some(theirs) = self.opening.get(key)
+            && theirs.has_changed().is_ok()
+        {
+            return Opening::Theirs(theirs.clone());
+        }
+        self.opening.retain(|_, theirs| theirs.has_changed().is_ok());
+        let (mine, theirs) = watch::channel(None);
+        self.opening.insert(key.clone(), theirs);
+        Opening::Mine(mine)
+    }
+
     /// Closes what has been silent too long.
     fn sweep(&mut self, now: Duration) {
         self.keep(|_, idle| !idle.sender.is_closed() && now.saturating_sub(idle.since) < IDLE_TIMEOUT);
+        self.keep_shared(|_, one| {
+            if one.streams.load(Ordering::Acquire) > 0 {
+                one.unused_since = None;
+                return !one.sender.is_closed();
+            }
+            !one.sender.is_closed() && now.saturating_sub(*one.unused_since.get_or_insert(now)) < IDLE_TIMEOUT
+        });
+    }
+
+    fn keep_shared(&mut self, wanted: impl Fn(&PoolKey, &mut Shared) -> bool) {
+        for (key, shared) in &mut self.shared {
+            shared.retain_mut(|one| wanted(key, one));
+        }
+        self.shared.retain(|_, shared| !shared.is_empty());
     }
 
     /// Closes the connection through `node` that has been silent longest; its stream ends shortly after.
     pub(super) fn close_one(&mut self, node: NodeId) {
-        let through = |key: &PoolKey| matches!(key, PoolKey::Remote { node: through, .. } if *through == node);
+        let through = |key: &PoolKey| key.through() == Some(node);
+        let unused = |one: &Shared| one.streams.load(Ordering::Acquire) == 0;
+        let shared = self.shared.iter_mut().filter(|(key, _)| through(key)).find_map(|(_, shared)| {
+            let at = shared.iter().position(unused)?;
+            Some(shared.swap_remove(at))
+        });
+        if shared.is_some() {
+            return;
+        }
         let oldest = self
             .idle
             .iter_mut()
@@ -120,7 +258,8 @@ impl Pool {
 
     /// Closes every connection through `node`.
     pub(super) fn forget_node(&mut self, node: NodeId) {
-        self.keep(|key, _| !matches!(key, PoolKey::Remote { node: through, .. } if *through == node));
+        self.keep(|key, _| key.through() != Some(node));
+        self.keep_shared(|key, _| key.through() != Some(node));
     }
 
     fn keep(&mut self, wanted: impl Fn(&PoolKey, &Idle) -> bool) {
@@ -132,17 +271,22 @@ impl Pool {
     }
 
     /// How many connections are kept.
-    pub(super) const fn len(&self) -> usize {
-        self.count
+    pub(super) fn len(&self) -> usize {
+        self.count + self.shared.values().map(Vec::len).sum::<usize>()
     }
 }
 
-/// A connection in use by one request. Dropping it closes the connection.
+/// A connection in use by one request. Dropping it closes the connection, or, where others share it, ends the request.
 pub(super) struct Lease {
     context: Arc<ProxyContext>,
     core: usize,
     key: PoolKey,
-    sender: SendRequest<RequestBody>,
+    sender: Sender,
+}
+
+enum Sender {
+    One(SendRequest<RequestBody>),
+    Two { sender: http2::SendRequest<RequestBody>, _turn: Turn },
 }
 
 impl fmt::Debug for Lease {
@@ -166,16 +310,70 @@ impl Lease {
     /// A kept connection, if there is one. With `fresh`, only one that was in use a moment ago.
     pub(super) fn reuse(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, fresh: bool) -> Option<Self> {
         let sender = context.pool(core).take(key, fresh, context.clock.now())?;
+        Some(Self { context: Arc::clone(context), core, key: key.clone(), sender: Sender::One(sender) })
+    }
+
+    /// A place on an HTTP/2 connection that serves fewer than `streams_max` requests, if there is one.
+    pub(super) fn share(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, streams_max: usize) -> Option<Self> {
+        let mut pool = context.pool(core);
+        let shared = pool.share(key, streams_max)?;
+        let turn = Turn::begin(context, core, key, &shared.streams);
+        let sender = Sender::Two { sender: shared.sender.clone(), _turn: turn };
         Some(Self { context: Arc::clone(context), core, key: key.clone(), sender })
     }
 
     /// A new connection over `io`.
     ///
     /// # Errors
-    /// Those of the handshake, which sends nothing.
-    pub(super) async fn open<S>(context: &Arc<ProxyContext>, core: usize, key: PoolKey, io: S) -> hyper::Result<Self>
+    /// Those of the handshake, which sends nothing of the request.
+    pub(super) async fn open<S>(
+        context: &Arc<ProxyContext>,
+        core: usize,
+        key: PoolKey,
+        http: Http,
+        io: S,
+    ) -> hyper::Result<Self>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Wire + 'static,
+    {
+        match http {
+            Http::One => Self::open_one(context, core, key, io).await,
+            Http::Two => Self::open_two(context, core, key, Box::new(io)).await,
+        }
+    }
+
+    async fn open_two(
+        context: &Arc<ProxyContext>,
+        core: usize,
+        key: PoolKey,
+        io: Box<dyn Wire>,
+    ) -> hyper::Result<Self> {
+        let windows = if key.through().is_some() { Windows::FAR } else { Windows::NEAR };
+        let head_bytes_max = u32::try_from(context.config.head_bytes_max.max(8 * 1024)).unwrap_or(u32::MAX);
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .max_header_list_size(head_bytes_max)
+            .max_frame_size(FRAME_BYTES_MAX)
+            .max_send_buf_size(SEND_BYTES_MAX)
+            .max_local_error_reset_streams(RESETS_OWN_MAX)
+            .initial_stream_window_size(windows.stream)
+            .initial_connection_window_size(windows.connection)
+            .handshake(TokioIo::new(io))
+            .await?;
+        tokio::spawn(async move {
+            // Whoever waits for a response learns of the error.
+            connection.await.ok();
+        });
+        let streams = Arc::new(AtomicUsize::new(0));
+        let turn = Turn::begin(context, core, &key, &streams);
+        let shared = Shared { sender: sender.clone(), streams, unused_since: None };
+        context.pool(core).shared.entry(key.clone()).or_default().push(shared);
+        begin_sweeping(context, core);
+        Ok(Self { context: Arc::clone(context), core, key, sender: Sender::Two { sender, _turn: turn } })
+    }
+
+    async fn open_one<S>(context: &Arc<ProxyContext>, core: usize, key: PoolKey, io: S) -> hyper::Result<Self>
+    where
+        S: Wire + 'static,
     {
         let head_bytes_max = context.config.head_bytes_max.max(8 * 1024);
         let (sender, connection) = http1::Builder::new()
@@ -187,58 +385,112 @@ impl Lease {
             // Whoever waits for a response learns of the error; a silent connection may end as it likes.
             connection.with_upgrades().await.ok();
         });
-        Ok(Self { context: Arc::clone(context), core, key, sender })
+        Ok(Self { context: Arc::clone(context), core, key, sender: Sender::One(sender) })
     }
 
     /// Sends one request and waits for the response head.
-    pub(super) async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, NotSent> {
-        self.sender.try_send_request(request).await.map_err(|mut failed| match failed.take_message() {
+    pub(super) async fn send(&mut self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, NotSent> {
+        let upload = match request.body() {
+            RequestBody::Whole(_) => None,
+            RequestBody::Stream(.., upload) => Some(upload.clone()),
+        };
+        let sent = match &mut self.sender {
+            Sender::One(sender) => {
+                speak_one(&mut request);
+                sender.try_send_request(request).await
+            }
+            Sender::Two { sender, .. } => {
+                speak_two(&mut request);
+                sender.try_send_request(request).await
+            }
+        };
+        sent.map_err(|mut failed| match failed.take_message() {
             Some(request) => NotSent::Unsent(Box::new(request)),
             None if failed.error().is_user() => NotSent::ClientBroke,
+            // Over HTTP/2 the error is that of the stream, which ended because the body did.
+            None if upload.is_some_and(|upload| upload.is_broken()) => NotSent::ClientBroke,
             None => NotSent::Closed(failed.into_error()),
         })
     }
 
     /// Keeps the connection for the next request; the response was read whole.
-    pub(super) fn give_back(mut self) {
-        if self.sender.is_closed() {
+    pub(super) fn give_back(self) {
+        let Self { context, core, key, sender } = self;
+        // A shared one stays where it is.
+        let Sender::One(mut sender) = sender else { return };
+        if sender.is_closed() {
             return;
         }
-        if self.sender.is_ready() {
-            self.keep();
+        if sender.is_ready() {
+            keep(&context, core, key, sender);
             return;
         }
         // The request may still be on its way out although the response is here already.
         tokio::spawn(async move {
-            if matches!(tokio::time::timeout(READY_TIMEOUT, self.sender.ready()).await, Ok(Ok(()))) {
-                self.keep();
+            if matches!(tokio::time::timeout(READY_TIMEOUT, sender.ready()).await, Ok(Ok(()))) {
+                keep(&context, core, key, sender);
             }
         });
     }
 
     /// Keeps a connection that has not served yet, as soon as it can; false when it was closed before.
-    pub(super) async fn give_back_ready(mut self) -> bool {
-        let is_ready = self.sender.ready().await.is_ok();
-        if is_ready {
-            self.keep();
+    pub(super) async fn give_back_ready(self) -> bool {
+        match self.sender {
+            Sender::Two { mut sender, .. } => sender.ready().await.is_ok(),
+            Sender::One(mut sender) => {
+                let is_ready = sender.ready().await.is_ok();
+                if is_ready {
+                    keep(&self.context, self.core, self.key, sender);
+                }
+                is_ready
+            }
         }
-        is_ready
     }
+}
 
-    fn keep(self) {
-        let Self { context, core, key, sender, .. } = self;
-        let through = match &key {
-            PoolKey::Local(_) => None,
-            PoolKey::Remote { node, .. } => Some(*node),
-        };
-        context.pool(core).put(key, sender, context.clock.now());
-        if let Some(node) = through {
-            context.lane(core, node).kept();
-        }
-        if context.begin_sweeping(core) {
-            tokio::spawn(sweep(Arc::downgrade(&context), core));
-        }
+fn keep(context: &Arc<ProxyContext>, core: usize, key: PoolKey, sender: SendRequest<RequestBody>) {
+    let through = key.through();
+    context.pool(core).put(key, sender, context.clock.now());
+    if let Some(node) = through {
+        context.lane(core, node).kept();
     }
+    begin_sweeping(context, core);
+}
+
+fn begin_sweeping(context: &Arc<ProxyContext>, core: usize) {
+    if context.begin_sweeping(core) {
+        tokio::spawn(sweep(Arc::downgrade(context), core));
+    }
+}
+
+/// Gives a request the form of HTTP/1.1; one that was meant for HTTP/2 may come here at its second try.
+fn speak_one(request: &mut Request<RequestBody>) {
+    if let Some(authority) = request.uri().authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        request.headers_mut().insert(HOST, host);
+        *request.uri_mut() = origin_form(request.uri());
+    }
+    if request.headers().contains_key(TE) {
+        request.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("te"));
+    }
+    *request.version_mut() = Version::HTTP_11;
+}
+
+/// Gives a request the form of HTTP/2: what is said of the connection is left out, the host is part of the target.
+fn speak_two(request: &mut Request<RequestBody>) {
+    for name in [CONNECTION, UPGRADE] {
+        request.headers_mut().remove(name);
+    }
+    if request.uri().authority().is_none()
+        && let Some(host) = request.headers_mut().remove(HOST)
+        && let Some(path) = request.uri().path_and_query()
+        && let Ok(uri) =
+            Uri::builder().scheme(Scheme::HTTP).authority(host.as_bytes()).path_and_query(path.clone()).build()
+    {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = Version::HTTP_2;
 }
 
 /// Closes silent connections until none is left.

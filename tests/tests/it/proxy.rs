@@ -114,11 +114,12 @@ fn a_service_is_reached_by_host_by_absolute_form_and_by_connect() {
 }
 
 #[test]
-fn http2_is_refused_with_a_clear_word() {
+fn http2_in_the_middle_of_a_connection_is_refused_with_a_clear_word() {
     let two = TWO.get(two);
     let node = &two.fleet.nodes[1];
-    let answer = raw(node.proxy, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00").unwrap();
-    assert!(answer.starts_with("HTTP/1.1 505 "), "{answer}");
+    let request = b"GET / HTTP/1.1\r\nhost: hello.mesh\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let answer = raw(node.proxy, request).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("HTTP/1.1 505 "), "{answer}");
     assert!(answer.contains("http2_not_supported") && answer.contains("application/problem+json"), "{answer}");
     assert!(node.metric("marram_proxy_refused_total", "http2_not_supported").unwrap() >= 1.0);
 }

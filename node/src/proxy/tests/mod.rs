@@ -2,10 +2,13 @@
 
 mod bench;
 mod client;
+mod grpc;
+mod http2;
 mod latency;
 mod mesh;
 mod refusals;
 mod requests;
 mod retries;
+mod streams;
 mod tunnels;
 mod upgrades;

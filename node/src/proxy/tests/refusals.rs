@@ -55,9 +55,9 @@ async fn a_bad_request_behind_a_good_one_does_not_spoil_its_answer() {
 }
 
 #[tokio::test]
-async fn http2_and_unknown_expectations_are_refused_with_a_way_out() {
+async fn other_versions_and_unknown_expectations_are_refused_with_a_way_out() {
     let bench = Bench::start().await;
-    let (code, hint) = refused(&bench, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505).await;
+    let (code, hint) = refused(&bench, "GET / HTTP/2.0\r\nHost: a.mesh\r\n\r\n", 505).await;
     assert!(code == "http2_not_supported" && hint.contains("HTTP/1.1"), "{code}: {hint}");
     let expect = "PUT / HTTP/1.1\r\nHost: a.mesh\r\nExpect: miracles\r\n\r\n";
     assert_eq!(refused(&bench, expect, 417).await.0, "unknown_expectation");
