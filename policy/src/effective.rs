@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     compile::backend_layers,
-    document::{DocId, Document, fields::item, http_route::PathMatch},
+    document::{DocId, Document, fields::item},
     in_force::{Layer, Sorted, Standing},
     overlay::{merged, overlay},
     reading::{Reading, Says},
@@ -144,16 +144,11 @@ fn http_routes(applying: &[Layer<'_>], service: &str) -> Option<EffectiveKind> {
     Some(EffectiveKind { kind: "HTTPRoute".to_owned(), spec: json!({ "routes": values }), fields })
 }
 
-/// A host and path with what its document says of it.
+/// A host and the requests of one match, with what its document says of them.
 fn route_value(entry: &routes::Entry<'_>) -> Value {
-    let (form, path) = match entry.path {
-        PathMatch::Exact(path) => ("Exact", path.as_str()),
-        PathMatch::Prefix(prefix) if prefix.is_empty() => ("PathPrefix", "/"),
-        PathMatch::Prefix(prefix) => ("PathPrefix", prefix.as_str()),
-    };
     let mut value = Map::new();
     value.insert("host".to_owned(), json!(entry.host.to_string()));
-    value.insert("path".to_owned(), json!({ "type": form, "value": path }));
+    value.extend(entry.matched.to_json());
     let rule = entry.layer.reading.spec.get("rules").and_then(|rules| rules.get(entry.index));
     for (name, part) in rule.and_then(Value::as_object).into_iter().flatten() {
         if name != "matches" {

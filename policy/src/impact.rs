@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend::BackendPolicy,
     compile::table,
-    document::{DocId, Document, http_route::PathMatch},
+    document::{DocId, Document, route_filter::Filters, route_match::RouteMatch},
     host::HostPattern,
     in_force::Sorted,
     reading::Reading,
@@ -127,15 +128,16 @@ fn expires(before: &[Document], after: &[Document]) -> Vec<Expiry> {
 /// Policy at one place, in the form in which two are compared.
 struct View {
     table: RouteTable,
-    routes: BTreeMap<(HostPattern, PathMatch), Led>,
+    routes: BTreeMap<(HostPattern, RouteMatch), Led>,
 }
 
-/// Where a host and path leads.
+/// Where the requests of one match lead, and what becomes of them.
 #[derive(Debug, PartialEq)]
 struct Led {
     /// Services in the order drawn, each with its part.
     services: Vec<(String, f64)>,
-    timeout: Option<Duration>,
+    timeouts: [Option<Duration>; 2],
+    filters: Option<Arc<Filters>>,
     is_locked: bool,
 }
 
@@ -145,7 +147,7 @@ impl View {
         let contests = routes::contests(&entries).into_iter();
         let routes = contests.map(|Contest { winner, locked_by, .. }| {
             let led = Led::new(winner.rule, locked_by.is_some());
-            ((winner.host.clone(), winner.path.clone()), led)
+            ((winner.host.clone(), winner.matched.clone()), led)
         });
         Self { routes: routes.collect(), table: table(sorted, here) }
     }
@@ -164,7 +166,8 @@ impl Led {
         let services = rule.backends.iter().map(|backend| backend.service.to_string());
         let services = services.map(|service| (rule.share_of(&service), service));
         let services = services.map(|(share, service)| (service, share)).collect();
-        Self { services, timeout: rule.timeout, is_locked }
+        let timeouts = [rule.timeout, rule.try_timeout];
+        Self { services, timeouts, filters: rule.filters.clone(), is_locked }
     }
 }
 
@@ -209,7 +212,7 @@ fn service_differences(old: &RouteTable, new: &RouteTable, service: &str) -> Vec
 /// The services that get other requests than before.
 fn rerouted(old: &View, new: &View) -> BTreeSet<String> {
     let mut services = BTreeSet::new();
-    let places: BTreeSet<&(HostPattern, PathMatch)> = old.routes.keys().chain(new.routes.keys()).collect();
+    let places: BTreeSet<&(HostPattern, RouteMatch)> = old.routes.keys().chain(new.routes.keys()).collect();
     for place in places {
         let (was, is) = (old.routes.get(place), new.routes.get(place));
         if was == is {
@@ -226,15 +229,16 @@ fn rerouted(old: &View, new: &View) -> BTreeSet<String> {
 
 impl Led {
     fn names(&self) -> impl Iterator<Item = String> {
-        self.services.iter().map(|(service, _)| service.clone())
+        let mirrors = self.filters.iter().flat_map(|filters| &filters.mirrors).map(|mirror| mirror.service.clone());
+        self.services.iter().map(|(service, _)| service.clone()).chain(mirrors)
     }
 }
 
 /// The services that requests for `place` could lead to by another entry.
-fn neighbours<'v>(place: &'v (HostPattern, PathMatch), view: &'v View) -> impl Iterator<Item = String> + 'v {
-    let (host, path) = place;
-    let meets = move |(other_host, other_path): &(HostPattern, PathMatch)| {
-        (host.covers(other_host) || other_host.covers(host)) && (path.covers(other_path) || other_path.covers(path))
+fn neighbours<'v>(place: &'v (HostPattern, RouteMatch), view: &'v View) -> impl Iterator<Item = String> + 'v {
+    let (host, matched) = place;
+    let meets = move |(other_host, other): &(HostPattern, RouteMatch)| {
+        (host.covers(other_host) || other_host.covers(host)) && matched.meets(other)
     };
     view.routes.iter().filter(move |(other, _)| meets(other)).flat_map(|(_, led)| led.names())
 }

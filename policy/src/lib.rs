@@ -29,7 +29,7 @@
 //! let documents = accept_documents(text, &Limits::default()).expect("the document is valid");
 //! let table = compile(&documents, &Place::default(), 0).table;
 //!
-//! let request = RequestHead { host: "hello.mesh", path: "/", method: "GET" };
+//! let request = RequestHead::new("GET", "hello.mesh", "/");
 //! let RouteDecision::Service { service, .. } = table.route(&request, 0.5) else { unreachable!("a default route") };
 //! let capacity = Capacity::new(100.0).expect("above zero");
 //! let candidates = [Candidate::with_inflight(capacity, 30.0, 0.0), Candidate::with_inflight(capacity, 30.0, 40.0)];
@@ -79,6 +79,8 @@ pub use diff::{FieldChange, SideChange, diff, three_way};
 pub use document::{
     API_VERSION, DocId, Document, KNOWN_KINDS, Limits, Metadata, PeerMode, STRICTEST_KINDS, TargetRef,
     accept_documents, parse_documents,
+    route_filter::{Filters, HeaderChanges, Mirror, PathChange, Redirect, Rewrite},
+    route_match::Headers,
 };
 pub use draw::{draw, draw_excluding};
 pub use effective::{Effective, EffectiveKind, FieldSource, Overridden, effective};

@@ -10,7 +10,7 @@ use crate::{
     document::{
         DocId, Document, SourceLines,
         fields::{item, shown},
-        http_route::PathMatch,
+        route_match::RouteMatch,
     },
     host::HostPattern,
     overlay::{leaves, slot},
@@ -98,10 +98,10 @@ fn route_conflicts(inner: &Route, outer: &Route, locker: &Reading) -> Vec<String
         let hosts = inner.hostnames.iter().enumerate().filter(|(_, host)| is_kept(host));
         fields.extend(hosts.map(|(index, _)| item("spec.hostnames", index)));
     } else if locks(locker, "rules") && inner.hostnames.iter().any(is_kept) {
-        let kept = |path: &PathMatch| outer.rules.iter().flat_map(|(paths, _)| paths).any(|kept| kept.covers(path));
-        for (index, (paths, _)) in inner.rules.iter().enumerate() {
+        let kept = |one: &RouteMatch| outer.rules.iter().flat_map(|(all, _)| all).any(|kept| kept.covers(one));
+        for (index, (all, _)) in inner.rules.iter().enumerate() {
             let path = format!("{}.matches", item("spec.rules", index));
-            let matches = paths.iter().enumerate().filter(|(_, path)| kept(path));
+            let matches = all.iter().enumerate().filter(|(_, one)| kept(one));
             fields.extend(matches.map(|(number, _)| item(&path, number)));
         }
     }

@@ -9,8 +9,8 @@ use crate::{
     document::{
         DocId, Document, PeerMode, STRICTEST_KINDS, TargetRef,
         authorization::{self, Action},
-        http_route::{self, PathMatch},
-        peer_authentication, residency,
+        http_route, peer_authentication, residency,
+        route_match::RouteMatch,
     },
     host::HostPattern,
     problem::{Problem, valid},
@@ -53,11 +53,11 @@ pub(crate) enum Says {
     Fields,
 }
 
-/// The hosts of a route, and its rules, each with the paths it is for.
+/// The hosts of a route, and its rules, each with the requests it is for.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Route {
     pub(crate) hostnames: Vec<HostPattern>,
-    pub(crate) rules: Vec<(Vec<PathMatch>, Arc<Rule>)>,
+    pub(crate) rules: Vec<(Vec<RouteMatch>, Arc<Rule>)>,
 }
 
 impl Reading {

@@ -1,4 +1,4 @@
-//! `HTTPRoute` documents to host and path tables, with what locked documents keep for themselves.
+//! `HTTPRoute` documents to tables by host and path, with what locked documents keep for themselves.
 
 use std::{
     collections::{BTreeMap, hash_map::Entry as MapEntry},
@@ -8,28 +8,29 @@ use std::{
 use crate::{
     document::{
         DocId,
-        http_route::{PathMatch, RuleSpec},
+        http_route::RuleSpec,
+        route_match::{PathMatch, RouteMatch},
     },
     host::HostPattern,
     in_force::Layer,
     lock::locks,
     overlay::Why,
     reading::{Reading, Route},
-    table::{Backend, HostRules, Routes, Rule, Tier},
+    table::{Backend, Case, HostRules, Routes, Rule, Tier},
 };
 
-/// One host and path with the rule that a document has for it.
+/// One host and match with the rule that a document has for it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry<'d> {
     pub(crate) host: &'d HostPattern,
-    pub(crate) path: &'d PathMatch,
+    pub(crate) matched: &'d RouteMatch,
     pub(crate) layer: Layer<'d>,
     /// The rule's number in its document.
     pub(crate) index: usize,
     pub(crate) rule: &'d Arc<Rule>,
 }
 
-/// The entries for one host and path: who gets it, and who does not.
+/// The entries for one host and match: who gets its requests, and who does not.
 #[derive(Debug)]
 pub(crate) struct Contest<'e, 'd> {
     pub(crate) winner: &'e Entry<'d>,
@@ -46,10 +47,10 @@ pub(crate) fn entries<'d>(applying: &[Layer<'d>]) -> Vec<Entry<'d>> {
     layers.sort_by_key(|(layer, _)| (layer.breadth, !locks(layer.reading, "rules")));
     let mut entries = Vec::new();
     for (layer, route) in layers {
-        for (index, (paths, rule)) in route.rules.iter().enumerate() {
+        for (index, (matches, rule)) in route.rules.iter().enumerate() {
             for host in &route.hostnames {
-                for path in paths {
-                    entries.push(Entry { host, path, layer, index, rule });
+                for matched in matches {
+                    entries.push(Entry { host, matched, layer, index, rule });
                 }
             }
         }
@@ -60,18 +61,14 @@ pub(crate) fn entries<'d>(applying: &[Layer<'d>]) -> Vec<Entry<'d>> {
 /// The table of all `entries`, which are in order of precedence.
 pub(crate) fn routes<'e, 'd: 'e>(entries: impl IntoIterator<Item = &'e Entry<'d>>) -> Routes {
     let mut routes = Routes::default();
-    for Entry { host, path, rule, .. } in entries {
+    for Entry { host, matched, rule, .. } in entries {
         let rules = match host {
             HostPattern::Exact(host) => routes.exact.entry(Box::from(host.as_str())).or_default(),
             HostPattern::Below(suffix) => routes.below.entry(Box::from(suffix.as_str())).or_default(),
         };
-        insert(rules, path, rule);
+        insert(rules, matched, rule);
     }
-    for rules in routes.exact.values_mut().chain(routes.below.values_mut()) {
-        // The sort is stable, so of equal prefixes the one of highest precedence stays.
-        rules.prefixes.sort_by(|(left, _), (right, _)| right.len().cmp(&left.len()).then_with(|| left.cmp(right)));
-        rules.prefixes.dedup_by(|(later, _), (earlier, _)| later == earlier);
-    }
+    routes.exact.values_mut().chain(routes.below.values_mut()).for_each(sort);
     routes
 }
 
@@ -97,11 +94,11 @@ pub(crate) fn tiers(entries: &[Entry<'_>]) -> Vec<Tier> {
     tiers
 }
 
-/// Who gets each host and path, in their order.
+/// Who gets the requests of each host and match, in their order.
 pub(crate) fn contests<'e, 'd>(entries: &'e [Entry<'d>]) -> Vec<Contest<'e, 'd>> {
-    let mut by_place: BTreeMap<(&HostPattern, &PathMatch), Vec<&Entry<'d>>> = BTreeMap::new();
+    let mut by_place: BTreeMap<(&HostPattern, &RouteMatch), Vec<&Entry<'d>>> = BTreeMap::new();
     for entry in entries {
-        by_place.entry((entry.host, entry.path)).or_default().push(entry);
+        by_place.entry((entry.host, entry.matched)).or_default().push(entry);
     }
     let locks_any = |reading| locks(reading, "hostnames") || locks(reading, "rules");
     let keepers: Vec<&Entry<'d>> = entries.iter().filter(|entry| locks_any(entry.layer.reading)).collect();
@@ -130,18 +127,53 @@ fn contest<'e, 'd>(rivals: &[&'e Entry<'d>], keepers: &[&'e Entry<'d>]) -> Optio
 fn keeps(keeper: &Entry<'_>, entry: &Entry<'_>) -> bool {
     keeper.host.covers(entry.host)
         && (locks(keeper.layer.reading, "hostnames")
-            || (locks(keeper.layer.reading, "rules") && keeper.path.covers(entry.path)))
+            || (locks(keeper.layer.reading, "rules") && keeper.matched.covers(entry.matched)))
 }
 
-fn insert(rules: &mut HostRules, path: &PathMatch, rule: &Arc<Rule>) {
-    match path {
-        PathMatch::Prefix(prefix) => rules.prefixes.push((Box::from(prefix.as_str()), Arc::clone(rule))),
-        PathMatch::Exact(path) => {
-            if let MapEntry::Vacant(vacant) = rules.exact.entry(Box::from(path.as_str())) {
-                vacant.insert(Arc::clone(rule));
+fn insert(rules: &mut HostRules, matched: &RouteMatch, rule: &Arc<Rule>) {
+    let conditions = (!matched.conditions.are_none()).then(|| Arc::new(matched.conditions.clone()));
+    let case = Case { conditions, rule: Arc::clone(rule) };
+    match &matched.path {
+        PathMatch::Prefix(prefix) => rules.prefixes.push((Box::from(prefix.as_str()), case)),
+        PathMatch::Regex(pattern) => rules.regexes.push((pattern.clone(), case)),
+        PathMatch::Exact(path) => match rules.exact.entry(Box::from(path.as_str())) {
+            MapEntry::Vacant(vacant) => {
+                vacant.insert(vec![case]);
             }
+            MapEntry::Occupied(cases) => cases.into_mut().push(case),
+        },
+    }
+}
+
+/// Longer paths first, and for one path what says more of the request; the sorts are stable, so of equals the one of
+/// highest precedence comes first, and the others go.
+fn sort(rules: &mut HostRules) {
+    rules.prefixes.sort_by(|(left, one), (right, other)| {
+        (right.len().cmp(&left.len())).then_with(|| left.cmp(right)).then_with(|| one.by_specificity(other))
+    });
+    first_of_equals(&mut rules.prefixes, |(left, _), (right, _)| left == right, |(_, case)| case);
+    rules.regexes.sort_by(|(left, one), (right, other)| {
+        let length = right.written().len().cmp(&left.written().len());
+        length.then_with(|| left.cmp(right)).then_with(|| one.by_specificity(other))
+    });
+    first_of_equals(&mut rules.regexes, |(left, _), (right, _)| left == right, |(_, case)| case);
+    for cases in rules.exact.values_mut() {
+        cases.sort_by(Case::by_specificity);
+        first_of_equals(cases, |_, _| true, |case| case);
+        cases.shrink_to_fit();
+    }
+}
+
+/// Leaves of the items with the same path and the same conditions only the first; those of one path stand together.
+fn first_of_equals<T>(items: &mut Vec<T>, same_path: impl Fn(&T, &T) -> bool, case: impl Fn(&T) -> &Case) {
+    let mut kept: Vec<T> = Vec::with_capacity(items.len());
+    for item in items.drain(..) {
+        let mut rivals = kept.iter().rev().take_while(|known| same_path(known, &item));
+        if rivals.all(|known| case(known).conditions != case(&item).conditions) {
+            kept.push(item);
         }
     }
+    *items = kept;
 }
 
 pub(crate) fn rule(id: &DocId, index: usize, spec: &RuleSpec) -> Rule {
@@ -155,7 +187,8 @@ pub(crate) fn rule(id: &DocId, index: usize, spec: &RuleSpec) -> Rule {
         cumulated += f64::from(*weight);
         backends.push(Backend { service: Arc::from(service.as_str()), cumulated });
     }
-    Rule { name: Arc::from(name), backends, timeout: spec.timeout }
+    let filters = (!spec.filters.are_none()).then(|| Arc::new(spec.filters.clone()));
+    Rule { name: Arc::from(name), backends, filters, timeout: spec.timeout, try_timeout: spec.try_timeout }
 }
 
 /// [`crate::Scope::breadth`] of everywhere.

@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeSet, HashMap},
+    fmt,
     sync::Arc,
     time::Duration,
 };
@@ -10,7 +11,11 @@ use std::{
 use crate::{
     authorization::Authorization,
     backend::BackendPolicy,
-    document::{PeerMode, http_route::is_below},
+    document::{
+        PeerMode,
+        route_filter::Filters,
+        route_match::{Conditions, Headers, Pattern, is_below},
+    },
     host::{host_of, parents, service_of},
 };
 
@@ -18,18 +23,35 @@ use crate::{
 pub const DEFAULT_ROUTE: &str = "default";
 
 /// What of a request decides where it goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct RequestHead<'r> {
     /// The host asked for, with or without port, in any case.
     pub host: &'r str,
-    /// The path as the request carries it; what follows `?` or `#` does not take part.
+    /// The path as the request carries it, with its query.
     pub path: &'r str,
-    /// The method. No rule of this version looks at it.
+    /// The method.
     pub method: &'r str,
+    /// The headers.
+    pub headers: &'r dyn Headers,
+}
+
+impl<'r> RequestHead<'r> {
+    /// A request without headers.
+    #[must_use]
+    pub const fn new(method: &'r str, host: &'r str, path: &'r str) -> Self {
+        Self { host, path, method, headers: &() }
+    }
+}
+
+impl fmt::Debug for RequestHead<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, path, method, headers: _ } = self;
+        f.debug_struct("RequestHead").field("method", method).field("host", host).field("path", path).finish()
+    }
 }
 
 /// Where a request goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RouteDecision {
     /// To an instance of this service.
     Service {
@@ -37,10 +59,25 @@ pub enum RouteDecision {
         service: Arc<str>,
         /// How long the whole request may take; `None` leaves it to the node.
         timeout: Option<Duration>,
+        /// How long one try at one instance may take; `None` where the request's time is all there is.
+        try_timeout: Option<Duration>,
         /// `scope/HTTPRoute/name#rule`, where rule is the rule's name or else its number from 0; or [`DEFAULT_ROUTE`].
         route_name: Arc<str>,
+        /// What becomes of the request and its response on the way.
+        filters: Option<Arc<Filters>>,
+        /// Bytes of the path that the rule matched as a prefix.
+        prefix: usize,
     },
-    /// Nowhere: the host is neither a route's nor `SERVICE.mesh`, or its routes have no rule for the path.
+    /// Back to whoever asked, by [`Filters::redirect`].
+    Redirect {
+        /// As above.
+        route_name: Arc<str>,
+        /// Its `redirect` is there.
+        filters: Arc<Filters>,
+        /// As above.
+        prefix: usize,
+    },
+    /// Nowhere: the host is neither a route's nor `SERVICE.mesh`, or its routes have no rule for the request.
     NoRoute,
 }
 
@@ -81,17 +118,31 @@ pub(crate) struct Tier {
 /// The rules of one host.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HostRules {
-    pub(crate) exact: HashMap<Box<str>, Arc<Rule>>,
+    /// Of each path in the order tried.
+    pub(crate) exact: HashMap<Box<str>, Vec<Case>>,
     /// Longest first.
-    pub(crate) prefixes: Vec<(Box<str>, Arc<Rule>)>,
+    pub(crate) regexes: Vec<(Pattern, Case)>,
+    /// Longest first.
+    pub(crate) prefixes: Vec<(Box<str>, Case)>,
+}
+
+/// A rule for the requests of one path that are as the conditions say.
+#[derive(Debug, Clone)]
+pub(crate) struct Case {
+    /// `None` for every request.
+    pub(crate) conditions: Option<Arc<Conditions>>,
+    pub(crate) rule: Arc<Rule>,
 }
 
 /// Where the requests that a rule matches go.
 #[derive(Debug)]
 pub(crate) struct Rule {
     pub(crate) name: Arc<str>,
+    /// None where the rule redirects.
     pub(crate) backends: Vec<Backend>,
+    pub(crate) filters: Option<Arc<Filters>>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) try_timeout: Option<Duration>,
 }
 
 /// A service with a weight above zero.
@@ -106,9 +157,10 @@ impl RouteTable {
     /// Where `request` goes. `u`, uniform in [0, 1), decides between the backends of a rule by their weights.
     ///
     /// The longest matching host comes first (an exact name before `*.suffix`), then an exact path, then the longest
-    /// prefix by whole path elements, then the narrower scope, then the name of the document, then the order in it. A
-    /// host whose rules do not match the path yields to the next shorter one that is for it. Only where no route at all
-    /// is for the host does `SERVICE.mesh` or `SERVICE.mesh.localhost` lead to SERVICE. Hosts compare without case, paths
+    /// regular expression, then the longest prefix by whole path elements, then what names a method, then what names
+    /// more headers, then more parameters, then the narrower scope, then the name of the document, then the order in it.
+    /// A host whose rules do not match the request yields to the next shorter one that is for it. Only where no route at
+    /// all is for the host does `SERVICE.mesh` or `SERVICE.mesh.localhost` lead to SERVICE. Hosts compare without case, paths
     /// with it, byte by byte as sent.
     ///
     /// A request that a locked route keeps (all of its hosts, or what its rules match) is routed as if there were no
@@ -116,18 +168,21 @@ impl RouteTable {
     #[must_use]
     pub fn route(&self, request: &RequestHead<'_>, u: f64) -> RouteDecision {
         let Some(host) = host_of(request.host) else { return RouteDecision::NoRoute };
-        let path = request.path.split(['?', '#']).next().unwrap_or_default();
-        let kept = self.tiers.iter().find(|tier| tier.keeps(&host, path));
+        let asked = Asked::new(request);
+        let kept = self.tiers.iter().find(|tier| tier.keeps(&host, &asked));
         let routes = kept.map_or(&self.routes, |tier| &tier.routes);
-        let rules = routes.rules_for(&host).filter_map(|rules| rules.find(path));
-        if let Some(decision) = rules.filter_map(|rule| rule.decide(u)).next() {
+        let rules = routes.rules_for(&host).filter_map(|rules| rules.find(&asked));
+        if let Some(decision) = rules.filter_map(|(rule, prefix)| rule.decide(u, prefix)).next() {
             return decision;
         }
         match service_of(&host) {
             Some(service) if !routes.is_for(&host) => RouteDecision::Service {
                 service: Arc::from(service),
                 timeout: None,
+                try_timeout: None,
                 route_name: Arc::from(DEFAULT_ROUTE),
+                filters: None,
+                prefix: 0,
             },
             Some(_) | None => RouteDecision::NoRoute,
         }
@@ -189,17 +244,51 @@ impl Routes {
     }
 }
 
+/// A request as rules look at it.
+struct Asked<'r> {
+    path: &'r str,
+    query: &'r str,
+    method: &'r str,
+    headers: &'r dyn Headers,
+}
+
+impl<'r> Asked<'r> {
+    fn new(request: &RequestHead<'r>) -> Self {
+        let target = request.path.split('#').next().unwrap_or_default();
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        Self { path, query, method: request.method, headers: request.headers }
+    }
+}
+
 impl Tier {
-    fn keeps(&self, host: &str, path: &str) -> bool {
-        self.hosts.is_for(host) || self.requests.rules_for(host).any(|rules| rules.find(path).is_some())
+    fn keeps(&self, host: &str, asked: &Asked<'_>) -> bool {
+        self.hosts.is_for(host) || self.requests.rules_for(host).any(|rules| rules.find(asked).is_some())
     }
 }
 
 impl HostRules {
-    fn find(&self, path: &str) -> Option<&Rule> {
-        let exact = self.exact.get(path);
-        let by_prefix = || self.prefixes.iter().find(|(prefix, _)| is_below(path, prefix)).map(|(_, rule)| rule);
-        exact.or_else(by_prefix).map(Arc::as_ref)
+    /// The rule for a request, with the bytes of the path that it matched as a prefix.
+    fn find(&self, asked: &Asked<'_>) -> Option<(&Rule, usize)> {
+        let exact = self.exact.get(asked.path).into_iter().flatten().find(|case| case.holds(asked));
+        let by_regex = || self.regexes.iter().find(|(regex, case)| regex.matches(asked.path) && case.holds(asked));
+        let whole = exact.or_else(|| by_regex().map(|(_, case)| case)).map(|case| (&*case.rule, 0));
+        whole.or_else(|| {
+            let is_for = |(prefix, case): &&(Box<str>, Case)| is_below(asked.path, prefix) && case.holds(asked);
+            self.prefixes.iter().find(is_for).map(|(prefix, case)| (&*case.rule, prefix.len()))
+        })
+    }
+}
+
+impl Case {
+    fn holds(&self, asked: &Asked<'_>) -> bool {
+        let holds = |conditions: &Arc<Conditions>| conditions.hold(asked.method, asked.headers, asked.query);
+        self.conditions.as_ref().is_none_or(holds)
+    }
+
+    /// What says more of the request first.
+    pub(crate) fn by_specificity(&self, other: &Self) -> std::cmp::Ordering {
+        let specificity = |case: &Self| case.conditions.as_deref().map(Conditions::specificity);
+        specificity(other).cmp(&specificity(self))
     }
 }
 
@@ -217,14 +306,21 @@ impl Rule {
         if before > 0.0 { share / before } else { 0.0 }
     }
 
-    fn decide(&self, u: f64) -> Option<RouteDecision> {
+    fn decide(&self, u: f64, prefix: usize) -> Option<RouteDecision> {
+        if let Some(filters) = self.filters.as_ref().filter(|filters| filters.redirect.is_some()) {
+            let (route_name, filters) = (Arc::clone(&self.name), Arc::clone(filters));
+            return Some(RouteDecision::Redirect { route_name, filters, prefix });
+        }
         let last = self.backends.last()?;
         let target = if u.is_nan() { 0.0 } else { u.clamp(0.0, 1.0) } * last.cumulated;
         let backend = self.backends.iter().find(|backend| target < backend.cumulated).unwrap_or(last);
         Some(RouteDecision::Service {
             service: Arc::clone(&backend.service),
             timeout: self.timeout,
+            try_timeout: self.try_timeout,
             route_name: Arc::clone(&self.name),
+            filters: self.filters.clone(),
+            prefix,
         })
     }
 }

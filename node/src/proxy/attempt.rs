@@ -131,7 +131,7 @@ impl Outgoing {
     }
 
     /// The same request again, where its body is at hand.
-    fn copy(&self) -> Option<Self> {
+    pub(super) fn copy(&self) -> Option<Self> {
         let mut copy = Request::new(self.request.body().replay()?);
         self.request.method().clone_into(copy.method_mut());
         self.request.uri().clone_into(copy.uri_mut());

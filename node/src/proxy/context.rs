@@ -86,6 +86,8 @@ pub struct ProxyContext {
     cores: Vec<CoreState>,
     peers: Mutex<HashMap<NodeId, CancellationToken>>,
     in_flight: AtomicUsize,
+    /// Copies of requests on their way, see `filters`.
+    pub(super) mirrors: Arc<AtomicUsize>,
     draining: CancellationToken,
     idle: Notify,
 }
@@ -145,6 +147,7 @@ impl ProxyContext {
             cores,
             peers: Mutex::default(),
             in_flight: AtomicUsize::new(0),
+            mirrors: Arc::default(),
             draining: CancellationToken::new(),
             idle: Notify::new(),
         })

@@ -6,11 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::header::HeaderValue;
 use hyper::{Response, Version};
+use policy::Filters;
 
 use super::attempt::{self, Answer, Blame, Failure, Outgoing, stream_head};
 use super::body::{ResponseBody, within};
 use super::context::{OutcomeKind, ProxyContext};
 use super::explain::decision;
+use super::filters;
 use super::grpc::{self, Ending};
 use super::headers::{
     MARRAM_DECISION, MARRAM_VIA, RequestNote, strip_hop_by_hop, strip_marram, told_inflight, via_value,
@@ -41,8 +43,12 @@ pub(super) struct Job<'a> {
     pub(super) core: usize,
     pub(super) snapshot: &'a Snapshot,
     pub(super) service: &'a str,
+    /// What becomes of the request and its response on the way.
+    pub(super) filters: Option<&'a Filters>,
     /// From the whole request to the response head.
     pub(super) timeout: Duration,
+    /// The same for one try; a request that may be repeated goes to another instance after it.
+    pub(super) try_timeout: Option<Duration>,
     /// Proxies crossed, this one included.
     pub(super) hops: u8,
     /// Whether the application asked for the decision.
@@ -75,21 +81,32 @@ impl Job<'_> {
             record.via = Some(format!("{}->{}", self.snapshot.here.name, endpoint.node_name));
             record.probability = Some(pick.probability);
             let left = self.left(record);
+            let limit = self.try_timeout.filter(|limit| *limit < left);
+            let spare = limit.filter(|_| tries.may_go_on() && outgoing.is_repeatable).and_then(|_| outgoing.copy());
+            let limit = limit.unwrap_or(left);
             let upload = outgoing.upload();
-            let failure = match within(left, upload.as_ref(), self.attempt(endpoint, outgoing, left, record)).await {
+            let failure = match within(limit, upload.as_ref(), self.attempt(endpoint, outgoing, limit, record)).await {
                 Some(Ok(answer)) if answer.is_switched() => {
                     return self.switched(endpoint, answer, via.clone()).await.map_err(|refusal| refusal.via(via));
                 }
                 Some(Ok(answer)) => return Ok(Reply::Answer(self.response(endpoint, answer, via, decided, record))),
-                Some(Err(failure)) => failure,
-                None => return Err(self.timed_out(endpoint).via(via)),
+                Some(Err(failure)) if failure.blame != Blame::Slow => failure,
+                Some(Err(_)) | None => {
+                    record.at(None, None);
+                    let refusal = self.timed_out(endpoint, self.try_timeout.unwrap_or(self.timeout).min(self.timeout));
+                    let Some(again) = spare else { return Err(refusal.via(via)) };
+                    tries.leave_out(endpoint, refusal.detail());
+                    outgoing = again;
+                    self.count_retry(record);
+                    continue;
+                }
             };
             record.at(None, None);
             let kind = match failure.blame {
                 Blame::Endpoint(kind) => kind,
                 Blame::Client => return Err(Refusal::new(Reason::BadRequest, failure.detail).via(via).closing()),
                 Blame::Loop => return Err(self.loop_detected().via(via)),
-                Blame::Slow => return Err(self.timed_out(endpoint).via(via)),
+                Blame::Slow => return Err(self.timed_out(endpoint, self.timeout).via(via)),
             };
             let Failure { detail, again, .. } = failure;
             tries.fail(self.context, self.snapshot, endpoint, kind, detail);
@@ -100,9 +117,13 @@ impl Job<'_> {
                 return Err(if is_misplaced { refusal.hint(NEEDS_HTTP2) } else { refusal });
             };
             outgoing = again;
-            record.retries += 1;
-            metrics::counter!("marram_retries_total", "service" => self.service.to_owned()).increment(1);
+            self.count_retry(record);
         }
+    }
+
+    fn count_retry(&self, record: &mut Record) {
+        record.retries += 1;
+        metrics::counter!("marram_retries_total", "service" => self.service.to_owned()).increment(1);
     }
 
     async fn attempt(
@@ -174,6 +195,9 @@ impl Job<'_> {
         }
         strip_hop_by_hop(&mut parts.headers);
         strip_marram(&mut parts.headers);
+        if let Some(filters) = self.filters {
+            filters::change(&mut parts.headers, &filters.response_headers);
+        }
         if let Some(via) = via {
             parts.headers.insert(MARRAM_VIA, via);
         }
@@ -201,15 +225,15 @@ impl Job<'_> {
         self.context.clock.now().saturating_sub(record.started())
     }
 
-    fn timed_out(&self, endpoint: &Arc<Endpoint>) -> Refusal {
-        let limit = humantime::format_duration(self.timeout);
+    fn timed_out(&self, endpoint: &Arc<Endpoint>, limit: Duration) -> Refusal {
+        let limit = humantime::format_duration(limit);
         let detail = format!(
             "`{}` gave no response head within {limit}; asked was {} on {}",
             self.service, endpoint.instance, endpoint.node_name
         );
         too_slow(self.context, endpoint, &detail);
         Refusal::new(Reason::Timeout, detail)
-            .hint("the limit is the HTTPRoute's `timeouts.request`, else `proxy.request_timeout`")
+            .hint("the limit is the HTTPRoute's `timeouts`, else `proxy.request_timeout`")
     }
 
     fn loop_detected(&self) -> Refusal {

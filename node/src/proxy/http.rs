@@ -16,13 +16,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
-use policy::{RequestHead, RouteDecision};
+use policy::{Filters, Headers, RequestHead, RouteDecision};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::attempt::Outgoing;
 use super::body::{BodyError, RequestBody, ResponseBody, Upload};
 use super::context::ProxyContext;
+use super::filters;
 use super::forward::{Job, Reply};
 use super::gate::{Gate, GateLimits};
 use super::grpc;
@@ -174,7 +175,16 @@ async fn proxy(
 ) -> Result<Reply, Refusal> {
     check_request(&parts)?;
     let snapshot = context.published.load();
-    let routed = route(context, core, &snapshot, host, parts.uri.path(), &parts.method)?;
+    let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let routed = match route(context, core, &snapshot, host, target, &parts)? {
+        Way::To(routed) => routed,
+        Way::Elsewhere(filters, prefix) => {
+            let redirected = filters.redirect.as_ref().map(|redirect| filters::redirection(redirect, &parts, prefix));
+            let mut response = redirected.unwrap_or_else(|| Response::new(ResponseBody::full(Bytes::new())));
+            filters::change(response.headers_mut(), &filters.response_headers);
+            return Ok(Reply::Answer(response));
+        }
+    };
     if snapshot.services.contains_key(&*routed.service) {
         record.service = Some(routed.service.to_string());
     }
@@ -190,6 +200,12 @@ async fn proxy(
     let upgrade = wanted_upgrade(parts.version, &parts.headers);
     settle_headers(&mut parts, host, &routed.service);
     parts.uri = origin_form(&parts.uri);
+    if let Some(filters) = &routed.filters {
+        filters::change(&mut parts.headers, &filters.request_headers);
+        if let Some(rewrite) = &filters.rewrite {
+            filters::rewrite(rewrite, &mut parts, routed.prefix)?;
+        }
+    }
     let is_grpc = grpc::is_grpc(&parts);
     let deadline = grpc::timeout(&parts.headers).filter(|_| is_grpc);
     // A client that says how long it waits needs no default.
@@ -202,7 +218,9 @@ async fn proxy(
         core,
         snapshot: &snapshot,
         service: &routed.service,
+        filters: routed.filters.as_deref(),
         timeout,
+        try_timeout: routed.try_timeout,
         hops: u8::try_from(crossed).unwrap_or(HOPS_MAX).saturating_add(1),
         explain,
         is_grpc,
@@ -227,6 +245,9 @@ async fn send(
     let outgoing = tokio::time::timeout(job.timeout, outgoing(parts, body, upgrade)).await.map_err(|_elapsed| {
         Refusal::new(Reason::Timeout, "the request body did not arrive within the request's time").closing()
     })??;
+    if let Some(filters) = job.filters {
+        filters::mirror(job, filters, &outgoing);
+    }
     job.run(outgoing, record).await
 }
 
@@ -269,9 +290,30 @@ fn host_of(parts: &Parts) -> Result<String, Refusal> {
 }
 
 /// Where a request goes.
+enum Way {
+    /// To a service.
+    To(Routed),
+    /// Back, with the address of another place; so many bytes of the path were matched as a prefix.
+    Elsewhere(Arc<Filters>, usize),
+}
+
+/// The service that a request goes to, and what its rule says of the way.
 struct Routed {
     service: Arc<str>,
     timeout: Option<Duration>,
+    try_timeout: Option<Duration>,
+    filters: Option<Arc<Filters>>,
+    /// Bytes of the path that the rule matched as a prefix.
+    prefix: usize,
+}
+
+/// The headers of a request, for rules to look at.
+struct Named<'h>(&'h HeaderMap);
+
+impl Headers for Named<'_> {
+    fn any(&self, name: &str, test: &dyn Fn(&str) -> bool) -> bool {
+        self.0.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(test)
+    }
 }
 
 fn route(
@@ -279,14 +321,19 @@ fn route(
     core: usize,
     snapshot: &Snapshot,
     host: &str,
-    path: &str,
-    method: &Method,
-) -> Result<Routed, Refusal> {
-    let head = RequestHead { host, path, method: method.as_str() };
+    target: &str,
+    parts: &Parts,
+) -> Result<Way, Refusal> {
+    let (method, headers) = (parts.method.as_str(), Named(&parts.headers));
+    let head = RequestHead { host, path: target, method, headers: &headers };
     match snapshot.table.route(&head, context.chance(core)) {
-        RouteDecision::Service { service, timeout, .. } => Ok(Routed { service, timeout }),
+        RouteDecision::Service { service, timeout, try_timeout, filters, prefix, route_name: _ } => {
+            Ok(Way::To(Routed { service, timeout, try_timeout, filters, prefix }))
+        }
+        RouteDecision::Redirect { filters, prefix, route_name: _ } => Ok(Way::Elsewhere(filters, prefix)),
         RouteDecision::NoRoute if is_of_the_mesh(snapshot, host) => {
-            Err(Refusal::new(Reason::NoRoute, format!("no rule of the routes for `{host}` matches `{path}`"))
+            let path = target.split('?').next().unwrap_or_default();
+            Err(Refusal::new(Reason::NoRoute, format!("no rule of the routes for `{host}` matches {method} `{path}`"))
                 .hint("`marram policy list` shows the HTTPRoutes"))
         }
         RouteDecision::NoRoute => Err(not_of_the_mesh(format!("`{host}` is not a name of this mesh"))),
@@ -381,8 +428,12 @@ async fn connect(
     mut record: Record,
 ) -> Result<Tunnel, (Refusal, Record)> {
     let snapshot = context.published.load();
-    let routed = match route(context, core, &snapshot, host, "/", &parts.method) {
-        Ok(routed) => routed,
+    let routed = match route(context, core, &snapshot, host, "/", parts) {
+        Ok(Way::To(routed)) => routed,
+        Ok(Way::Elsewhere(..)) => {
+            let detail = format!("the route for `{host}` redirects, and a tunnel cannot be");
+            return Err((Refusal::new(Reason::NoRoute, detail), record));
+        }
         Err(refusal) => return Err((refusal, record)),
     };
     match Tunnel::open(context, core, &snapshot, &routed.service, &mut record).await {

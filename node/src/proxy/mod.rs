@@ -5,7 +5,7 @@
 //! [`ProxyContext::inbound_stream`] what peers send. Connections are pooled per data thread. A request passes:
 //!
 //! `accept` (a permit) → `gate` (one whole, strictly read head; `framing`), or `http2` where the connection begins so →
-//! `http` (which service, which headers cross; `grpc`) → `forward` (pick, send, once more elsewhere; `retry`) → `attempt` (a kept or new connection; `upstream`) →
+//! `http` (which service, which headers cross; `filters`, `grpc`) → `forward` (pick, send, once more elsewhere; `retry`) → `attempt` (a kept or new connection; `upstream`) →
 //! `body` (streams, never collected) → `record` (the access line). A peer's side is `inbound`; raw bytes take `tcp` and
 //! `copy`.
 //!
@@ -22,6 +22,7 @@ mod body;
 mod context;
 mod copy;
 mod explain;
+mod filters;
 mod forward;
 mod framing;
 mod gate;

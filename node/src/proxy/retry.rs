@@ -25,6 +25,17 @@ impl Tries {
         self.failures.len()
     }
 
+    /// Whether the request may be sent once more after another failure.
+    pub(super) const fn may_go_on(&self) -> bool {
+        self.failed() < RETRIES_MAX
+    }
+
+    /// The endpoint was too slow for this request, and is out for it alone.
+    pub(super) fn leave_out(&mut self, endpoint: &Arc<Endpoint>, seen: &str) {
+        self.out.push(Arc::clone(endpoint));
+        self.failures.push((label(endpoint), seen.to_owned()));
+    }
+
     /// Draws an endpoint that has not failed this request.
     ///
     /// # Errors

@@ -1,14 +1,18 @@
-//! The spec of `HTTPRoute`: which service answers which host and path.
+//! The spec of `HTTPRoute`: which service answers which requests.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::fields::{Fields, LIST_MOST, item, shown, text};
+use super::{
+    fields::{Fields, LIST_MOST, item, shown, text},
+    route_filter::{self, Filters},
+    route_match::{self, RouteMatch},
+};
 use crate::{
     host::HostPattern,
     name::{bend, is_label},
-    problem::{Faults, nearest_name},
+    problem::Faults,
 };
 
 /// What one document says.
@@ -18,40 +22,18 @@ pub(crate) struct HttpRouteSpec {
     pub(crate) rules: Vec<RuleSpec>,
 }
 
-/// One rule: these paths go to those services.
+/// One rule: these requests go to those services.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct RuleSpec {
     pub(crate) name: Option<String>,
-    /// At least one; a rule without matches matches every path.
-    pub(crate) matches: Vec<PathMatch>,
-    /// Service and weight; at least one weight is above zero.
+    /// At least one; a rule without matches matches every request.
+    pub(crate) matches: Vec<RouteMatch>,
+    /// Service and weight; at least one weight is above zero. None where the rule redirects.
     pub(crate) backends: Vec<(String, u32)>,
+    pub(crate) filters: Filters,
     pub(crate) timeout: Option<Duration>,
-}
-
-/// Which paths a rule is for. Case counts; the query does not take part.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum PathMatch {
-    /// The path and nothing else.
-    Exact(String),
-    /// The path and what is below it, by whole elements; without a final slash, so that `/` is empty.
-    Prefix(String),
-}
-
-impl PathMatch {
-    /// Whether every path that `other` is for is one that this is for.
-    pub(crate) fn covers(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Prefix(prefix), Self::Prefix(path) | Self::Exact(path)) => is_below(path, prefix),
-            (Self::Exact(path), Self::Exact(inner)) => path == inner,
-            (Self::Exact(_), Self::Prefix(_)) => false,
-        }
-    }
-}
-
-/// Whether `path` is `prefix` or lies below it by whole elements. A prefix has no final slash; the root is empty.
-pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
-    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.is_empty())
+    /// For one try at one instance.
+    pub(crate) try_timeout: Option<Duration>,
 }
 
 /// Reads the spec at `spec`; complete where it leaves no faults.
@@ -86,7 +68,9 @@ fn rules(fields: &Fields<'_>, faults: &mut Faults<'_>) -> Vec<RuleSpec> {
     let path = fields.at("rules");
     for (index, value) in fields.at_least_one("rules", hint, faults).iter().enumerate() {
         let path = item(&path, index);
-        let Some(fields) = Fields::open(value, &path, &["name", "matches", "backendRefs", "timeouts"], faults) else {
+        let Some(fields) =
+            Fields::open(value, &path, &["name", "matches", "filters", "backendRefs", "timeouts"], faults)
+        else {
             continue;
         };
         let rule = rule(&fields, faults);
@@ -103,51 +87,39 @@ fn rule(fields: &Fields<'_>, faults: &mut Faults<'_>) -> RuleSpec {
     let mut matches = Vec::new();
     let path = fields.at("matches");
     for (index, value) in fields.list("matches", LIST_MOST, faults).unwrap_or_default().iter().enumerate() {
-        matches.extend(path_match(value, &item(&path, index), faults));
+        matches.extend(route_match::read(value, &item(&path, index), faults));
     }
     if fields.get("matches").is_none_or(|value| value.as_array().is_some_and(Vec::is_empty)) {
-        matches.push(PathMatch::Prefix(String::new()));
+        matches.push(RouteMatch::ALL);
     }
-    let backends = backends(fields, faults);
-    let timeouts = fields.get("timeouts");
-    let timeouts = timeouts.and_then(|value| Fields::open(value, &fields.at("timeouts"), &["request"], faults));
-    let timeout = timeouts.and_then(|timeouts| timeouts.duration("request", TIMEOUT_MOST, faults));
-    RuleSpec { name, matches, backends, timeout }
+    let filters = route_filter::read(fields, &matches, faults);
+    let backends = if filters.redirect.is_some() { no_backends(fields, faults) } else { backends(fields, faults) };
+    let (timeout, try_timeout) = timeouts(fields, faults);
+    RuleSpec { name, matches, backends, filters, timeout, try_timeout }
 }
 
-fn path_match(value: &Value, path: &str, faults: &mut Faults<'_>) -> Option<PathMatch> {
-    let fields = Fields::open(value, path, &["path"], faults)?;
-    let Some(value) = fields.get("path") else { return Some(PathMatch::Prefix(String::new())) };
-    let fields = Fields::open(value, &fields.at("path"), &["type", "value"], faults)?;
-    let exact = match fields.get("type") {
-        None => Some(false),
-        Some(_) => fields.text("type", faults).and_then(|word| match word {
-            "PathPrefix" => Some(false),
-            "Exact" => Some(true),
-            _ => {
-                let hint = nearest_name(word, &["PathPrefix", "Exact"])
-                    .map_or("this version carries PathPrefix and Exact".to_owned(), |name| {
-                        format!("did you mean `{name}`?")
-                    });
-                faults.hint(&fields.at("type"), format_args!("`{}` is not a known word", shown(word)), hint);
-                None
-            }
-        }),
-    };
-    let value = match fields.get("value") {
-        None => Some("/"),
-        Some(_) => fields.text("value", faults),
-    };
-    let value = value?;
-    if let Some((fault, hint)) = path_fault(value) {
-        faults.hint(&fields.at("value"), format_args!("`{}` {fault}", shown(value)), hint);
-        return None;
+fn no_backends(fields: &Fields<'_>, faults: &mut Faults<'_>) -> Vec<(String, u32)> {
+    if fields.get("backendRefs").is_some() {
+        faults.hint(&fields.at("backendRefs"), "nobody is asked where the rule redirects", "leave it out");
     }
-    Some(if exact? {
-        PathMatch::Exact(value.to_owned())
-    } else {
-        PathMatch::Prefix(value.strip_suffix('/').unwrap_or(value).to_owned())
-    })
+    Vec::new()
+}
+
+/// For the whole request, and for one try.
+fn timeouts(fields: &Fields<'_>, faults: &mut Faults<'_>) -> (Option<Duration>, Option<Duration>) {
+    let Some(value) = fields.get("timeouts") else { return (None, None) };
+    let Some(fields) = Fields::open(value, &fields.at("timeouts"), &["request", "backendRequest"], faults) else {
+        return (None, None);
+    };
+    let whole = fields.duration("request", TIMEOUT_MOST, faults);
+    let one = fields.duration("backendRequest", TIMEOUT_MOST, faults);
+    if let (Some(whole), Some(one)) = (whole, one)
+        && one > whole
+    {
+        let hint = "a try ends with the request at the latest";
+        faults.hint(&fields.at("backendRequest"), "is longer than `request`", hint);
+    }
+    (whole, one)
 }
 
 /// What keeps `path` from ever matching a request, as Gateway API lists it, with the way out.

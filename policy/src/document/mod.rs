@@ -10,6 +10,8 @@ mod lines;
 mod parse;
 pub(crate) mod peer_authentication;
 pub(crate) mod residency;
+pub(crate) mod route_filter;
+pub(crate) mod route_match;
 mod sections;
 mod time;
 mod tree;

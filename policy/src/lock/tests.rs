@@ -34,9 +34,9 @@ fn route(scope: &str, locked: &str, host: &str, service: &str, path: &str) -> Do
 }
 
 fn service(table: &RouteTable, host: &str, path: &str) -> Option<String> {
-    match table.route(&RequestHead { host, path, method: "GET" }, 0.0) {
+    match table.route(&RequestHead::new("GET", host, path), 0.0) {
         RouteDecision::Service { service, .. } => Some(service.to_string()),
-        RouteDecision::NoRoute => None,
+        RouteDecision::Redirect { .. } | RouteDecision::NoRoute => None,
     }
 }
 

@@ -15,11 +15,11 @@ fn table(text: &str) -> RouteTable {
 }
 
 fn route(table: &RouteTable, host: &str, path: &str, u: f64) -> Option<(String, String, Option<Duration>)> {
-    match table.route(&RequestHead { host, path, method: "GET" }, u) {
-        RouteDecision::Service { service, timeout, route_name } => {
+    match table.route(&RequestHead::new("GET", host, path), u) {
+        RouteDecision::Service { service, timeout, route_name, .. } => {
             Some((service.to_string(), route_name.to_string(), timeout))
         }
-        RouteDecision::NoRoute => None,
+        RouteDecision::Redirect { .. } | RouteDecision::NoRoute => None,
     }
 }
 
@@ -215,4 +215,87 @@ fn odd_hosts_and_paths_find_no_route_and_do_not_panic() {
             drop(route(&table, host, path, 0.5));
         }
     }
+}
+
+const CASES: &str = r"
+apiVersion: marram.dev/v1
+kind: HTTPRoute
+metadata: { name: cases }
+spec:
+  hostnames: [ cases.mesh ]
+  rules:
+  - { name: rest, backendRefs: [ { name: rest } ] }
+  - { name: tenant, matches: [ { headers: [ { name: X-Tenant, value: a } ] } ], backendRefs: [ { name: tenant } ] }
+  - name: both
+    matches: [ { headers: [ { name: x-tenant, value: a }, { name: x-beta, type: RegularExpression, value: 'on|yes' } ] } ]
+    backendRefs: [ { name: both } ]
+  - { name: asked, matches: [ { queryParams: [ { name: v, value: '2' } ] } ], backendRefs: [ { name: asked } ] }
+  - { name: put, matches: [ { method: PUT } ], backendRefs: [ { name: put } ] }
+  - { name: deep, matches: [ { path: { value: /deep }, method: GET } ], backendRefs: [ { name: deep } ] }
+  - { name: number, matches: [ { path: { type: RegularExpression, value: '/deep/[0-9]+' } } ], backendRefs: [ { name: number } ] }
+  - { name: seven, matches: [ { path: { type: Exact, value: /deep/7 }, method: HEAD } ], backendRefs: [ { name: seven } ] }
+---
+apiVersion: marram.dev/v1
+kind: HTTPRoute
+metadata: { name: later }
+spec:
+  hostnames: [ cases.mesh ]
+  rules:
+  - { matches: [ { method: PUT } ], backendRefs: [ { name: later } ] }
+  - { matches: [ { method: DELETE } ], backendRefs: [ { name: delete } ] }
+";
+
+#[test]
+fn what_says_more_of_a_request_comes_first() {
+    let table = table(CASES);
+    let both: &[(&str, &str)] = &[("x-tenant", "a"), ("x-beta", "yes")];
+    for (method, path, headers, expected) in [
+        ("GET", "/", &[][..], "rest"),
+        ("GET", "/", &both[..1], "tenant"),
+        ("GET", "/?v=2", &both[..1], "tenant"),
+        ("GET", "/", both, "both"),
+        ("GET", "/?v=2", &[], "asked"),
+        ("GET", "/?v=3", &[], "rest"),
+        ("PUT", "/", both, "put"),
+        ("DELETE", "/", both, "delete"),
+        // A path that says more comes before whatever says more of the rest; without its method the next one is asked.
+        ("GET", "/deep/x", both, "deep"),
+        ("POST", "/deep/x", both, "both"),
+        ("GET", "/deep/7", both, "number"),
+        ("GET", "/deep/7?v=2", &[], "number"),
+        ("HEAD", "/deep/7", both, "seven"),
+        ("GET", "/deep/7/8", &[], "deep"),
+    ] {
+        let head = RequestHead { headers: &headers, ..RequestHead::new(method, "cases.mesh", path) };
+        let RouteDecision::Service { service, .. } = table.route(&head, 0.0) else { panic!("{method} {path}") };
+        assert_eq!(&*service, expected, "{method} {path} {headers:?}");
+    }
+}
+
+#[test]
+fn a_rule_hands_on_its_filters_and_how_much_of_the_path_it_matched() {
+    let table = table(
+        "apiVersion: marram.dev/v1\nkind: HTTPRoute\nmetadata: { name: moved }\nspec:\n  hostnames: [ moved.mesh ]\n  rules:\n\
+         \x20 - matches: [ { path: { value: /old/ } } ]\n\
+         \x20   filters: [ { type: RequestRedirect, requestRedirect: { hostname: new.mesh, statusCode: 301 } } ]\n\
+         \x20 - filters: [ { type: URLRewrite, urlRewrite: { path: { type: ReplacePrefixMatch, replacePrefixMatch: /v1 } } } ]\n\
+         \x20   backendRefs: [ { name: moved } ]\n\
+         \x20   timeouts: { request: 5s, backendRequest: 1s }\n",
+    );
+    let RouteDecision::Redirect { filters, prefix, route_name } =
+        table.route(&RequestHead::new("GET", "moved.mesh", "/old/a?b"), 0.0)
+    else {
+        panic!("it redirects")
+    };
+    let redirect = filters.redirect.as_ref().unwrap();
+    assert_eq!((redirect.status, &*route_name), (301, "global/HTTPRoute/moved#0"));
+    assert_eq!(redirect.location("moved.mesh", "/old/a?b", prefix), "http://new.mesh/old/a?b");
+    let RouteDecision::Service { filters, prefix, timeout, try_timeout, .. } =
+        table.route(&RequestHead::new("GET", "moved.mesh", "/x?y"), 0.0)
+    else {
+        panic!("somebody is asked")
+    };
+    let rewrite = filters.as_ref().unwrap().rewrite.clone().unwrap();
+    assert_eq!(rewrite.target("/x?y", prefix), "/v1/x?y");
+    assert_eq!([timeout, try_timeout], [5, 1].map(|seconds| Some(Duration::from_secs(seconds))));
 }

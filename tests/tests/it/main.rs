@@ -31,6 +31,8 @@ mod protocols;
 #[cfg(test)]
 mod proxy;
 #[cfg(test)]
+mod routes;
+#[cfg(test)]
 mod shares;
 #[cfg(test)]
 mod store_recovery;
