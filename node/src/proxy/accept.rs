@@ -14,7 +14,7 @@ use super::{http, tcp};
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl ProxyContext {
-    /// Serves HTTP/1.1 to applications until the proxy drains. To be spawned on the runtime of `core`.
+    /// Serves HTTP to applications until the proxy drains. To be spawned on the runtime of `core`.
     pub async fn serve_http(self: Arc<Self>, core: usize, listener: TcpListener) {
         while let Some((stream, permit)) = self.next_connection(&listener, "http").await {
             let context = Arc::clone(&self);

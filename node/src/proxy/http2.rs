@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HOST, HeaderValue};
+use hyper::header::{CONNECTION, EXPECT, HOST, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -56,8 +56,8 @@ pub(super) struct Windows {
 impl Windows {
     /// On one machine, where a round trip takes no time.
     pub(super) const NEAR: Self = Self { stream: 64 * 1024, connection: 64 * 1024 * STREAMS_MAX };
-    /// Between two nodes: with 40 ms between them a stream still carries 12 MB/s. Few requests share a connection.
-    pub(super) const FAR: Self = Self { stream: 512 * 1024, connection: 8 * 1024 * 1024 };
+    /// Between two nodes: with 40 ms between them a stream still carries 6 MB/s. Few requests share a connection.
+    pub(super) const FAR: Self = Self { stream: 256 * 1024, connection: 4 * 1024 * 1024 };
 }
 
 /// What answers the requests of a connection.
@@ -97,7 +97,7 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
         let (context, usage) = (Arc::clone(context), Arc::clone(&usage));
         Box::new(move |request| {
             let (context, in_use) = (Arc::clone(&context), usage.begin());
-            Box::pin(async move { Ok(answer(&context, core, request).await.map(|body| body.held(in_use))) })
+            Box::pin(async move { Ok(answer(&context, core, request, in_use).await) })
         })
     };
     let io = Box::new(Prefixed { ahead, io: stream });
@@ -157,10 +157,17 @@ pub(super) async fn serve_connection(
     tokio::time::timeout(LAST_WORDS, served).await.map_or(Ok(()), |ended| ended).ok();
 }
 
-async fn answer(context: &Arc<ProxyContext>, core: usize, mut request: Request<Incoming>) -> Response<ResponseBody> {
+async fn answer(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    mut request: Request<Incoming>,
+    in_use: InUse,
+) -> Response<ResponseBody> {
     let opening = (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
     let slot = TunnelSlot::default();
     let mut response = respond(context, core, request, &slot).await;
+    // What speaks of the connection is said by frames here.
+    response.headers_mut().remove(CONNECTION);
     if let (Some(opening), Some(tunnel)) = (opening, slot.take()) {
         let context = Arc::clone(context);
         tokio::spawn(async move {
@@ -169,11 +176,11 @@ async fn answer(context: &Arc<ProxyContext>, core: usize, mut request: Request<I
                 let mut stream: Box<dyn Wire> = Box::new(TokioIo::new(stream));
                 tunnel.run(&context, &mut stream, Vec::new()).await;
             }
+            drop(in_use);
         });
+        return response;
     }
-    // What speaks of the connection is said by frames here.
-    response.headers_mut().remove(CONNECTION);
-    response
+    response.map(|body| body.held(in_use))
 }
 
 /// Gives a request the form that one over HTTP/1.1 has: the host in `Host`, one `Cookie`.
@@ -187,6 +194,13 @@ pub(super) fn arrived(parts: &mut Parts) -> Result<(), Refusal> {
     }
     if parts.headers.get_all(HOST).iter().count() > 1 {
         return Err(Refusal::new(Reason::BadRequest, "`host` is given more than once"));
+    }
+    if parts.headers.contains_key(EXPECT) {
+        // Nothing here can say 100, and a client may wait for it; after this answer it asks again without.
+        return Err(Refusal::new(
+            Reason::UnknownExpectation,
+            "over HTTP/2 no expectation is met, `100-continue` included",
+        ));
     }
     if let Some(authority) = parts.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())

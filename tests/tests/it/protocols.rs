@@ -240,6 +240,14 @@ fn curl_speaks_http2_through_both_nodes() {
         assert_eq!(said.code, 0, "{said:?}");
         assert!(said.out.starts_with("POST /head HTTP/1.1\r\n") && said.out.ends_with(" 200 2"), "{said:?}");
         assert!(said.out.contains("via: 2 hello.mesh\r\n"), "{said:?}");
+        // So large that over HTTP/1.1 curl would ask first.
+        let large = fleet.root().join("large");
+        std::fs::write(&large, vec![b'x'; 3 << 20]).unwrap();
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--max-time", "20", "--http2-prior-knowledge"]);
+        command.args(["--write-out", " %{http_code} %{http_version}", "--header", "host: hello.mesh", "--data-binary"]);
+        let said = run_command(command.arg(format!("@{}", large.display())).arg(format!("http://{}/", node.proxy)));
+        assert_eq!((said.code, said.out.as_str()), (0, "hello from a 200 2"), "{said:?}");
     }
 }
 

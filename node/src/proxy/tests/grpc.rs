@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::Request;
 use hyper::http::request;
 
-use super::bench::{Bench, PATIENCE, echo, nobody, prefer};
+use super::bench::{Bench, PATIENCE, echo, nobody, node, prefer};
 use super::streams::{Seen, Streams, Whole, http2_instance, piece, whole};
 use crate::config::{Protocol, ProxyConfig};
 use crate::snapshot::Endpoint;
@@ -164,6 +164,23 @@ async fn a_call_that_the_client_takes_back_ends_at_the_instance_and_is_nobodys_f
         assert_eq!(endpoint.stats.totals().1, 0);
         assert!(near.outcomes.try_recv().is_err());
     }
+}
+
+#[tokio::test]
+async fn calls_through_a_peer_that_is_given_up_end_at_once() {
+    let (near, _far, _, _) = near(true).await;
+    let mut client = Streams::connect(near.address).await;
+    let (open, _sending) = client.begin(call("/drip").body(()).unwrap()).await;
+    let open = open.await.unwrap();
+    let (hanging, _sending) = client.begin(call("/hang").body(()).unwrap()).await;
+    while near.context.in_flight() < 2 || near.links.opened.load(Ordering::SeqCst) < 2 {
+        tokio::task::yield_now().await;
+    }
+    near.context.peer_dead(node(2));
+    let ended = tokio::time::timeout(PATIENCE, whole(open)).await.unwrap().unwrap();
+    assert_eq!((ended.body.as_str(), ended.trailer("grpc-status")), ("drip", Some("14")), "{ended:?}");
+    let ended = tokio::time::timeout(PATIENCE, hanging).await.unwrap().unwrap();
+    assert_eq!(ended.headers()["grpc-status"], "14", "{ended:?}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::bench::{Bench, echo, instance, nobody, prefer, read_head};
 use super::client::Client;
+use super::streams::http2_instance;
 use crate::config::Protocol;
 use crate::proxy::OutcomeKind;
 
@@ -130,13 +131,16 @@ async fn a_kept_connection_that_the_instance_closed_is_no_failure() {
 
 #[tokio::test]
 async fn a_client_that_breaks_off_its_body_is_not_the_instances_fault() {
-    let mut bench = Bench::start().await;
-    let (address, _) = echo("a").await;
-    let endpoint = bench.add_local("hello", address, Protocol::Http);
-    let mut client = Client::connect(bench.address).await;
-    let broken = "POST / HTTP/1.1\r\nHost: hello.mesh\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nnonsense\r\n";
-    assert_eq!(client.ask(broken).await.problem(400), "bad_request");
-    assert!(client.is_closed().await);
-    assert_eq!(endpoint.stats.totals().1, 0);
-    assert!(!endpoint.stats.is_ejected(Duration::ZERO));
+    for protocol in [Protocol::Http, Protocol::Http2] {
+        let mut bench = Bench::start().await;
+        let address = if protocol == Protocol::Http { echo("a").await.0 } else { http2_instance().await.0 };
+        let endpoint = bench.add_local("hello", address, protocol);
+        let mut client = Client::connect(bench.address).await;
+        let broken =
+            "POST /head HTTP/1.1\r\nHost: hello.mesh\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nnonsense\r\n";
+        assert_eq!(client.ask(broken).await.problem(400), "bad_request", "{protocol:?}");
+        assert!(client.is_closed().await);
+        assert_eq!(endpoint.stats.totals().1, 0);
+        assert!(!endpoint.stats.is_ejected(Duration::ZERO));
+    }
 }
