@@ -24,6 +24,7 @@ pub mod keeper;
 pub mod local;
 pub mod machine;
 pub mod node_api;
+pub mod outlier;
 pub mod pick;
 pub mod plan;
 pub mod proxy;

@@ -101,8 +101,12 @@ pub fn eligible(
     let (mut inside, mut out) = (Vec::with_capacity(view.endpoints.len()), Vec::new());
     for endpoint in untried {
         if endpoint.stats.is_ejected(now) {
-            let failures = endpoint.stats.failures_in_a_row();
-            out.push((Arc::clone(endpoint), format!("ejected here after {failures} failures in a row")));
+            let reason = if endpoint.stats.is_outlier(now) {
+                "ejected here for answering with errors".to_owned()
+            } else {
+                format!("ejected here after {} failures in a row", endpoint.stats.failures_in_a_row())
+            };
+            out.push((Arc::clone(endpoint), reason));
         } else {
             inside.push(Arc::clone(endpoint));
         }

@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use policy::explain::{CapacitySource, DistanceSource};
-use policy::{Capacity, PeakEwma, Report, RouteTable};
+use policy::{Capacity, Outlier, PeakEwma, Report, RouteTable};
 use transport::NodeId;
 
 use crate::config::Protocol;
+use crate::outlier::Streak;
 
 /// Where readers find the newest snapshot.
 #[derive(Debug)]
@@ -156,6 +157,10 @@ pub struct EndpointStats {
     /// A [`PeakEwma`] in its bits.
     latency: AtomicU64,
     ejected_until_ms: AtomicU64,
+    /// Whether that is for what it answered.
+    is_outlier: AtomicBool,
+    /// A [`Streak`] in its bits.
+    streak: AtomicU64,
     failures_in_a_row: AtomicU32,
     successes: AtomicU64,
     failures: AtomicU64,
@@ -233,6 +238,32 @@ impl EndpointStats {
         self.successes.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The answer was no error, as far as it says of its instance: what was said of errors is forgotten.
+    pub fn answered_well(&self) {
+        // Nearly always there is nothing to forget, and a read is shared by all threads.
+        if self.streak.load(Ordering::Relaxed) != 0 {
+            self.streak.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The answer was an error of the instance at `now`. When it is one too many and `may_leave_out` says so, the endpoint
+    /// is not drawn for the time that is returned.
+    pub fn answered_badly(&self, now: Duration, rule: &Outlier, may_leave_out: impl Fn() -> bool) -> Option<Duration> {
+        let next = |bits| Streak::from_bits(bits).erred(now, rule).0.to_bits();
+        let before = self.streak.update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let out_for = Streak::from_bits(before).erred(now, rule).1.filter(|_| may_leave_out())?;
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.is_outlier.store(true, Ordering::Relaxed);
+        self.ejected_until_ms.store(whole_ms(now.saturating_add(out_for)), Ordering::Relaxed);
+        Some(out_for)
+    }
+
+    /// Whether the endpoint is out at `now` for what it answered.
+    #[must_use]
+    pub fn is_outlier(&self, now: Duration) -> bool {
+        self.is_outlier.load(Ordering::Relaxed) && self.is_ejected(now)
+    }
+
     /// The endpoint failed as such (no connection, no answer): it is not drawn until `until`, and comes back as one whose
     /// latency is not known. So a quick failure cannot attract, and what happened before cannot keep away what has recovered:
     /// it is asked one request at a time until it answers.
@@ -241,6 +272,7 @@ impl EndpointStats {
     pub fn failed(&self, until: Duration) -> u32 {
         self.failures.fetch_add(1, Ordering::Relaxed);
         self.latency.store(PeakEwma::default().to_bits(), Ordering::Relaxed);
+        self.is_outlier.store(false, Ordering::Relaxed);
         self.ejected_until_ms.store(whole_ms(until), Ordering::Relaxed);
         self.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -250,6 +282,7 @@ impl EndpointStats {
     pub fn readmit(&self) {
         self.latency.store(PeakEwma::default().to_bits(), Ordering::Relaxed);
         self.ejected_until_ms.store(0, Ordering::Relaxed);
+        self.streak.store(0, Ordering::Relaxed);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
     }
 

@@ -1,6 +1,6 @@
 //! How requests spread over the instances of one service: what `BackendTrafficPolicy` settles.
 
-use std::{f64::consts::LN_2, fmt};
+use std::{f64::consts::LN_2, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,30 @@ impl fmt::Display for Draw {
     }
 }
 
+/// When an instance that answers with errors is left out for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outlier {
+    /// Errors in a row; 0 for never.
+    pub consecutive_errors: u32,
+    /// The first and the last of them are no further apart.
+    pub interval: Duration,
+    /// How long it is left out the first time; twice as long each time that it comes back and errs at once.
+    pub base_ejection: Duration,
+    /// Part of a service's instances that may be left out for their errors, in percent.
+    pub max_ejection_percent: u32,
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self {
+            consecutive_errors: 5,
+            interval: Duration::from_secs(10),
+            base_ejection: Duration::from_secs(10),
+            max_ejection_percent: 50,
+        }
+    }
+}
+
 /// How to balance over the instances of one service, on this node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendPolicy {
@@ -60,6 +84,8 @@ pub struct BackendPolicy {
     pub draw: Draw,
     /// Only this many of the nearest candidates take part; `None` is all of them.
     pub nearest: Option<usize>,
+    /// Who is left out for answering with errors.
+    pub outlier: Outlier,
     /// The documents that set at least one of the fields, narrowest scope first, joined by a comma and a blank, each as
     /// `scope/kind/name`; or `default`.
     pub source: String,
@@ -81,6 +107,7 @@ impl Default for BackendPolicy {
             epsilon: EPSILON_DEFAULT,
             draw: Draw::default(),
             nearest: None,
+            outlier: Outlier::default(),
             source: "default".to_owned(),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::{
-    backend::BackendPolicy,
+    backend::{BackendPolicy, Outlier},
     document::{DocId, Document, TargetRef, backend_traffic},
     in_force::{Layer, Sorted},
     lock::Subject,
@@ -108,6 +108,12 @@ fn backend(layers: &[Layer<'_>]) -> BackendPolicy {
         epsilon: spec.epsilon.unwrap_or(default.epsilon),
         draw: spec.draw.unwrap_or(default.draw),
         nearest: spec.nearest,
+        outlier: Outlier {
+            consecutive_errors: spec.consecutive_errors.unwrap_or(default.outlier.consecutive_errors),
+            interval: spec.interval.unwrap_or(default.outlier.interval),
+            base_ejection: spec.base_ejection.unwrap_or(default.outlier.base_ejection),
+            max_ejection_percent: spec.max_ejection_percent.unwrap_or(default.outlier.max_ejection_percent),
+        },
         source: if sources.is_empty() { default.source } else { sources.join(", ") },
     }
 }

@@ -72,7 +72,7 @@ mod validate;
 mod weigh;
 
 pub use authorization::{Authorization, AuthzDecision, AuthzRequest, OPEN};
-pub use backend::{Algorithm, BackendPolicy, Draw, EPSILON_DEFAULT, HALF_DISTANCE_DEFAULT_MS};
+pub use backend::{Algorithm, BackendPolicy, Draw, EPSILON_DEFAULT, HALF_DISTANCE_DEFAULT_MS, Outlier};
 pub use choose::{Choice, Contender, choose};
 pub use compile::{Compiled, compile};
 pub use diff::{FieldChange, SideChange, diff, three_way};

@@ -26,6 +26,7 @@ struct Inside {
     requests: AtomicU64,
     is_stopped: AtomicBool,
     is_unwell: AtomicBool,
+    is_failing: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
 }
 
@@ -82,6 +83,11 @@ impl App {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
+    /// Whether every request but `/health` is answered with 500 from now on.
+    pub fn set_failing(&self, is_failing: bool) {
+        self.shared.is_failing.store(is_failing, Ordering::Relaxed);
+    }
+
     /// What `/health` says from now on.
     pub fn set_healthy(&self, is_healthy: bool) {
         self.shared.is_unwell.store(!is_healthy, Ordering::Relaxed);
@@ -132,7 +138,7 @@ fn serve(mut stream: TcpStream, inside: &Inside) -> Option<()> {
             "/health" => "200 OK",
             _ => {
                 inside.requests.fetch_add(1, Ordering::Relaxed);
-                "200 OK"
+                if inside.is_failing.load(Ordering::Relaxed) { "500 Internal Server Error" } else { "200 OK" }
             }
         };
         let body = if path == "/head" { head } else { format!("hello from {}", inside.name) };

@@ -60,6 +60,8 @@ pub enum OutcomeKind {
     PeerFailed,
     /// No response head in time. The endpoint stays in: slow is not dead.
     TimedOut,
+    /// Errors in a row for answers; out for a while.
+    Erring,
 }
 
 impl OutcomeKind {
@@ -71,6 +73,7 @@ impl OutcomeKind {
             Self::Closed => "closed",
             Self::PeerFailed => "peer_failed",
             Self::TimedOut => "timed_out",
+            Self::Erring => "erring",
         }
     }
 }
@@ -254,7 +257,7 @@ impl ProxyContext {
     pub(super) fn tell(&self, outcome: Outcome) {
         match outcome.kind {
             OutcomeKind::TimedOut => metrics::counter!("marram_request_timeouts_total").increment(1),
-            OutcomeKind::ConnectFailed | OutcomeKind::Closed | OutcomeKind::PeerFailed => {
+            OutcomeKind::ConnectFailed | OutcomeKind::Closed | OutcomeKind::PeerFailed | OutcomeKind::Erring => {
                 metrics::counter!("marram_ejections_total", "reason" => outcome.kind.as_str()).increment(1);
             }
         }

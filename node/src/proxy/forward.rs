@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::header::HeaderValue;
-use hyper::{Response, Version};
+use hyper::{Response, StatusCode, Version};
 use policy::Filters;
 
 use super::attempt::{self, Answer, Blame, Failure, Outgoing, stream_head};
 use super::body::{ResponseBody, within};
-use super::context::{OutcomeKind, ProxyContext};
+use super::context::{Outcome, OutcomeKind, ProxyContext};
 use super::explain::decision;
 use super::filters;
 use super::grpc::{self, Ending};
@@ -23,6 +23,7 @@ use super::retry::{Tries, too_slow};
 use super::stopwatch::Wait;
 use super::tcp::Wire;
 use crate::config::Protocol;
+use crate::outlier;
 use crate::snapshot::{Endpoint, Snapshot};
 
 const NEEDS_HTTP2: &str = "an instance that speaks gRPC is registered with `protocol = \"http2\"`";
@@ -174,14 +175,15 @@ impl Job<'_> {
 
     fn response(
         &self,
-        endpoint: &Endpoint,
+        endpoint: &Arc<Endpoint>,
         answer: Answer,
         via: Option<HeaderValue>,
         decided: Option<HeaderValue>,
         record: &Record,
     ) -> Response<ResponseBody> {
-        endpoint.stats.succeeded();
         let now = self.context.clock.now();
+        endpoint.stats.succeeded();
+        self.judge(endpoint, answer.response.status(), now);
         let (mut parts, incoming) = answer.response.into_parts();
         match &endpoint.local {
             Some(instance) => {
@@ -211,6 +213,33 @@ impl Job<'_> {
             body = body.ending(Ending::within(self.deadline_left(record)));
         }
         Response::from_parts(parts, body)
+    }
+
+    /// What an answer says of its instance: one that answers with error after error is left out for a while.
+    fn judge(&self, endpoint: &Arc<Endpoint>, status: StatusCode, now: Duration) {
+        // The other errors of a server are about the request: nobody here can do it.
+        let is_error = status.is_server_error()
+            && !matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED);
+        if !is_error {
+            endpoint.stats.answered_well();
+            return;
+        }
+        let rule = &self.snapshot.table.backend(self.service).outlier;
+        let others = || self.snapshot.services.get(self.service).map_or(&[][..], |view| &view.endpoints);
+        let may_leave_out = || {
+            let out = others().iter().filter(|other| other.stats.is_outlier(now)).count();
+            outlier::may_leave_out(out, others().len(), rule)
+        };
+        if let Some(out_for) = endpoint.stats.answered_badly(now, rule, may_leave_out) {
+            let limit = humantime::format_duration(out_for);
+            self.context.tell(Outcome {
+                endpoint: Arc::clone(endpoint),
+                kind: OutcomeKind::Erring,
+                detail: format!("it answers with errors, {} last; left out here for {limit}", status.as_u16()),
+                in_a_row: 0,
+                at: now,
+            });
+        }
     }
 
     fn left(&self, record: &Record) -> Duration {

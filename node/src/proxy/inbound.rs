@@ -303,7 +303,11 @@ const fn fault_of(failure: &Failure) -> Fault {
     match failure.blame {
         _ if failure.is_unsent => Fault::Unsent,
         Blame::Endpoint(
-            OutcomeKind::ConnectFailed | OutcomeKind::Closed | OutcomeKind::PeerFailed | OutcomeKind::TimedOut,
+            OutcomeKind::ConnectFailed
+            | OutcomeKind::Closed
+            | OutcomeKind::PeerFailed
+            | OutcomeKind::TimedOut
+            | OutcomeKind::Erring,
         ) => Fault::Closed,
         Blame::Client => Fault::Client,
         Blame::Loop => Fault::Loop,

@@ -18,14 +18,22 @@ pub(crate) struct BackendTrafficSpec {
     pub(crate) epsilon: Option<f64>,
     pub(crate) draw: Option<Draw>,
     pub(crate) nearest: Option<usize>,
+    pub(crate) consecutive_errors: Option<u32>,
+    pub(crate) interval: Option<Duration>,
+    pub(crate) base_ejection: Option<Duration>,
+    pub(crate) max_ejection_percent: Option<u32>,
 }
 
 /// Reads the spec at `spec`; complete where it leaves no faults.
 pub(crate) fn read(spec: &Value, faults: &mut Faults<'_>) -> BackendTrafficSpec {
     let mut read = BackendTrafficSpec::default();
-    let Some(fields) = Fields::open(spec, "spec", &["loadBalancer"], faults) else { return read };
-    let hint = "add `loadBalancer: { halfDistance: 25ms }`";
-    let Some(balancer) = fields.require("loadBalancer", hint, faults) else { return read };
+    let Some(fields) = Fields::open(spec, "spec", &["loadBalancer", "healthCheck"], faults) else { return read };
+    if let Some(check) = fields.get("healthCheck") {
+        health_check(check, &fields.at("healthCheck"), &mut read, faults);
+    } else {
+        fields.require("loadBalancer", "add `loadBalancer: { halfDistance: 25ms }`", faults);
+    }
+    let Some(balancer) = fields.get("loadBalancer") else { return read };
     let Some(balancer) = Fields::open(balancer, &fields.at("loadBalancer"), &BALANCER, faults) else { return read };
 
     read.algorithm = balancer.word("algorithm", &[("EdgeDecay", Algorithm::EdgeDecay)], &LATER_ALGORITHMS, faults);
@@ -39,6 +47,17 @@ pub(crate) fn read(spec: &Value, faults: &mut Faults<'_>) -> BackendTrafficSpec 
         read.nearest = nearest.and_then(|count| usize::try_from(count).ok());
     }
     read
+}
+
+/// What answers tell of an instance: the passive check.
+fn health_check(check: &Value, path: &str, read: &mut BackendTrafficSpec, faults: &mut Faults<'_>) {
+    let Some(check) = Fields::open(check, path, &["passive"], faults) else { return };
+    let Some(passive) = check.require("passive", "add `passive: { consecutive5XxErrors: 5 }`", faults) else { return };
+    let Some(passive) = Fields::open(passive, &check.at("passive"), &PASSIVE, faults) else { return };
+    read.consecutive_errors = passive.whole("consecutive5XxErrors", 0, ERRORS_MOST, faults);
+    read.interval = passive.duration("interval", EJECTION_MOST, faults);
+    read.base_ejection = passive.duration("baseEjectionTime", EJECTION_MOST, faults);
+    read.max_ejection_percent = passive.whole("maxEjectionPercent", 0, 100, faults);
 }
 
 /// Lambda, from `lambda` or `halfDistance`, which say the same thing and so exclude each other.
@@ -62,6 +81,9 @@ fn within(fields: &Fields<'_>, name: &str, least: f64, most: f64, faults: &mut F
 }
 
 const BALANCER: [&str; 6] = ["algorithm", "halfDistance", "lambda", "epsilon", "draw", "subset"];
+const PASSIVE: [&str; 4] = ["consecutive5XxErrors", "interval", "baseEjectionTime", "maxEjectionPercent"];
+const ERRORS_MOST: u32 = 1000;
+const EJECTION_MOST: Duration = Duration::from_secs(3600);
 const LATER_ALGORITHMS: [&str; 2] = ["EdgeAdditive", "PredictedLatency"];
 const DRAWS: [(&str, Draw); 2] = [("Single", Draw::Single), ("BestOfTwo", Draw::BestOfTwo)];
 /// Below this an idle instance would take everything, whatever its capacity.

@@ -23,6 +23,8 @@ mod joining;
 #[cfg(test)]
 mod leaves;
 #[cfg(test)]
+mod outlier;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod policy_work;

@@ -1,0 +1,58 @@
+//! An instance that answers, but with errors: it is left out, comes back by itself, and the last one is never left out.
+
+use std::time::Duration;
+
+use policy::Draw;
+use tests::{App, Fleet, Node, eventually, get};
+
+use crate::policy::apply;
+
+const REQUESTS: u64 = 1000;
+
+/// One draw by P: the better of two has a rule of its own for whoever errs, and asks it hardly ever.
+const RULE: &str = "
+apiVersion: marram.dev/v1
+kind: BackendTrafficPolicy
+metadata: { name: pair }
+targetRef: { kind: Service, name: pair }
+spec: { loadBalancer: { draw: Single }, healthCheck: { passive: { baseEjectionTime: 3s } } }
+";
+
+#[test]
+fn an_instance_that_answers_with_errors_gets_under_one_in_a_hundred_and_comes_back_once_it_is_well() {
+    let apps = [App::start("a"), App::start("b")];
+    let fleet = Fleet::start(2, &|n, config| {
+        Node::serve(config, "pair", apps[n].address(), None);
+        if n == 0 {
+            Node::serve(config, "lonely", apps[0].address(), None);
+        }
+    });
+    fleet.wait_service("pair", 2);
+    let proxy = fleet.nodes[1].proxy;
+    let ask = |service: &str| get(proxy, "/", &[("host", &format!("{service}.mesh"))]).unwrap();
+
+    apply(&fleet.nodes[0], RULE);
+    eventually("the rule is in force", Duration::from_secs(5), || {
+        let draw = fleet.nodes[1].explain("pair")?.draw;
+        if draw == Draw::Single { Ok(()) } else { Err(draw.to_string()) }
+    });
+    apps[0].set_failing(true);
+    let failed = (0..REQUESTS).filter(|_| ask("pair").status != 200).count();
+    assert!((5..10).contains(&failed), "{failed} of {REQUESTS} were answered by the one that fails");
+    let explanation = fleet.nodes[1].explain("pair").unwrap();
+    let told = format!("{explanation:?}");
+    assert!(told.contains("ejected here for answering with errors"), "{told}");
+    assert!(fleet.nodes[1].metric("marram_ejections_total", "reason=\"erring\"").unwrap() >= 1.0);
+    let lonely = ask("lonely");
+    assert_eq!(lonely.status, 500, "the only one is asked all the same, and its word is passed on: {lonely:?}");
+
+    // Once it is well its first answer lets it in again.
+    apps[0].set_failing(false);
+    let before = apps[0].requests();
+    eventually("it is asked again", Duration::from_secs(30), || {
+        let answer = ask("pair");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        if apps[0].requests() > before { Ok(()) } else { Err("not yet".to_owned()) }
+    });
+    assert_eq!((0..50).filter(|_| ask("pair").status != 200).count(), 0);
+}
