@@ -133,6 +133,12 @@ pub const METRICS: &[Metric] = &[
     stable("marram_inflight", Gauge, &[], "Requests and tunnels in flight through this node"),
     stable("marram_request_timeouts_total", Counter, &[], "Requests whose answer did not begin within their time"),
     stable("marram_retries_total", Counter, &["service"], "Requests tried again on another candidate"),
+    stable(
+        "marram_mirrored_requests_total",
+        Counter,
+        &["service", "result"],
+        "Copies of requests for the services that mirror them, sent or dropped",
+    ),
     stable("marram_ejections_total", Counter, &["reason"], "Endpoints ejected by this node after a failure, by reason"),
     stable("marram_proxy_connections_total", Counter, &["kind"], "Connections accepted from local applications"),
     stable(
