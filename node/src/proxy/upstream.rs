@@ -319,6 +319,9 @@ impl Lease {
         let shared = pool.share(key, streams_max)?;
         let turn = Turn::begin(context, core, key, &shared.streams);
         let sender = Sender::Two { sender: shared.sender.clone(), _turn: turn };
+        drop(pool);
+        // There may be room for more: who waits for a place looks again, and tells the next one the same way.
+        tell_waiting(context, core, key);
         Some(Self { context: Arc::clone(context), core, key: key.clone(), sender })
     }
 
@@ -367,6 +370,8 @@ impl Lease {
         let turn = Turn::begin(context, core, &key, &streams);
         let shared = Shared { sender: sender.clone(), streams, unused_since: None };
         context.pool(core).shared.entry(key.clone()).or_default().push(shared);
+        // Where all streams to a peer are in use, others wait for one that they can share.
+        tell_waiting(context, core, &key);
         begin_sweeping(context, core);
         Ok(Self { context: Arc::clone(context), core, key, sender: Sender::Two { sender, _turn: turn } })
     }
@@ -449,12 +454,16 @@ impl Lease {
 }
 
 fn keep(context: &Arc<ProxyContext>, core: usize, key: PoolKey, sender: SendRequest<RequestBody>) {
-    let through = key.through();
-    context.pool(core).put(key, sender, context.clock.now());
-    if let Some(node) = through {
+    context.pool(core).put(key.clone(), sender, context.clock.now());
+    tell_waiting(context, core, &key);
+    begin_sweeping(context, core);
+}
+
+/// Wakes one request that waits for a stream to the peer a connection leads through.
+fn tell_waiting(context: &ProxyContext, core: usize, key: &PoolKey) {
+    if let Some(node) = key.through() {
         context.lane(core, node).kept();
     }
-    begin_sweeping(context, core);
 }
 
 fn begin_sweeping(context: &Arc<ProxyContext>, core: usize) {

@@ -204,17 +204,18 @@ async fn many_calls_at_once_share_few_connections() {
     for is_far in [false, true] {
         let (near, _far, seen, endpoint) = near(is_far).await;
         let mut calls = Vec::new();
+        let all = Arc::new(tokio::sync::Barrier::new(400));
         for _ in 0..4 {
             let client = Arc::new(Streams::connect(near.address).await);
             for _ in 0..100 {
-                let client = Arc::clone(&client);
+                let (client, all) = (Arc::clone(&client), Arc::clone(&all));
                 calls.push(tokio::spawn(async move {
                     let mut client = Streams::of(&client);
                     let (response, mut stream) = client.begin(call("/echo").body(()).unwrap()).await;
                     let response = response.await.unwrap();
                     assert!(!response.headers().contains_key("grpc-status"), "{response:?}");
                     // All are open at once before the first one ends.
-                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    all.wait().await;
                     stream.send_data("hello".into(), true).unwrap();
                     let answer = whole(response).await.unwrap();
                     assert_eq!((answer.body.as_str(), answer.trailer("grpc-status")), ("hello", Some("0")));

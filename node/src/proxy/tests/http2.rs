@@ -117,7 +117,8 @@ async fn a_beginning_that_arrives_in_pieces_is_understood() {
 
 #[tokio::test]
 async fn connect_makes_a_tunnel_of_a_stream() {
-    let config = ProxyConfig { idle_timeout: Duration::from_millis(300), ..ProxyConfig::default() };
+    let short = Duration::from_millis(300);
+    let config = ProxyConfig { head_timeout: short, idle_timeout: short, ..ProxyConfig::default() };
     let mut bench = Bench::with(config, 1).await;
     let (address, _) = instance(|mut stream, _| async move {
         let mut piece = [0; 1024];
@@ -131,13 +132,13 @@ async fn connect_makes_a_tunnel_of_a_stream() {
     let (response, mut stream) = client.begin(Request::connect("db.mesh:5432").body(()).unwrap()).await;
     let response = response.await.unwrap();
     assert_eq!(response.status(), 200);
-    for _ in 0..6 {
+    for _ in 0..12 {
         // Longer together than a connection without a request may stay.
         tokio::time::sleep(Duration::from_millis(200)).await;
         stream.send_data("over a stream ".into(), false).unwrap();
     }
     stream.send_data("".into(), true).unwrap();
-    assert_eq!(whole(response).await.unwrap().body, "OVER A STREAM ".repeat(6));
+    assert_eq!(whole(response).await.unwrap().body, "OVER A STREAM ".repeat(12));
     assert_eq!(bench.context.drain(PATIENCE).await, 0);
 }
 
