@@ -427,13 +427,13 @@ impl Lease {
             return;
         }
         if sender.is_ready() {
-            keep(&context, core, key, sender);
+            keep(&context, core, &key, sender);
             return;
         }
         // The request may still be on its way out although the response is here already.
         tokio::spawn(async move {
             if matches!(tokio::time::timeout(READY_TIMEOUT, sender.ready()).await, Ok(Ok(()))) {
-                keep(&context, core, key, sender);
+                keep(&context, core, &key, sender);
             }
         });
     }
@@ -445,7 +445,7 @@ impl Lease {
             Sender::One(mut sender) => {
                 let is_ready = sender.ready().await.is_ok();
                 if is_ready {
-                    keep(&self.context, self.core, self.key, sender);
+                    keep(&self.context, self.core, &self.key, sender);
                 }
                 is_ready
             }
@@ -453,9 +453,9 @@ impl Lease {
     }
 }
 
-fn keep(context: &Arc<ProxyContext>, core: usize, key: PoolKey, sender: SendRequest<RequestBody>) {
+fn keep(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, sender: SendRequest<RequestBody>) {
     context.pool(core).put(key.clone(), sender, context.clock.now());
-    tell_waiting(context, core, &key);
+    tell_waiting(context, core, key);
     begin_sweeping(context, core);
 }
 
