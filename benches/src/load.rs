@@ -116,14 +116,22 @@ async fn answer_all(mut stream: TcpStream, answer: Arc<[u8]>) -> anyhow::Result<
     stream.set_nodelay(true)?;
     let mut bytes = Vec::with_capacity(4096);
     loop {
-        bytes.clear();
-        while !bytes.ends_with(b"\r\n\r\n") {
-            if stream.read_buf(&mut bytes).await? == 0 {
-                return Ok(());
-            }
+        if !read_head(&mut stream, &mut bytes).await? {
+            return Ok(());
         }
         stream.write_all(&answer).await?;
     }
+}
+
+/// Reads the head of one request that has no body; false at the end of the connection.
+pub(crate) async fn read_head(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> anyhow::Result<bool> {
+    bytes.clear();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(bytes).await? == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 pub(crate) async fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use crate::load::{connect, now};
+use crate::load::{connect, now, read_head};
 
 /// Names the time that a request takes in a slot, in microseconds.
 const WORK_HEADER: &str = "x-work-us";
@@ -90,11 +90,8 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let mut bytes = Vec::with_capacity(4096);
     loop {
-        bytes.clear();
-        while !bytes.ends_with(b"\r\n\r\n") {
-            if stream.read_buf(&mut bytes).await? == 0 {
-                return Ok(());
-            }
+        if !read_head(&mut stream, &mut bytes).await? {
+            return Ok(());
         }
         let work = asked_for(&bytes).context("a request without its work")? * state.slower.load(Ordering::Relaxed);
         {

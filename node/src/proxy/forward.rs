@@ -82,9 +82,9 @@ impl Job<'_> {
             record.via = Some(format!("{}->{}", self.snapshot.here.name, endpoint.node_name));
             record.probability = Some(pick.probability);
             let left = self.left(record);
-            let limit = self.try_timeout.filter(|limit| *limit < left);
-            let spare = limit.filter(|_| tries.may_go_on() && outgoing.is_repeatable).and_then(|_| outgoing.copy());
-            let limit = limit.unwrap_or(left);
+            let one_try = self.try_timeout.filter(|limit| *limit < left);
+            let spare = one_try.filter(|_| tries.may_go_on() && outgoing.is_repeatable).and_then(|_| outgoing.copy());
+            let limit = one_try.unwrap_or(left);
             let upload = outgoing.upload();
             let failure = match within(limit, upload.as_ref(), self.attempt(endpoint, outgoing, limit, record)).await {
                 Some(Ok(answer)) if answer.is_switched() => {
@@ -94,7 +94,7 @@ impl Job<'_> {
                 Some(Err(failure)) if failure.blame != Blame::Slow => failure,
                 Some(Err(_)) | None => {
                     record.at(None, None);
-                    let refusal = self.timed_out(endpoint, self.try_timeout.unwrap_or(self.timeout).min(self.timeout));
+                    let refusal = self.timed_out(endpoint, one_try.unwrap_or(self.timeout));
                     let Some(again) = spare else { return Err(refusal.via(via)) };
                     tries.leave_out(endpoint, refusal.detail());
                     outgoing = again;

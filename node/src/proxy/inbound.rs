@@ -137,6 +137,21 @@ async fn serve_tcp<S: Duplex>(
     }
 }
 
+/// Tells the peer whether the instance takes a connection; true where it does and the peer has been told.
+async fn accepted<S: Duplex>(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    from: &PeerInfo,
+    instance: &Arc<LocalInstance>,
+    stream: &mut S,
+) -> bool {
+    if !is_reachable(context, core, instance).await {
+        refuse(from, stream, ResetCode::ConnectFailed);
+        return false;
+    }
+    stream.write_all(&[ACCEPTED]).await.is_ok()
+}
+
 async fn serve_http<S: Duplex>(
     context: &Arc<ProxyContext>,
     core: usize,
@@ -144,10 +159,7 @@ async fn serve_http<S: Duplex>(
     instance: &Arc<LocalInstance>,
     mut stream: S,
 ) {
-    if !is_reachable(context, core, instance).await {
-        return refuse(from, &mut stream, ResetCode::ConnectFailed);
-    }
-    if stream.write_all(&[ACCEPTED]).await.is_err() {
+    if !accepted(context, core, from, instance, &mut stream).await {
         return;
     }
     let key = (instance.service.clone(), instance.instance.clone());
@@ -187,10 +199,7 @@ async fn serve_http2<S: Duplex>(
     instance: &Arc<LocalInstance>,
     mut stream: S,
 ) {
-    if !is_reachable(context, core, instance).await {
-        return refuse(from, &mut stream, ResetCode::ConnectFailed);
-    }
-    if stream.write_all(&[ACCEPTED]).await.is_err() {
+    if !accepted(context, core, from, instance, &mut stream).await {
         return;
     }
     let usage = Arc::new(Usage::default());

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::super::http2::STREAMS_MAX;
+use super::super::upstream::{Lease, PoolKey};
 use super::bench::{Bench, PATIENCE, echo, instance, read_head};
 use super::client::Client;
 use super::streams::{Streams, http2_instance, whole};
@@ -401,7 +402,12 @@ async fn a_connection_that_the_instance_closed_is_no_failure() {
     for round in 1..=6 {
         let request = Request::post("http://hello.mesh/").body(()).unwrap();
         assert_eq!(client.ask(request, "hello").await.unwrap().status, 200, "round {round}");
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        let gone = async {
+            while Lease::share(&bench.context, 0, &PoolKey::Local(address), usize::MAX).is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("what has closed or said goodbye is not kept");
         assert_eq!(connections.load(Ordering::SeqCst), round);
     }
     assert_eq!(endpoint.stats.totals(), (6, 0));
