@@ -8,6 +8,7 @@ mod agent_policy;
 mod draws;
 mod idle;
 mod load;
+mod peers;
 mod process;
 mod store;
 mod two_hops;
@@ -48,6 +49,22 @@ enum What {
         /// Rounds; direct and two hops take turns, medians are printed.
         #[arg(long, default_value_t = 3)]
         rounds: usize,
+    },
+    /// The same requests through two agents, and through pairs of haproxy, nginx, envoy and caddy where they are in PATH;
+    /// `benches/peers.sh` installs them and runs this.
+    Peers {
+        /// Seconds for each point of each round.
+        #[arg(long, default_value_t = 3)]
+        seconds: u64,
+        /// Rounds; pairs take turns, medians are printed.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Only pairs whose name contains this; may be given several times.
+        #[arg(long)]
+        only: Vec<String>,
+        /// Draw requests per second into this SVG file.
+        #[arg(long)]
+        plot: Option<PathBuf>,
     },
     /// Five agents under load: how long requests take by each draw, beside balancers outside of the mesh.
     Draws {
@@ -99,6 +116,9 @@ fn main() -> anyhow::Result<()> {
     match options.what {
         What::Idle { seconds } => idle::run(Duration::from_secs(seconds)),
         What::TwoHops { seconds, rounds } => two_hops::run(Duration::from_secs(seconds), rounds),
+        What::Peers { seconds, rounds, only, plot } => {
+            peers::run(Duration::from_secs(seconds), rounds, &only, plot.as_deref())
+        }
         What::Draws { seconds, rounds } => draws::run(Duration::from_secs(seconds), rounds),
         What::AgentPolicy { documents, kind } => agent_policy::run(&documents, &kind),
         What::Store { seconds, documents, dir } => {

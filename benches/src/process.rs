@@ -25,6 +25,28 @@ pub(crate) fn status_kib(pid: u32, key: &str) -> anyhow::Result<f64> {
     Ok(line.split_whitespace().next().context("a number")?.parse()?)
 }
 
+/// A process and all its children, and theirs.
+fn family(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut at = 0;
+    while let Some(parent) = all.get(at) {
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        all.extend(children.split_whitespace().filter_map(|word| word.parse::<u32>().ok()));
+        at += 1;
+    }
+    all
+}
+
+/// Processor seconds of a process and all its children that still run.
+pub(crate) fn family_cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    family(pid).into_iter().map(cpu_seconds).sum()
+}
+
+/// Resident memory in KiB of a process and all its children; pages that they share count once for each.
+pub(crate) fn family_resident_kib(pid: u32) -> anyhow::Result<f64> {
+    family(pid).into_iter().map(|pid| status_kib(pid, "VmRSS")).sum()
+}
+
 /// Resident memory of this process in KiB: anonymous, and pages of files.
 pub(crate) fn resident_kib() -> anyhow::Result<(f64, f64)> {
     let text = fs::read_to_string("/proc/self/smaps_rollup").context("read /proc/self/smaps_rollup")?;

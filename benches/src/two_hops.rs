@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tests::{Fleet, Node};
 
-use crate::load::{self, Outcome};
+use crate::load::{self, Asking, Outcome};
 use crate::process::{cpu_seconds, load_average, status_kib};
 
 const CONNECTIONS: [usize; 3] = [1, 32, 128];
@@ -51,8 +51,8 @@ pub(crate) fn run(each: Duration, rounds: usize) -> anyhow::Result<()> {
 
 fn measure(address: SocketAddr, connections: usize, each: Duration) -> anyhow::Result<Outcome> {
     // A short run first: connections are made, pools filled, links dialled.
-    load::run(address, HOST, connections, Duration::from_millis(300))?;
-    load::run(address, HOST, connections, each)
+    load::run(address, Asking::small(HOST), connections, Duration::from_millis(300))?;
+    load::run(address, Asking::small(HOST), connections, each)
 }
 
 fn total_cpu(pids: &[u32]) -> anyhow::Result<f64> {

@@ -7,7 +7,28 @@ use crate::weigh::Weighed;
 /// as 0. A candidate whose probability is zero is drawn only where all are.
 #[must_use]
 pub fn draw(weighed: &[Weighed], u: f64) -> Option<usize> {
-    scan(weighed, &[], u)
+    quick(weighed, unit(u)).or_else(|| scan(weighed, &[], u))
+}
+
+/// The draw where the probabilities are what they should be: they sum to 1, so the sum need not be taken first. Groups are
+/// added up before the one that holds the target is looked through, because additions that wait for each other are what a scan
+/// takes its time with. `None` where the target is not found in this way: rounding, or no such probabilities.
+fn quick(weighed: &[Weighed], target: f64) -> Option<usize> {
+    let mut cumulated = 0.0;
+    for (number, group) in weighed.chunks(GROUP).enumerate() {
+        let share: f64 = group.iter().map(|weighed| weighed.probability).sum();
+        if target < cumulated + share {
+            for (index, weighed) in group.iter().enumerate() {
+                cumulated += weighed.probability;
+                if target < cumulated {
+                    return Some(number * GROUP + index);
+                }
+            }
+            return None;
+        }
+        cumulated += share;
+    }
+    None
 }
 
 /// As [`draw`], leaving out the indices in `tried`: for a retry, after those have failed. The others keep their
@@ -45,6 +66,7 @@ fn unit(u: f64) -> f64 {
     if u.is_nan() { 0.0 } else { u.clamp(0.0, BELOW_ONE) }
 }
 
+const GROUP: usize = 8;
 /// The greatest number below 1.
 const BELOW_ONE: f64 = 1.0 - f64::EPSILON / 2.0;
 

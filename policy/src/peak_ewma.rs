@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Within this time a peak falls to 1/e of what it was above the answers since.
-const DECAY: Duration = Duration::from_secs(10);
+/// Milliseconds within which a peak falls to 1/e of what it was above the answers since.
+const DECAY_MS: f64 = 10_000.0;
 /// What nothing but errors counts as at least where no answer is known.
 const PENALTY: Duration = Duration::from_millis(250);
 
@@ -94,7 +94,7 @@ impl PeakEwma {
         let since_ms = wrapped_ms(now).wrapping_sub(self.at_ms);
         // More than half of the circle ahead is behind: another thread was a moment later than this one.
         let since_ms = if since_ms > u32::MAX / 2 { 0 } else { since_ms };
-        (-f64::from(since_ms) / millis(DECAY)).exp()
+        (-f64::from(since_ms) / DECAY_MS).exp()
     }
 
     fn at(self, latency_ms: f64, now: Duration) -> Self {
@@ -110,8 +110,10 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
+/// Without 128 bits, which [`Duration::as_millis`] takes: this is asked for every candidate of every decision.
 fn wrapped_ms(now: Duration) -> u32 {
-    u32::try_from(now.as_millis() & u128::from(u32::MAX)).unwrap_or(0)
+    let ms = now.as_secs().wrapping_mul(1000).wrapping_add(u64::from(now.subsec_millis()));
+    u32::try_from(ms & u64::from(u32::MAX)).unwrap_or(0)
 }
 
 /// A microsecond: nothing answers sooner, and quotients of two estimates stay numbers.

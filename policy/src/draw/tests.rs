@@ -186,4 +186,15 @@ proptest! {
         }
         prop_assert!(draw(&set, u).is_some_and(|index| set[index].probability > 0.0));
     }
+
+    #[test]
+    fn a_draw_falls_where_the_cumulated_shares_say(
+        candidates in prop::collection::vec((1.0..100.0, 0.0..3.0, 0.0..200.0), 1..60), u in 0.0..1.0,
+    ) {
+        let set = weighed(&candidates, 0.03);
+        let index = draw(&set, u).unwrap();
+        let before: f64 = set[..index].iter().map(|weighed| weighed.probability).sum();
+        let after = before + set[index].probability;
+        prop_assert!(before - 1e-9 <= u && u < after + 1e-9, "{u} is outside of {before}..{after}");
+    }
 }
