@@ -12,6 +12,7 @@ mod peers;
 mod process;
 mod store;
 mod two_hops;
+mod wan;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,6 +67,18 @@ enum What {
         #[arg(long)]
         plot: Option<PathBuf>,
     },
+    /// Two agents with a slow, lossy line between them, beside h2 over TCP on the same line; takes root.
+    Wan {
+        /// Seconds for each point of each round.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        /// Rounds; pairs take turns, medians are printed.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Percent of packets lost in each direction; a line of its own for each.
+        #[arg(long, value_delimiter = ',', default_values_t = [0.0, 1.0, 3.0])]
+        loss: Vec<f64>,
+    },
     /// Five agents under load: how long requests take by each draw, beside balancers outside of the mesh.
     Draws {
         /// Seconds for each balancer in each scenario of each round.
@@ -119,6 +132,7 @@ fn main() -> anyhow::Result<()> {
         What::Peers { seconds, rounds, only, plot } => {
             peers::run(Duration::from_secs(seconds), rounds, &only, plot.as_deref())
         }
+        What::Wan { seconds, rounds, loss } => wan::run(Duration::from_secs(seconds), rounds, &loss),
         What::Draws { seconds, rounds } => draws::run(Duration::from_secs(seconds), rounds),
         What::AgentPolicy { documents, kind } => agent_policy::run(&documents, &kind),
         What::Store { seconds, documents, dir } => {

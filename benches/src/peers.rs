@@ -20,12 +20,12 @@ use crate::two_hops::median;
 use self::ground::{Ground, Program};
 use self::table::{Held, Row};
 
-mod ground;
+pub(crate) mod ground;
 mod plot;
-mod setups;
+pub(crate) mod setups;
 mod table;
 
-const HOST: &str = "bench.mesh";
+pub(crate) const HOST: &str = "bench.mesh";
 /// Connections that are kept open, each after one request, while memory is read.
 const CONNECTIONS_HELD: usize = 1000;
 /// Before a point is measured, so that connections are made and pools filled.
@@ -80,7 +80,7 @@ impl fmt::Display for Layer {
 pub(crate) struct Pair {
     pub(crate) name: String,
     pub(crate) layer: Layer,
-    entry: SocketAddr,
+    pub(crate) entry: SocketAddr,
     /// The processes of A and of B, with all their children.
     pids: Vec<u32>,
     /// Kept so that they live; dropping ends them.

@@ -10,6 +10,7 @@
 //! - [`lossfs`]: a file system that forgets what was not synced when its power is cut.
 //! - [`power_cut`]: a store is written while its power is cut, again and again.
 //! - [`fleet_proof`]: real agents on loopback, killed and damaged on purpose; no acknowledged write may be missing.
+//! - [`wan`]: two network namespaces with a slow, lossy line between them.
 //! - [`scenario`]: what is done to the cluster and what must hold.
 //!
 //! The crate is not a part of a running mesh: nothing else links it except tests and measurements.
@@ -29,3 +30,4 @@ pub mod power_cut;
 pub mod report;
 pub mod scenario;
 pub mod sim;
+pub mod wan;

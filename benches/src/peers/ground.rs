@@ -16,7 +16,7 @@ const LISTENS_MAX: Duration = Duration::from_secs(10);
 
 /// A folder with one authority and one certificate, which both ends of every pair show each other.
 #[derive(Debug)]
-pub(super) struct Ground {
+pub(crate) struct Ground {
     dir: tempfile::TempDir,
 }
 
@@ -25,7 +25,7 @@ impl Ground {
     ///
     /// # Errors
     /// When there is no `openssl`, or it refuses.
-    pub(super) fn prepare() -> anyhow::Result<Self> {
+    pub(crate) fn prepare() -> anyhow::Result<Self> {
         anyhow::ensure!(
             has_program("openssl"),
             "openssl is needed for the peers' certificates: apt-get install openssl"
@@ -45,17 +45,17 @@ impl Ground {
     }
 
     /// A file of the folder.
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// The folder.
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
     /// Writes a file of the folder and returns where it is.
-    pub(super) fn write(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
         let path = self.path(name);
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         Ok(path)
@@ -70,7 +70,7 @@ impl Ground {
 
 /// A program of others in a process group of its own, ended with all its children when it is dropped.
 #[derive(Debug)]
-pub(super) struct Program {
+pub(crate) struct Program {
     child: Child,
 }
 
@@ -79,7 +79,7 @@ impl Program {
     ///
     /// # Errors
     /// When it does not start, ends, or does not listen in 10 s; with the end of its output.
-    pub(super) fn start(command: &mut Command, address: SocketAddr, log: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(command: &mut Command, address: SocketAddr, log: &Path) -> anyhow::Result<Self> {
         use std::os::unix::process::CommandExt as _;
         let file = fs::File::create(log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
@@ -94,20 +94,15 @@ impl Program {
                 let last: Vec<&str> = said.lines().rev().take(3).collect();
                 anyhow::bail!("{name} does not listen at {address}: {}", last.join(" | "));
             }
-            pause();
+            tests::pause(Duration::from_millis(20));
         }
         Ok(program)
     }
 
     /// Its process id.
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "between two looks at a program that starts; there is no runtime here")]
-fn pause() {
-    std::thread::sleep(Duration::from_millis(20));
 }
 
 impl Drop for Program {

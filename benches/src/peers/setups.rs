@@ -10,8 +10,8 @@ use super::ground::{Ground, Program};
 use super::{Layer, Pair, pair};
 
 /// A pair that may be started.
-pub(super) struct Setup<'a> {
-    pub(super) name: &'static str,
+pub(crate) struct Setup<'a> {
+    pub(crate) name: &'static str,
     layer: Layer,
     program: &'static str,
     ground: &'a Ground,
@@ -21,7 +21,7 @@ pub(super) struct Setup<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+pub(crate) enum Side {
     /// In clear, to TLS.
     A,
     /// From TLS, in clear.
@@ -40,27 +40,41 @@ struct Ends<'a> {
 }
 
 impl Setup<'_> {
-    /// Starts B and then A.
+    /// Starts B and then A on this machine.
     ///
     /// # Errors
     /// When the program is not there or does not start.
-    pub(super) fn start(&self) -> anyhow::Result<Pair> {
+    pub(crate) fn start(&self) -> anyhow::Result<Pair> {
+        self.start_at(free_port(), free_port(), |_, start| start())
+    }
+
+    /// Starts B, which listens at `between`, and then A, which listens at `entry`; each where `place` calls what starts it.
+    ///
+    /// # Errors
+    /// When the program is not there or does not start.
+    pub(crate) fn start_at(
+        &self,
+        entry: SocketAddr,
+        between: SocketAddr,
+        place: impl Fn(Side, &mut (dyn FnMut() -> anyhow::Result<Program> + Send)) -> anyhow::Result<Program>,
+    ) -> anyhow::Result<Pair> {
         anyhow::ensure!(has_program(self.program), "there is no `{}` in PATH", self.program);
         let ends = Ends {
             id: self.name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-"),
             program: self.program,
             ground: self.ground,
-            entry: free_port(),
-            between: free_port(),
+            entry,
+            between,
             backend: self.backend,
         };
         let mut programs = Vec::new();
-        for (side, address) in [(Side::B, ends.between), (Side::A, ends.entry)] {
+        for (side, address) in [(Side::B, between), (Side::A, entry)] {
             let log = self.ground.path(&format!("{}-{side:?}.log", ends.id));
-            programs.push(Program::start(&mut (self.command)(&ends, side)?, address, &log)?);
+            let mut command = (self.command)(&ends, side)?;
+            programs.push(place(side, &mut || Program::start(&mut command, address, &log))?);
         }
         programs.reverse();
-        Ok(pair(self.name, self.layer, ends.entry, programs))
+        Ok(pair(self.name, self.layer, entry, programs))
     }
 }
 
@@ -75,7 +89,7 @@ impl Ends<'_> {
 }
 
 /// Every pair of others, whether its program is here or not.
-pub(super) fn all(ground: &Ground, backend: SocketAddr) -> anyhow::Result<Vec<Setup<'_>>> {
+pub(crate) fn all(ground: &Ground, backend: SocketAddr) -> anyhow::Result<Vec<Setup<'_>>> {
     use Layer::{Bytes, Requests};
     type Start = fn(&Ends<'_>, Side) -> anyhow::Result<Command>;
     let kinds: [(&'static str, Layer, &'static str, Start); 7] = [

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
@@ -99,7 +99,7 @@ fn open(
     let random = (u128::from(chance.draw()) << 64 | u128::from(chance.draw())).to_be_bytes();
     match options.sabotage {
         Some(Sabotage::NoFdatasync) => {
-            let storage = Box::new(SledStorage::without_fdatasync(&options.store)?);
+            let storage = Box::new(without_fdatasync(&options.store)?);
             Ok((Replica::open(storage, authority, MESH, random, clock::unix_ms())?, None))
         }
         None => {
@@ -107,6 +107,17 @@ fn open(
             Ok((opened.replica, opened.recovered.map(|recovered| recovered.reason)))
         }
     }
+}
+
+#[cfg(feature = "mutations")]
+fn without_fdatasync(store: &Path) -> Result<SledStorage, StorageError> {
+    SledStorage::without_fdatasync(store)
+}
+
+#[cfg(not(feature = "mutations"))]
+fn without_fdatasync(_: &Path) -> Result<SledStorage, StorageError> {
+    let source = io::Error::new(io::ErrorKind::Unsupported, "this build lacks the feature `mutations`");
+    Err(StorageError::Io { doing: "leaving out fdatasync", source })
 }
 
 fn snapshot(options: &WriterOptions, replica: &mut Replica) -> Result<(), StoreError> {
