@@ -9,6 +9,7 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 
 /// Bytes of a response body, unless the path asks for another number.
 const BODY_BYTES: usize = 1024;
@@ -134,6 +135,8 @@ pub(crate) fn hold<T>(
     seen
 }
 
+/// Longest wait for one answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// What a reader has at once.
 const READ_BYTES: usize = 64 << 10;
 
@@ -181,7 +184,7 @@ async fn worker(client: Client, stop: Arc<AtomicBool>) -> anyhow::Result<(Histog
             client.exchange(&mut stream, &mut bytes).await?;
             anyhow::Ok(stream)
         };
-        match asked.await {
+        match timeout(ANSWER_MAX, asked).await.unwrap_or_else(|elapsed| Err(elapsed.into())) {
             Ok(stream) => {
                 latency.saturating_record(u64::try_from(began.elapsed().as_micros())?);
                 kept = client.is_kept.then_some(stream);

@@ -172,7 +172,7 @@ fn caddy(ends: &Ends<'_>, side: Side) -> anyhow::Result<Command> {
     let (ca, certificate, key) = (ends.path("ca.pem"), ends.path("peer.pem"), ends.path("peer.key"));
     let site = match side {
         Side::A => format!(
-            "http://:{} {{\n  bind 127.0.0.1\n  reverse_proxy https://{between} {{\n    transport http {{\n      \
+            "http://:{} {{\n  bind 127.0.0.1\n  reverse_proxy https://{between} {{\n    header_up Host peer\n    transport http {{\n      \
              tls_client_auth {certificate} {key}\n      tls_trust_pool file {ca}\n      tls_server_name peer\n      \
              keepalive_idle_conns_per_host 256\n    }}\n  }}\n}}\n",
             entry.port()
@@ -204,7 +204,7 @@ fn envoy_config(ends: &Ends<'_>, side: Side, layer: Layer) -> serde_json::Value 
     use serde_json::json;
     const API: &str = "type.googleapis.com/envoy.extensions";
     let certificates = json!({
-        "tls_params": { "tls_minimum_protocol_version": "TLSv1_3" },
+        "tls_params": { "tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3" },
         "tls_certificates": [{
             "certificate_chain": { "filename": ends.path("peer.pem") },
             "private_key": { "filename": ends.path("peer.key") },
