@@ -26,12 +26,14 @@ const WARM_UP: Duration = Duration::from_secs(3);
 /// Pairs of others: one connection for all requests, as a mesh has between two nodes.
 const OTHERS: [&str; 2] = ["haproxy h2", "envoy CONNECT over h2"];
 const CONGESTION_CONTROLS: [&str; 2] = ["bbr", "cubic"];
+const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
 const ENTRY_PORT: u16 = 8080;
 const BETWEEN_PORT: u16 = 8443;
 const SERVICE: &str = "bench";
 
 /// Measures each loss on a line of its own and prints a table.
 pub(crate) fn run(each: Duration, rounds: usize, losses_percent: &[f64]) -> anyhow::Result<()> {
+    let _any_control = AnyControl::allow()?;
     println!(
         "Requests of 1 KiB over {CONNECTIONS} connections, {rounds} rounds of {} s taking turns, medians; {} ms there and back, \
          {} Mbit/s, a queue of {QUEUE} packets.\n",
@@ -73,14 +75,14 @@ fn one_line(lost_of_10000: u64, each: Duration, rounds: usize) -> anyhow::Result
             let place = u16::try_from(pairs.len())? + 100 * number;
             let entry = SocketAddr::from(([127, 0, 0, 1], ENTRY_PORT + place));
             let between = SocketAddr::from((wan.right.address(), BETWEEN_PORT + place));
-            let started = setup.start_at(entry, between, |side, start| {
-                let end = if side == Side::A { &wan.left } else { &wan.right };
-                end.run(|| {
-                    // A socket takes the control that its namespace has when it is made.
-                    fs::write("/proc/sys/net/ipv4/tcp_congestion_control", control)?;
-                    start()
-                })
-            });
+            let end = |side| if side == Side::A { &wan.left } else { &wan.right };
+            control_congestion(&wan, control)?;
+            let started = setup.start_at(
+                entry,
+                between,
+                |side, command| end(side).command(&command),
+                |side, wait| end(side).run(wait),
+            );
             match started {
                 Ok(pair) => {
                     ways.push(Way { name: format!("{}, {control}", pair.name), entry, outcomes: Vec::new() });
@@ -115,14 +117,40 @@ fn one_line(lost_of_10000: u64, each: Duration, rounds: usize) -> anyhow::Result
 fn measure(wan: &Wan, entry: SocketAddr, control: Option<&str>, each: Duration) -> anyhow::Result<Outcome> {
     if let Some(control) = control {
         // Connections between A and B that are made during the measurement take it too.
-        for end in [&wan.left, &wan.right] {
-            end.run(|| Ok(fs::write("/proc/sys/net/ipv4/tcp_congestion_control", control)?))?;
-        }
+        control_congestion(wan, control)?;
     }
     wan.left.run(|| {
         load::run(entry, Asking::small(HOST), CONNECTIONS, WARM_UP)?;
         load::run(entry, Asking::small(HOST), CONNECTIONS, each)
     })
+}
+
+/// What connections use that are made from now on at both ends.
+fn control_congestion(wan: &Wan, control: &str) -> anyhow::Result<()> {
+    for end in [&wan.left, &wan.right] {
+        end.run(|| Ok(fs::write("/proc/sys/net/ipv4/tcp_congestion_control", control)?))?;
+    }
+    Ok(())
+}
+
+/// Lets namespaces choose any of the congestion controls that the machine has, until it is dropped.
+#[derive(Debug)]
+struct AnyControl {
+    before: String,
+}
+
+impl AnyControl {
+    fn allow() -> anyhow::Result<Self> {
+        let before = fs::read_to_string(ALLOWED)?;
+        fs::write(ALLOWED, fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control")?)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for AnyControl {
+    fn drop(&mut self) {
+        fs::write(ALLOWED, &self.before).ok();
+    }
 }
 
 /// Two agents, one at each end of the line; the second has the backend.

@@ -221,6 +221,15 @@ impl NetNs {
         self.address
     }
 
+    /// The same program with the same arguments and variables, started inside.
+    #[must_use]
+    pub fn command(&self, of: &Command) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).arg(of.get_program()).args(of.get_args());
+        command.envs(of.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command
+    }
+
     /// Runs `work` on a thread of its own inside; sockets that it makes and processes that it starts are inside too.
     ///
     /// # Errors

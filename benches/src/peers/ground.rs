@@ -75,28 +75,35 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts `command` and waits until it listens at `address`; its output goes to the file `log`.
+    /// Starts `command`; its output goes to the file `log`.
     ///
     /// # Errors
-    /// When it does not start, ends, or does not listen in 10 s; with the end of its output.
-    pub(crate) fn start(command: &mut Command, address: SocketAddr, log: &Path) -> anyhow::Result<Self> {
+    /// When it does not start.
+    pub(crate) fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
         use std::os::unix::process::CommandExt as _;
         let file = fs::File::create(log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.spawn().with_context(|| format!("start {name}"))?;
-        let mut program = Self { child };
+        Ok(Self { child })
+    }
+
+    /// Waits until it listens at `address`.
+    ///
+    /// # Errors
+    /// When it ends, or does not listen in 10 s; with the end of its output in `log`.
+    pub(crate) fn listens(&mut self, address: SocketAddr, log: &Path) -> anyhow::Result<()> {
         let began = now();
         while TcpStream::connect(address).is_err() {
-            let ended = program.child.try_wait()?;
+            let ended = self.child.try_wait()?;
             if ended.is_some() || began.elapsed() > LISTENS_MAX {
                 let said = fs::read_to_string(log).unwrap_or_default();
                 let last: Vec<&str> = said.lines().rev().take(3).collect();
-                anyhow::bail!("{name} does not listen at {address}: {}", last.join(" | "));
+                anyhow::bail!("nobody listens at {address}: {}", last.join(" | "));
             }
             tests::pause(Duration::from_millis(20));
         }
-        Ok(program)
+        Ok(())
     }
 
     /// Its process id.

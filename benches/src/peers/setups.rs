@@ -45,10 +45,11 @@ impl Setup<'_> {
     /// # Errors
     /// When the program is not there or does not start.
     pub(crate) fn start(&self) -> anyhow::Result<Pair> {
-        self.start_at(free_port(), free_port(), |_, start| start())
+        self.start_at(free_port(), free_port(), |_, command| command, |_, wait| wait())
     }
 
-    /// Starts B, which listens at `between`, and then A, which listens at `entry`; each where `place` calls what starts it.
+    /// Starts B, which listens at `between`, and then A, which listens at `entry`. `place` makes the command one that runs
+    /// where that side is to be, and `inside` runs there what waits for it.
     ///
     /// # Errors
     /// When the program is not there or does not start.
@@ -56,7 +57,8 @@ impl Setup<'_> {
         &self,
         entry: SocketAddr,
         between: SocketAddr,
-        place: impl Fn(Side, &mut (dyn FnMut() -> anyhow::Result<Program> + Send)) -> anyhow::Result<Program>,
+        place: impl Fn(Side, Command) -> Command,
+        inside: impl Fn(Side, &mut (dyn FnMut() -> anyhow::Result<()> + Send)) -> anyhow::Result<()>,
     ) -> anyhow::Result<Pair> {
         anyhow::ensure!(has_program(self.program), "there is no `{}` in PATH", self.program);
         let ends = Ends {
@@ -70,8 +72,9 @@ impl Setup<'_> {
         let mut programs = Vec::new();
         for (side, address) in [(Side::B, between), (Side::A, entry)] {
             let log = self.ground.path(&format!("{}-{side:?}.log", ends.id));
-            let mut command = (self.command)(&ends, side)?;
-            programs.push(place(side, &mut || Program::start(&mut command, address, &log))?);
+            let mut program = Program::start(place(side, (self.command)(&ends, side)?), &log)?;
+            inside(side, &mut || program.listens(address, &log))?;
+            programs.push(program);
         }
         programs.reverse();
         Ok(pair(self.name, self.layer, entry, programs))
