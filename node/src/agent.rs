@@ -5,8 +5,9 @@
 //! out.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +37,7 @@ use crate::hand_over::hand_over;
 use crate::keeper::{self, Keeper};
 use crate::local::LocalInstances;
 use crate::machine;
+use crate::passed::PassedSockets;
 use crate::proxy::{ProxyContext, ProxyParts};
 use crate::snapshot::{Here, Published};
 use crate::state::State;
@@ -80,6 +83,7 @@ pub const INSTANCES_TABLE: &str = "instances";
 /// # Errors
 /// Whatever keeps the node from starting: the message names the place, the fault and the way out.
 pub fn run(dir: &Path, config: Config) -> anyhow::Result<()> {
+    let passed = PassedSockets::from_env()?;
     let metrics = MetricsHandle::install().context("install the metrics recorder")?;
     let _lock = lock(dir)?;
     let threads = DataThreads::start(data_threads(&config))?;
@@ -92,7 +96,7 @@ pub fn run(dir: &Path, config: Config) -> anyhow::Result<()> {
     for handle in threads.handles.iter().chain([control.handle()]) {
         handle.spawn(crate::give_back::now_and_then());
     }
-    let outcome = control.block_on(serve(dir, config, metrics, &threads));
+    let outcome = control.block_on(serve(dir, config, metrics, passed, &threads));
     threads.stop();
     // Blocking lookups may still hang in the pool; nothing waits for them.
     control.shutdown_timeout(Duration::from_millis(200));
@@ -100,7 +104,14 @@ pub fn run(dir: &Path, config: Config) -> anyhow::Result<()> {
 }
 
 /// Everything between "the folder is ours" and "the last request is answered".
-async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &DataThreads) -> anyhow::Result<()> {
+async fn serve(
+    dir: &Path,
+    config: Config,
+    metrics: MetricsHandle,
+    mut passed: PassedSockets,
+    threads: &DataThreads,
+) -> anyhow::Result<()> {
+    let mut stop_signals = StopSignals::listen();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let identity = Arc::new(Identity::load(dir).context("load the identity")?);
     let here = Here {
@@ -171,7 +182,7 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     if inbound.proxy.set(Arc::clone(&proxy)).is_err() {
         bail!("the data path was wired twice");
     }
-    let listeners = listen(&config, threads, &proxy)?;
+    let listeners = listen(&config, threads, &proxy, &mut passed)?;
     let stop = CancellationToken::new();
     let watch = WatchLog::new(lives.generation);
     let (book, seeds) = remembered(&opened, &config);
@@ -206,7 +217,9 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
     register(&control, &config, &opened);
 
     let api = Arc::new(crate::node_api::AgentApi::new(control.clone(), events.clone(), Arc::clone(&leaf)));
-    let admin = AdminServer::bind(dir, config.admin.bind, api, metrics).await?;
+    let passed_to_admin = passed.take(config.admin.bind).pop();
+    passed.finish()?;
+    let admin = AdminServer::bind_or_take(dir, config.admin.bind, passed_to_admin, api, metrics).await?;
     let mut tasks = Vec::new();
     tasks.push(supervised("control", {
         let inputs = Arc::new(tokio::sync::Mutex::new(Inputs {
@@ -248,23 +261,33 @@ async fn serve(dir: &Path, config: Config, metrics: MetricsHandle, threads: &Dat
         move || collect(store.clone(), age)
     }));
     tasks.push(supervised("addresses", {
-        let (config, bound, events) = (Arc::new(config.clone()), links.local_addr(), events.clone());
-        move || follow_address(Arc::clone(&config), bound, events.clone())
+        let (config, links, events) = (Arc::new(config.clone()), links.clone(), events.clone());
+        move || follow_address(Arc::clone(&config), links.clone(), events.clone())
     }));
     info!(mesh_port = %links.local_addr(), proxy = %config.proxy.bind, admin = %config.admin.bind, "listening");
 
-    stop_asked().await;
+    stop_signals.next().await;
     events.send(Event::Drain).await.ok();
-    // At once, for whoever stops this node may not wait for the drain; and again for what is written meanwhile.
-    let handed_over = hand_over(&opened.store, &links, &last_talks, HAND_OVER_MAX);
-    let (left, ()) = tokio::join!(proxy.drain(config.proxy.drain_timeout), handed_over);
-    if left > 0 {
-        warn!(left, "requests were still in flight when the drain time was over");
+    let in_order = async {
+        // At once, for whoever stops this node may not wait for the drain; and again for what is written meanwhile.
+        let handed_over = hand_over(&opened.store, &links, &last_talks, HAND_OVER_MAX);
+        let (left, ()) = tokio::join!(proxy.drain(config.proxy.drain_timeout), handed_over);
+        if left > 0 {
+            warn!(left, "requests were still in flight when the drain time was over");
+        }
+        stop.cancel();
+        tokio::time::timeout(ADMIN_END_MAX, admin_task).await.ok();
+        hand_over(&opened.store, &links, &last_talks, HAND_OVER_LAST_MAX).await;
+        links.shutdown(Duration::from_millis(500)).await;
+    };
+    tokio::select! {
+        () = in_order => {}
+        () = stop_signals.next() => {
+            warn!(left = proxy.in_flight(), "told to stop a second time: what is still in flight is cut");
+            stop.cancel();
+            links.shutdown(Duration::ZERO).await;
+        }
     }
-    stop.cancel();
-    tokio::time::timeout(ADMIN_END_MAX, admin_task).await.ok();
-    hand_over(&opened.store, &links, &last_talks, HAND_OVER_LAST_MAX).await;
-    links.shutdown(Duration::from_millis(500)).await;
     for task in tasks.into_iter().chain(listeners) {
         task.abort();
     }
@@ -340,7 +363,7 @@ async fn state(
         name: here.name.clone(),
         region: here.region.clone(),
         zone: here.zone.clone(),
-        addresses: addresses(config, links.local_addr()).await,
+        addresses: addresses(config, links).await,
         location: config.location,
         capabilities,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -357,7 +380,8 @@ async fn state(
 }
 
 /// Where peers find this node: what the operator said, else the address of the route to the first seed.
-async fn addresses(config: &Config, bound: SocketAddr) -> Vec<String> {
+async fn addresses(config: &Config, links: &Links) -> Vec<String> {
+    let bound = links.local_addr();
     if let Some(advertise) = &config.mesh.advertise {
         return vec![advertise.clone()];
     }
@@ -365,18 +389,25 @@ async fn addresses(config: &Config, bound: SocketAddr) -> Vec<String> {
         return vec![bound.to_string()];
     }
     let seeds = resolve(&config.mesh.seeds).await;
-    // Connecting a UDP socket sends nothing; it only asks the kernel which way it would go. Without a seed the question
-    // is put for an address set aside for documentation (RFC 5737), which takes the default route.
+    // Without a seed the question is put for an address set aside for documentation (RFC 5737), which takes the default
+    // route; without that one, for a peer there is a link to.
     let towards = seeds.first().copied().unwrap_or_else(|| SocketAddr::from(([192, 0, 2, 1], 9)));
-    let local = std::net::UdpSocket::bind(if towards.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })
-        .and_then(|socket| socket.connect(towards).and_then(|()| socket.local_addr()));
-    match local {
-        Ok(local) => vec![SocketAddr::new(local.ip(), bound.port()).to_string()],
+    let towards_peer = || links.links().into_iter().map(|link| link.remote).min().map(source);
+    match source(towards).or_else(|fault| towards_peer().unwrap_or(Err(fault))) {
+        Ok(local) => vec![SocketAddr::new(local, bound.port()).to_string()],
         Err(fault) => {
             warn!(%fault, "no route to peers yet: set mesh.advertise in node.toml so that they can find this node");
             Vec::new()
         }
     }
+}
+
+/// The address that packets to `towards` leave from. Connecting a UDP socket sends nothing; it only asks the kernel which
+/// way it would go.
+fn source(towards: SocketAddr) -> std::io::Result<IpAddr> {
+    let socket = std::net::UdpSocket::bind(if towards.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    socket.connect(towards)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// Lets go of old deletions now and then.
@@ -405,10 +436,11 @@ async fn look_for_company(links: Links, seeds: Arc<[String]>) {
 }
 
 /// Tells the control loop when this node is reached elsewhere: a new lease, or a network that came up late.
-async fn follow_address(config: Arc<Config>, bound: SocketAddr, events: mpsc::Sender<Event>) {
+async fn follow_address(config: Arc<Config>, links: Links, events: mpsc::Sender<Event>) {
     loop {
-        tokio::time::sleep(ADDRESS_CHECK).await;
-        if events.send(Event::Addresses(addresses(&config, bound).await)).await.is_err() {
+        // Whichever is first.
+        tokio::time::timeout(ADDRESS_CHECK, links.moved()).await.ok();
+        if events.send(Event::Addresses(addresses(&config, &links).await)).await.is_err() {
             return;
         }
     }
@@ -487,17 +519,26 @@ fn register(control: &Control, config: &Config, opened: &Opened) {
 }
 
 /// Binds every local listener on every data thread and starts its accept loop there.
-fn listen(config: &Config, threads: &DataThreads, proxy: &Arc<ProxyContext>) -> anyhow::Result<Vec<JoinHandle<()>>> {
+fn listen(
+    config: &Config,
+    threads: &DataThreads,
+    proxy: &Arc<ProxyContext>,
+    passed: &mut PassedSockets,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let mut tasks = Vec::new();
-    let http = sockets(config.proxy.bind, threads.handles.len(), "the HTTP proxy", "proxy.bind (--proxy)")?;
-    for (core, (handle, socket)) in threads.handles.iter().zip(http).enumerate() {
+    let cores = || threads.handles.iter().enumerate().cycle();
+    let mut open = |address, what: &str, option| match passed.take(address) {
+        none if none.is_empty() => sockets(address, threads.handles.len(), what, option),
+        given => shared(&given, threads.handles.len()),
+    };
+    let http = open(config.proxy.bind, "the HTTP proxy", "proxy.bind (--proxy)")?;
+    for ((core, handle), socket) in cores().zip(http) {
         let proxy = Arc::clone(proxy);
         tasks.push(accept(handle, "proxy", socket, move |listener| Arc::clone(&proxy).serve_http(core, listener)));
     }
     for ListenerConfig { service, address } in &config.listeners {
-        let tcp =
-            sockets(*address, threads.handles.len(), &format!("the listener of {service}"), "[[listener]] address")?;
-        for (core, (handle, socket)) in threads.handles.iter().zip(tcp).enumerate() {
+        let tcp = open(*address, &format!("the listener of {service}"), "[[listener]] address")?;
+        for ((core, handle), socket) in cores().zip(tcp) {
             let (proxy, service) = (Arc::clone(proxy), service.clone());
             tasks.push(accept(handle, "listener", socket, move |listener| {
                 Arc::clone(&proxy).serve_tcp(core, listener, service.clone())
@@ -524,6 +565,12 @@ where
             }
         }
     })
+}
+
+/// Sockets that were passed, as handles for at least `count` threads, which then share the queue of connections.
+fn shared(passed: &[std::net::TcpListener], count: usize) -> anyhow::Result<Vec<std::net::TcpListener>> {
+    let handles = passed.iter().cycle().take(count.max(passed.len())).map(std::net::TcpListener::try_clone);
+    handles.collect::<Result<_, _>>().context("share a socket that was passed (LISTEN_FDS)")
 }
 
 /// `count` sockets that listen on one address; the kernel spreads connections over them.
@@ -634,16 +681,44 @@ pub fn lock(dir: &Path) -> anyhow::Result<fs::File> {
     }
 }
 
-async fn stop_asked() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = stdin_closed() => {}
+/// What tells the agent to stop: the first time in order, the second time at once.
+struct StopSignals {
+    signals: Option<[Signal; 2]>,
+    stdin_closed: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl StopSignals {
+    /// From here on the signals no longer kill the process.
+    fn listen() -> Self {
+        let signals = signal(SignalKind::terminate()).and_then(|one| Ok([one, signal(SignalKind::interrupt())?]));
+        if let Err(fault) = &signals {
+            warn!(%fault, "signals cannot be waited for: the agent ends without a drain");
+        }
+        Self { signals: signals.ok(), stdin_closed: Some(Box::pin(stdin_closed())) }
+    }
+
+    /// Waits for the next one. That standard input was closed is told once.
+    async fn next(&mut self) {
+        let stdin_closed = async {
+            match &mut self.stdin_closed {
+                Some(closed) => closed.await,
+                None => std::future::pending().await,
+            }
+        };
+        let signalled = async {
+            let Some([terminate, interrupt]) = &mut self.signals else { return std::future::pending().await };
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let is_stdin = tokio::select! {
+            () = signalled => false,
+            () = stdin_closed => true,
+        };
+        if is_stdin {
+            self.stdin_closed = None;
+        }
     }
 }
 

@@ -25,6 +25,7 @@ pub mod local;
 pub mod machine;
 pub mod node_api;
 pub mod outlier;
+pub mod passed;
 pub mod pick;
 pub mod plan;
 pub mod proxy;

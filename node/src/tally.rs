@@ -48,6 +48,11 @@ impl Tally {
             add("marram_messages_dropped_total", "reason", reason, count);
         }
         metrics::counter!("marram_redials_total").absolute(links.redials.count());
+        metrics::counter!("marram_migrations_total").absolute(links.migrations.count());
+        metrics::counter!("marram_links_silent_total").absolute(links.links_silent.count());
+        metrics::counter!("marram_socket_rebinds_total").absolute(links.rebinds.count());
+        add("marram_packets_steered_total", "result", "delivered", links.packets_steered.count());
+        add("marram_packets_steered_total", "result", "dropped", links.packets_steered_dropped.count());
         self.export_gossip();
         export_prober(swim);
         if let Some(join) = self.join.get() {

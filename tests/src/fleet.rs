@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -27,6 +28,28 @@ pub struct Fleet {
     /// The agents in the order in which they joined; the first ran `init`.
     pub nodes: Vec<Node>,
     root: tempfile::TempDir,
+}
+
+/// Sockets that listen while an agent restarts.
+#[derive(Debug)]
+pub struct HeldSockets {
+    /// For the HTTP proxy.
+    pub proxy: TcpListener,
+    /// For the admin API.
+    pub admin: TcpListener,
+}
+
+impl HeldSockets {
+    /// Listens where the node would.
+    ///
+    /// # Panics
+    /// When an address is taken.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "this is how a test fails")]
+    pub fn of(node: &Node) -> Self {
+        let listen = |address| TcpListener::bind(address).expect("the address is free while the node is stopped");
+        Self { proxy: listen(node.proxy), admin: listen(node.admin) }
+    }
 }
 
 /// One agent.
@@ -233,6 +256,23 @@ impl Node {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log file");
         command.args(["agent", "--dir"]).arg(&self.dir).env("MARRAM_STOP_WITH_STDIN", "1");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(Process::start(&mut command));
+    }
+
+    /// Starts the agent with listening sockets that stay open when it ends, as a systemd socket unit passes them.
+    ///
+    /// # Panics
+    /// When it runs already or the process cannot be made.
+    #[expect(clippy::expect_used, reason = "this is how a test fails")]
+    pub fn start_on(&mut self, held: &HeldSockets) {
+        // The protocol wants them as number 3 and 4 (sd_listen_fds(3)), where no safe call of ours can put them.
+        let script = r#"exec 3<&0 4<&1 </dev/null >/dev/null; LISTEN_PID=$$ LISTEN_FDS=2 exec "$0" "$@""#;
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log file");
+        let fd = |socket: &TcpListener| Stdio::from(OwnedFd::from(socket.try_clone().expect("one more descriptor")));
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(binary()).args(["agent", "--dir"]).arg(&self.dir);
+        command.stdin(fd(&held.proxy)).stdout(fd(&held.admin)).stderr(log);
         self.child = Some(Process::start(&mut command));
     }
 

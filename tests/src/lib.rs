@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 pub use app::{App, TcpEcho};
-pub use fleet::{Fleet, Node, Setup};
+pub use fleet::{Fleet, HeldSockets, Node, Setup};
 pub use http::{Answer, Request, get, raw, send, send_within};
 pub use load::{Load, Sent};
 pub use ports::free_port;

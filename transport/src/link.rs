@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::frame::{Hello, Purpose, encode_beginning};
 use crate::id::NodeId;
 use crate::links::counters::{DatagramDrop, DialFailure, LinkCounters};
 use crate::links::lock;
+use crate::links::moves::{Finding, Sight, Watch};
 use crate::links::path::LossMeter;
 use crate::links::stream::StreamCount;
 pub use crate::links::stream::{LinkRecv, LinkSend, LinkStream, STREAM_DROPPED, StreamReset, StreamStopped};
@@ -202,6 +204,9 @@ pub struct QuicLink {
     streams: Arc<StreamCount>,
     loss: Mutex<LossMeter>,
     idle: Mutex<IdleWatch>,
+    watch: Mutex<Watch>,
+    /// Nothing comes from the peer although it had reason to answer, or the address it knows is no longer this node's.
+    silent: AtomicBool,
     retired: CancellationToken,
     counters: Arc<LinkCounters>,
     _permit: crate::links::permit::Permit,
@@ -248,6 +253,8 @@ impl QuicLink {
             streams,
             loss: Mutex::default(),
             idle: Mutex::default(),
+            watch: Mutex::default(),
+            silent: AtomicBool::new(false),
             retired: CancellationToken::new(),
             counters,
             _permit: permit,
@@ -317,7 +324,29 @@ impl QuicLink {
 
     /// Whether new streams may be opened on it.
     pub(crate) fn is_usable(&self) -> bool {
-        !self.retired.is_cancelled() && !self.is_closed()
+        !self.retired.is_cancelled() && !self.is_closed() && !self.is_silent()
+    }
+
+    /// Says whether the link counts as silent; returns whether it did.
+    pub(crate) fn set_silent(&self, is_silent: bool) -> bool {
+        self.silent.swap(is_silent, Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
+    /// Where the peer is now; [`PeerInfo::remote`] is where it was at the beginning.
+    pub(crate) fn remote(&self) -> SocketAddr {
+        let remote = self.connection.remote_address();
+        SocketAddr::new(remote.ip().to_canonical(), remote.port())
+    }
+
+    /// Looks whether the peer has moved or fallen silent. To be asked regularly.
+    pub(crate) fn look(&self, now: Duration) -> Finding {
+        let stats = self.connection.stats();
+        let (received, sent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams);
+        lock(&self.watch).look(now, &Sight { remote: self.remote(), received, sent, rtt: stats.path.rtt })
     }
 
     /// Takes the packet counts into the measured loss.

@@ -15,6 +15,7 @@ pub mod stream;
 
 mod connection_id;
 mod dialler;
+pub(crate) mod moves;
 mod outbox;
 pub(crate) mod path;
 pub(crate) mod permit;
@@ -22,6 +23,7 @@ mod quic;
 mod seeds;
 pub(crate) mod serve;
 mod socket;
+mod steer;
 mod table;
 mod upkeep;
 
@@ -32,8 +34,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Endpoint, TokioRuntime, VarInt};
+use quinn::{Endpoint, Runtime as _, TokioRuntime, VarInt};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +53,7 @@ use path::PathMemory;
 use permit::Places;
 use quic::QuicSettings;
 use seeds::Seeds;
+use steer::Crossing;
 use stream::{OpenStreams, StreamCount};
 use table::{LinkEvent, Placement, Table, purpose_name};
 
@@ -140,6 +144,8 @@ pub(crate) struct Inner {
     events: Mutex<VecDeque<LinkEvent>>,
     /// Held while events are handed over, so that they arrive one by one and in order.
     delivery: Mutex<()>,
+    /// This node's own address has changed.
+    moved: Notify,
     /// No new connections from here on.
     pub(crate) stopping: CancellationToken,
     /// Everything ends.
@@ -180,14 +186,23 @@ impl Links {
         let quic = QuicSettings::new(&config, identity, &leaf, &verifier)?;
         // All sockets are bound before the first is read: a connection that began on one would end on another.
         let sockets = socket::bind_shared(config.bind, runtimes.len(), config.socket_buffer)?;
-        let mut cores = Vec::with_capacity(runtimes.len());
+        let bind_failed = |error| LinkError::Bind { addr: config.bind, source: Arc::new(error) };
         let mut local_addr = config.bind;
-        for (number, (handle, socket)) in runtimes.into_iter().zip(sockets).enumerate() {
-            let bind_failed = |error| LinkError::Bind { addr: config.bind, source: Arc::new(error) };
+        let mut shared = Vec::with_capacity(runtimes.len());
+        for (handle, socket) in runtimes.iter().zip(sockets) {
             local_addr = socket.local_addr().map_err(bind_failed)?;
+            let _runtime = handle.enter();
+            shared.push(TokioRuntime.wrap_udp_socket(socket).map_err(bind_failed)?);
+        }
+        let counters = Arc::default();
+        let shared = Crossing::new(shared.len()).join(shared, |core| quic.connection_ids(core), &counters);
+        let mut cores = Vec::with_capacity(runtimes.len());
+        for (number, (handle, socket)) in runtimes.into_iter().zip(shared).enumerate() {
             let entered = handle.enter();
-            let server = Endpoint::new(quic.endpoint(number), Some(quic.server_near()), socket, Arc::new(TokioRuntime))
-                .map_err(bind_failed)?;
+            let runtime = Arc::new(TokioRuntime);
+            let server =
+                Endpoint::new_with_abstract_socket(quic.endpoint(number), Some(quic.server_near()), socket, runtime)
+                    .map_err(bind_failed)?;
             drop(entered);
             cores.push(Core { handle, server: Mutex::new(Some(server)), client: OnceLock::new() });
         }
@@ -203,7 +218,7 @@ impl Links {
             verifier,
             inbound,
             clock,
-            counters: Arc::default(),
+            counters,
             table: Mutex::new(Table::new(identity.node())),
             seeds: Mutex::default(),
             paths: Mutex::new(PathMemory::new(config.far_rtt, config.far_loss)),
@@ -212,6 +227,7 @@ impl Links {
             open_streams: Arc::default(),
             events: Mutex::default(),
             delivery: Mutex::default(),
+            moved: Notify::new(),
             stopping: CancellationToken::new(),
             closed: CancellationToken::new(),
             config,
@@ -359,6 +375,11 @@ impl Links {
         links.iter().map(|link| status(link, now)).collect()
     }
 
+    /// Waits until packets of this node leave from another address than before. Only one caller is told.
+    pub async fn moved(&self) {
+        self.inner.moved.notified().await;
+    }
+
     /// What the links have counted.
     pub fn counters(&self) -> &LinkCounters {
         &self.inner.counters
@@ -457,6 +478,21 @@ impl Inner {
         Ok(endpoint.get_or_init(|| made).clone())
     }
 
+    /// Has the connections that a core has opened go on from a new socket: each tells its peer where it is now.
+    pub(crate) fn rebind(self: &Arc<Self>, core: usize) {
+        let inner = Arc::clone(self);
+        let task = async move {
+            let Some(endpoint) = inner.cores.get(core).and_then(|core| core.client.get()) else { return };
+            let rebound = socket::bind_client_anew(inner.local_addr, inner.config.socket_buffer)
+                .and_then(|socket| endpoint.rebind(socket));
+            match rebound {
+                Ok(()) => inner.counters.rebinds.add(),
+                Err(error) => tracing::warn!(%error, core, "no new socket for the connections of this node"),
+            }
+        };
+        drop(self.spawn_on(core, task));
+    }
+
     pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
         lock(&self.table)
     }
@@ -527,6 +563,22 @@ impl Inner {
         if !self.stopping.is_cancelled() && self.table().start_dialling(node) {
             self.spawn_first(dialler::keep_connected(Arc::clone(self), node, is_redial));
         }
+    }
+
+    /// Dials a peer to which a link is wanted for good, unless there is one that serves.
+    pub(crate) fn start_if_kept(self: &Arc<Self>, node: NodeId) {
+        let is_kept = self.table().peer(node).is_some_and(|peer| peer.keep);
+        if is_kept {
+            self.start_dialling(node, true);
+        }
+    }
+
+    pub(crate) const fn cores(&self) -> usize {
+        self.cores.len()
+    }
+
+    pub(crate) fn tell_moved(&self) {
+        self.moved.notify_one();
     }
 
     fn dial_seed(self: &Arc<Self>, addr: SocketAddr) {
@@ -679,7 +731,7 @@ fn status(link: &QuicLink, now: Duration) -> LinkStatus {
     LinkStatus {
         node: peer.node,
         name: peer.name.clone(),
-        remote: peer.remote,
+        remote: link.remote(),
         rtt: link.rtt(),
         loss: link.loss(),
         key_exchange: link.key_exchange(),

@@ -102,8 +102,26 @@ impl AdminServer {
         api: Arc<dyn NodeApi>,
         metrics: MetricsHandle,
     ) -> Result<Self, AdminError> {
+        Self::bind_or_take(dir, bind, None, api, metrics).await
+    }
+
+    /// The same with a socket that listens on `bind` already.
+    ///
+    /// # Errors
+    /// [`AdminError`] names the address or file and the way out.
+    pub async fn bind_or_take(
+        dir: &Path,
+        bind: SocketAddr,
+        passed: Option<std::net::TcpListener>,
+        api: Arc<dyn NodeApi>,
+        metrics: MetricsHandle,
+    ) -> Result<Self, AdminError> {
         let token = AdminToken::load_or_create(dir)?;
-        let tcp = TcpListener::bind(bind).await.map_err(|source| match source.kind() {
+        let tcp = match passed {
+            Some(passed) => TcpListener::from_std(passed),
+            None => TcpListener::bind(bind).await,
+        };
+        let tcp = tcp.map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => AdminError::PortInUse { address: bind },
             _ => AdminError::Bind { address: bind, source },
         })?;

@@ -98,6 +98,16 @@ pub struct LinkCounters {
     pub expired_closed: Count,
     /// Connections that a restarted peer ended by a stateless reset.
     pub stateless_resets: Count,
+    /// Connections whose peer went on from another address.
+    pub migrations: Count,
+    /// Packets that came out of another core's socket than that of their connection and were brought there.
+    pub packets_steered: Count,
+    /// The same, dropped because too many waited for that core already.
+    pub packets_steered_dropped: Count,
+    /// Times a core's connections were moved to a new socket, because this node's address changed or nobody answered.
+    pub rebinds: Count,
+    /// Connections found silent: new work goes over another one until they are heard again.
+    pub links_silent: Count,
 }
 
 /// Why a connection that somebody tried to open was refused.

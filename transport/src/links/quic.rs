@@ -98,10 +98,14 @@ impl QuicSettings {
     /// How the endpoints of one core name their connections and end those of an earlier life.
     pub(crate) fn endpoint(&self, core: usize) -> EndpointConfig {
         let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &self.reset_key)));
-        let [mask, ..] = self.reset_key;
-        let ids = CoreConnectionIds::new(core, self.generation, mask);
+        let ids = self.connection_ids(core);
         endpoint.cid_generator(move || Box::new(ids)).min_reset_interval(RESET_INTERVAL);
         endpoint
+    }
+
+    pub(crate) fn connection_ids(&self, core: usize) -> CoreConnectionIds {
+        let [mask, ..] = self.reset_key;
+        CoreConnectionIds::new(core, self.generation, mask)
     }
 
     /// What a server endpoint starts with.

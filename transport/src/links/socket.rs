@@ -1,7 +1,7 @@
 //! The UDP sockets: one per core on the same port, and client sockets on ports of their own.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -41,6 +41,15 @@ pub(crate) fn bind_client(bind: SocketAddr, buffer: usize) -> io::Result<UdpSock
     let socket = make(any_port, buffer)?;
     socket.bind(&any_port.into())?;
     Ok(socket.into())
+}
+
+/// The same while addresses come and go: where the node's own is gone, from whichever the route has.
+pub(crate) fn bind_client_anew(bind: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
+    bind_client(bind, buffer).or_else(|error| match (error.kind(), bind) {
+        (io::ErrorKind::AddrNotAvailable, SocketAddr::V4(_)) => bind_client((Ipv4Addr::UNSPECIFIED, 0).into(), buffer),
+        (io::ErrorKind::AddrNotAvailable, SocketAddr::V6(_)) => bind_client((Ipv6Addr::UNSPECIFIED, 0).into(), buffer),
+        _ => Err(error),
+    })
 }
 
 fn make(addr: SocketAddr, buffer: usize) -> io::Result<Socket> {

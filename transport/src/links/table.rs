@@ -23,6 +23,9 @@ pub(crate) struct Table {
     peers: HashMap<NodeId, Peer>,
 }
 
+/// From this age on a link is not one of two that were dialled at the same time: longer than any dial takes.
+pub(crate) const SETTLED: Duration = Duration::from_secs(10);
+
 /// What is known of one peer.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -90,11 +93,14 @@ pub(crate) enum DialStep {
 struct Claim {
     outbound: bool,
     generation: u64,
+    /// When it was confirmed.
+    up_at: Duration,
 }
 
 impl Claim {
     fn of(link: &QuicLink) -> Self {
-        Self { outbound: link.is_outbound(), generation: link.hello().map_or(0, |hello| hello.generation) }
+        let generation = link.hello().map_or(0, |hello| hello.generation);
+        Self { outbound: link.is_outbound(), generation, up_at: link.facts().up_at }
     }
 }
 
@@ -105,6 +111,10 @@ fn takes_over(me: NodeId, peer: NodeId, new: Claim, present: Claim) -> bool {
     }
     if new.outbound == present.outbound {
         // Whoever opened both did so because the first is lost to it, or about to expire.
+        return true;
+    }
+    if new.up_at.saturating_sub(present.up_at) >= SETTLED {
+        // Nobody dials beside a link that serves: to whoever opened the new one the present one is lost.
         return true;
     }
     // Both have dialled: the one opened by the lower id stays.
@@ -262,11 +272,19 @@ impl Peer {
         self.live.iter().filter(|link| !link.is_outbound()).count()
     }
 
-    /// Where to dial: what was set, the address of a live link that this node opened first.
+    /// Where to dial: the address of a live link that this node opened first, then what was set, then the same ports where
+    /// the peer's own connections come from, should it have moved.
     pub(crate) fn addrs_to_dial(&self) -> Vec<SocketAddr> {
-        let proven = self.live.iter().rev().find(|link| link.is_outbound()).map(|link| link.peer_shared().remote);
-        let mut addrs: Vec<_> = proven.into_iter().collect();
-        addrs.extend(self.addrs.iter().copied().filter(|addr| Some(*addr) != proven));
+        let usable = || self.live.iter().rev().filter(|link| link.is_usable());
+        let proven = usable().find(|link| link.is_outbound()).map(|link| link.peer_shared().remote);
+        let seen = usable().find(|link| !link.is_outbound()).map(|link| link.remote().ip());
+        let elsewhere = seen.and_then(|ip| Some(SocketAddr::new(ip, self.addrs.first()?.port())));
+        let mut addrs = Vec::with_capacity(self.addrs.len() + 2);
+        for addr in proven.into_iter().chain(self.addrs.iter().copied()).chain(elsewhere) {
+            if !addrs.contains(&addr) {
+                addrs.push(addr);
+            }
+        }
         addrs
     }
 
@@ -319,7 +337,7 @@ mod tests {
     #[test]
     fn both_ends_keep_the_same_connection() {
         let (low, high) = (node(1), node(2));
-        let at = |outbound, generation| Claim { outbound, generation };
+        let at = |outbound, generation| Claim { outbound, generation, up_at: SETTLED };
         // The connection opened by the lower id, then the other one, as each end sees them.
         for (new_of_low, new_of_high) in [(true, false), (false, true)] {
             let low_says = takes_over(low, high, at(new_of_low, 1), at(!new_of_low, 1));
@@ -331,11 +349,23 @@ mod tests {
 
     #[test]
     fn a_newer_connection_of_the_same_opener_and_a_newer_life_take_over() {
-        let claim = |outbound, generation| Claim { outbound, generation };
+        let claim = |outbound, generation| Claim { outbound, generation, up_at: SETTLED };
         for outbound in [true, false] {
             assert!(takes_over(node(1), node(2), claim(outbound, 1), claim(outbound, 1)));
             assert!(takes_over(node(1), node(2), claim(outbound, 2), claim(!outbound, 1)));
         }
+    }
+
+    #[test]
+    fn a_link_beside_one_that_served_for_long_takes_over_whoever_opened_it() {
+        let claim = |outbound, up_at| Claim { outbound, generation: 1, up_at };
+        let late = SETTLED * 3;
+        for new_of_low in [true, false] {
+            let low_says = takes_over(node(1), node(2), claim(new_of_low, late), claim(!new_of_low, SETTLED));
+            let high_says = takes_over(node(2), node(1), claim(!new_of_low, late), claim(new_of_low, SETTLED));
+            assert!(low_says && high_says);
+        }
+        assert!(!takes_over(node(1), node(2), claim(false, SETTLED), claim(true, Duration::from_millis(1))));
     }
 
     #[test]

@@ -1,11 +1,16 @@
-//! What has to be looked at now and then on every link: loss, data links without a stream, certificates about to end.
+//! What has to be looked at now and then on every link: loss, data links without a stream, certificates about to end,
+//! peers that moved or fell silent. And whether this node itself has moved.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::moves::{self, Sources};
 use super::path::Path;
+use super::table::SETTLED;
 use super::{Inner, lock};
 use crate::frame::{CloseCode, Purpose};
 use crate::link::{NodeLink as _, QuicLink};
@@ -16,12 +21,14 @@ pub(crate) async fn run(inner: Arc<Inner>) {
     let looking = async {
         let mut tick = interval(inner.config.tick.max(Duration::from_millis(1)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut own = OwnAddress::default();
         loop {
             tick.tick().await;
             let links = inner.table().links();
             for link in &links {
                 look_at(&inner, link);
             }
+            own.look(&inner, &links);
         }
     };
     closed.run_until_cancelled(looking).await;
@@ -29,7 +36,8 @@ pub(crate) async fn run(inner: Arc<Inner>) {
 
 fn look_at(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
     let (rtt, loss) = link.sample_loss();
-    lock(&inner.paths).remember(link.peer_shared().remote, Path { rtt, loss });
+    lock(&inner.paths).remember(link.remote(), Path { rtt, loss });
+    look_for_silence(inner, link);
 
     let facts = link.facts();
     let now_unix = inner.clock.unix().as_secs();
@@ -44,6 +52,91 @@ fn look_at(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
         Purpose::Data => look_at_data(inner, link, now_unix),
     }
 }
+
+/// A peer that moved is counted. Over a link on which nothing comes back nothing new is sent; another is dialled, and
+/// whichever is heard first serves.
+fn look_for_silence(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
+    let now = inner.clock.now();
+    let found = link.look(now);
+    if found.has_moved {
+        inner.counters.migrations.add();
+        tracing::info!(node = %link.peer_shared().node, remote = %link.remote(), "a peer goes on from another address");
+    }
+    // A young control link may be one of two dialled at once, and which of them stays is for both ends to say alike.
+    let is_young = link.purpose() == Purpose::Control && now.saturating_sub(link.facts().up_at) < SETTLED;
+    set_silent(inner, link, found.is_silent && !is_young);
+}
+
+fn set_silent(inner: &Arc<Inner>, link: &Arc<QuicLink>, is_silent: bool) {
+    if link.set_silent(is_silent) || !is_silent {
+        return;
+    }
+    inner.counters.links_silent.add();
+    tracing::debug!(node = %link.peer_shared().node, remote = %link.remote(), "nothing comes back over a link");
+    if link.purpose() == Purpose::Control {
+        inner.start_if_kept(link.peer_shared().node);
+    }
+}
+
+/// The peer will not be heard again on a link that it opened to an address which is no longer this node's.
+fn give_up(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
+    link.retire();
+    if link.purpose() == Purpose::Control {
+        inner.start_if_kept(link.peer_shared().node);
+    }
+}
+
+/// Whether this node has moved: what was seen of its own addresses.
+#[derive(Debug, Default)]
+struct OwnAddress {
+    sources: Sources,
+    /// When a core's connections were last moved because nobody answered them.
+    rebound_at: HashMap<usize, Duration>,
+}
+
+impl OwnAddress {
+    /// Where the address towards a peer has changed, what this node opened goes on from there at once, and what others
+    /// opened to an address that is gone is dialled from here.
+    fn look(&mut self, inner: &Arc<Inner>, links: &[Arc<QuicLink>]) {
+        let peers: BTreeSet<IpAddr> = links.iter().map(|link| link.remote().ip()).collect();
+        let peers: Vec<_> = peers.into_iter().map(|peer| (peer, moves::source_towards(peer))).collect();
+        let has_moved = self.sources.look(&peers);
+        let now = inner.clock.now();
+        for core in silent_cores(links).into_iter().filter_map(|(core, is_silent)| is_silent.then_some(core)) {
+            let last = self.rebound_at.get(&core);
+            if !has_moved && last.is_none_or(|last| now.saturating_sub(*last) >= REBIND_EVERY) {
+                self.rebound_at.insert(core, now);
+                inner.rebind(core);
+            }
+        }
+        if !has_moved {
+            return;
+        }
+        tracing::info!("this node's address has changed");
+        for core in 0..inner.cores() {
+            inner.rebind(core);
+        }
+        inner.tell_moved();
+        for link in links.iter().filter(|link| !link.is_outbound() && !link.is_closed()) {
+            if link.connection().local_ip().is_some_and(|own| !moves::is_own(own.to_canonical())) {
+                give_up(inner, link);
+            }
+        }
+    }
+}
+
+/// Cores that have opened connections, and whether nothing comes back on any of them.
+fn silent_cores(links: &[Arc<QuicLink>]) -> BTreeMap<usize, bool> {
+    let mut cores = BTreeMap::new();
+    for link in links.iter().filter(|link| link.is_outbound() && !link.is_closed()) {
+        let is_silent = cores.entry(link.core()).or_insert(true);
+        *is_silent &= link.is_silent();
+    }
+    cores
+}
+
+/// Where nobody answers, a new socket is tried at most this often.
+const REBIND_EVERY: Duration = Duration::from_secs(5);
 
 /// Has a control link replaced; it serves until the new one has taken over.
 fn renew(inner: &Arc<Inner>, link: &Arc<QuicLink>) {

@@ -84,6 +84,10 @@ pub const METRICS: &[Metric] = &[
         &[],
         "Connections replaced before a certificate ended or after one was lost",
     ),
+    unstable("marram_migrations_total", Counter, &[], "Connections whose peer went on from another address"),
+    unstable("marram_links_silent_total", Counter, &[], "Links over which nothing came back for a while; new work went over another"),
+    unstable("marram_socket_rebinds_total", Counter, &[], "Times the connections of a core went on from a new socket after an address had changed or nobody answered"),
+    unstable("marram_packets_steered_total", Counter, &["result"], "Packets that came out of another core's socket than their connection's: delivered to it, or dropped at the limit"),
     unstable("marram_datagrams_dropped_total", Counter, &["reason"], "Datagrams to and from nodes that were dropped"),
     unstable("marram_messages_dropped_total", Counter, &["reason"], "Messages to nodes that were dropped"),
     unstable(

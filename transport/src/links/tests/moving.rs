@@ -1,0 +1,72 @@
+//! Addresses that change under a connection, and peers that fall silent.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::support::{block, linked_with, patient, wait_for};
+
+/// Often enough that the kernel surely picks another core's socket now and then.
+const MOVES: usize = 24;
+
+#[test]
+fn a_stream_goes_on_while_its_openers_address_changes_again_and_again() {
+    let (a, b) = linked_with(0, 1, &patient());
+    let mut stream = block(a.links.open_service(0, b.id, Bytes::new())).expect("a stream");
+    for number in 0..MOVES {
+        a.links.inner.rebind(0);
+        wait_for("the new socket is in use", || a.links.counters().rebinds.count() > number as u64);
+        // Longer than one packet, so that there are batches.
+        let said = vec![u8::try_from(number).expect("small"); 40_000];
+        let heard = block(async {
+            let mut heard = vec![0; said.len()];
+            let (mut recv, mut send) = tokio::io::split(&mut stream);
+            let (sent, read) = tokio::join!(send.write_all(&said), recv.read_exact(&mut heard));
+            sent.and(read.map(drop)).map(|()| heard)
+        });
+        assert!(heard.expect("echoed") == said, "change {number}");
+    }
+    let counters = b.links.counters();
+    assert!(counters.packets_steered.count() > 0, "{counters:?}");
+    assert_eq!(counters.packets_steered_dropped.count(), 0);
+    wait_for("the peer has counted the moves", || counters.migrations.count() > 0);
+    assert_eq!((a.downs(), b.downs()), (0, 0));
+    let now: Vec<_> = b.links.links().into_iter().filter(|link| !link.outbound).map(|link| link.remote).collect();
+    assert!(now.windows(2).all(|pair| pair[0] == pair[1]), "all of them are where the opener is now: {now:?}");
+}
+
+#[test]
+fn a_data_link_whose_peer_is_silent_gets_no_new_stream() {
+    let (a, b) = linked_with(0, 1, &patient());
+    let mut stream = block(a.links.open_service(1, b.id, Bytes::new())).expect("a stream");
+    b.kill();
+    block(stream.write_all(b"x")).expect("there is room in the window");
+    wait_for("it counts as silent", || a.links.counters().links_silent.count() == 1);
+    // Nobody answers this core's socket: it tries another one.
+    wait_for("another socket", || a.links.counters().rebinds.count() >= 1);
+    let failed = a.links.counters().dials_failed.total();
+    let again = block(a.links.open_service(1, b_id(&a), Bytes::new()));
+    assert!(again.is_err(), "{again:?}");
+    assert!(a.links.counters().dials_failed.total() > failed, "it dials instead of using what is silent");
+    drop(stream);
+}
+
+fn b_id(a: &super::support::Node) -> crate::id::NodeId {
+    a.links.links().first().expect("the links are not given up yet").node
+}
+
+#[test]
+fn a_link_that_answers_is_not_taken_for_silent() {
+    let (a, b) = linked_with(0, 1, &patient());
+    let mut stream = block(a.links.open_service(0, b.id, Bytes::new())).expect("a stream");
+    let until = crate::clock::Clock::now(&*a.clock) + Duration::from_secs(2);
+    while crate::clock::Clock::now(&*a.clock) < until {
+        block(async {
+            stream.write_all(b"ping").await.expect("sent");
+            stream.read_exact(&mut [0; 4]).await.expect("echoed");
+        });
+    }
+    let counters = a.links.counters();
+    assert_eq!((counters.links_silent.count(), counters.rebinds.count()), (0, 0));
+}
