@@ -38,6 +38,7 @@ use crate::keeper::{self, Keeper};
 use crate::local::LocalInstances;
 use crate::machine;
 use crate::passed::PassedSockets;
+use crate::pressure::Pressure;
 use crate::proxy::{ProxyContext, ProxyParts};
 use crate::snapshot::{Here, Published};
 use crate::state::State;
@@ -46,6 +47,7 @@ use crate::supervise::supervised;
 use crate::sync::Syncer;
 use crate::tally::Tally;
 use crate::telemetry::MetricsHandle;
+use crate::told::{self, TOLD_TABLE};
 use crate::watch::WatchLog;
 
 /// When this variable is set the agent stops as soon as its standard input closes; `marram demo` uses it, so that no
@@ -62,6 +64,8 @@ const SEEDS_MAX: usize = 64;
 const LONELY_RETRY: Duration = Duration::from_secs(5);
 /// How often a node looks whether its own address has changed.
 const ADDRESS_CHECK: Duration = Duration::from_secs(30);
+/// How often the agent looks at its memory.
+const MEMORY_CHECK: Duration = Duration::from_millis(100);
 /// The first look for old deletions after the start; by then peers have told what they have.
 const COLLECT_FIRST: Duration = Duration::from_secs(60);
 /// Time between two looks for old deletions; the age of a deletion where that is less.
@@ -131,7 +135,7 @@ async fn serve(
         dir,
         Arc::clone(&identity),
         Arc::clone(&clock),
-        &[INSTANCES_TABLE, keeper::BOOK_TABLE],
+        &[INSTANCES_TABLE, keeper::BOOK_TABLE, TOLD_TABLE],
         store_events,
     )
     .context("open the policy store")?;
@@ -182,8 +186,8 @@ async fn serve(
     if inbound.proxy.set(Arc::clone(&proxy)).is_err() {
         bail!("the data path was wired twice");
     }
-    let listeners = listen(&config, threads, &proxy, &mut passed)?;
-    let stop = CancellationToken::new();
+    let (stop, open) = (CancellationToken::new(), CancellationToken::new());
+    let listeners = listen(&config, threads, &proxy, &mut passed, &open)?;
     let watch = WatchLog::new(lives.generation);
     let (book, seeds) = remembered(&opened, &config);
     // Seeds may be the nodes of the book under other names.
@@ -213,6 +217,8 @@ async fn serve(
         watch,
         generation: lives.generation,
         keeper: Arc::clone(&keeper),
+        open,
+        remembered: told::read(opened.records.get(TOLD_TABLE).map(Vec::as_slice).unwrap_or_default()).into(),
     };
     register(&control, &config, &opened);
 
@@ -237,6 +243,12 @@ async fn serve(
             let (admin, stop) = (Arc::clone(&admin), stop.clone());
             async move { admin.run(stop).await }
         }
+    });
+    tasks.push({
+        // On a data thread: it has to go on when the control thread does not.
+        let _runtime = threads.handles.first().map(Handle::enter);
+        let (proxy, limit) = (Arc::clone(&proxy), memory_max(&config));
+        supervised("memory", move || watch_memory(Arc::clone(&proxy), Pressure::new(limit)))
     });
     tasks.push(supervised("leaf", {
         let (leaf, clock) = (Arc::clone(&leaf), Arc::clone(&clock));
@@ -518,12 +530,14 @@ fn register(control: &Control, config: &Config, opened: &Opened) {
     }
 }
 
-/// Binds every local listener on every data thread and starts its accept loop there.
+/// Binds every local listener on every data thread and starts its accept loop there, which takes connections from their
+/// queue when the node is `open`.
 fn listen(
     config: &Config,
     threads: &DataThreads,
     proxy: &Arc<ProxyContext>,
     passed: &mut PassedSockets,
+    is_open: &CancellationToken,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let mut tasks = Vec::new();
     let cores = || threads.handles.iter().enumerate().cycle();
@@ -534,31 +548,38 @@ fn listen(
     let http = open(config.proxy.bind, "the HTTP proxy", "proxy.bind (--proxy)")?;
     for ((core, handle), socket) in cores().zip(http) {
         let proxy = Arc::clone(proxy);
-        tasks.push(accept(handle, "proxy", socket, move |listener| Arc::clone(&proxy).serve_http(core, listener)));
+        let serve = move |listener| Arc::clone(&proxy).serve_http(core, listener);
+        tasks.push(accept(handle, "proxy", socket, is_open, serve));
     }
     for ListenerConfig { service, address } in &config.listeners {
         let tcp = open(*address, &format!("the listener of {service}"), "[[listener]] address")?;
         for ((core, handle), socket) in cores().zip(tcp) {
             let (proxy, service) = (Arc::clone(proxy), service.clone());
-            tasks.push(accept(handle, "listener", socket, move |listener| {
-                Arc::clone(&proxy).serve_tcp(core, listener, service.clone())
-            }));
+            let serve = move |listener| Arc::clone(&proxy).serve_tcp(core, listener, service.clone());
+            tasks.push(accept(handle, "listener", socket, is_open, serve));
         }
     }
     Ok(tasks)
 }
 
 /// Runs an accept loop on a data thread; after a panic it goes on with the same socket.
-fn accept<F, Fut>(handle: &Handle, name: &'static str, socket: std::net::TcpListener, serve: F) -> JoinHandle<()>
+fn accept<F, Fut>(
+    handle: &Handle,
+    name: &'static str,
+    socket: std::net::TcpListener,
+    is_open: &CancellationToken,
+    serve: F,
+) -> JoinHandle<()>
 where
     F: Fn(TcpListener) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let (socket, serve) = (Arc::new(socket), Arc::new(serve));
+    let (socket, serve, is_open) = (Arc::new(socket), Arc::new(serve), is_open.clone());
     let _runtime = handle.enter();
     supervised(name, move || {
-        let (socket, serve) = (Arc::clone(&socket), Arc::clone(&serve));
+        let (socket, serve, is_open) = (Arc::clone(&socket), Arc::clone(&serve), is_open.clone());
         async move {
+            is_open.cancelled().await;
             match socket.try_clone().and_then(TcpListener::from_std) {
                 Ok(listener) => serve(listener).await,
                 Err(fault) => tracing::error!(listener = name, %fault, "cannot accept connections"),
@@ -591,6 +612,29 @@ fn sockets(address: SocketAddr, count: usize, what: &str, option: &str) -> anyho
         sockets.push(socket.into());
     }
     Ok(sockets)
+}
+
+/// The memory this agent may use, in bytes.
+fn memory_max(config: &Config) -> u64 {
+    if config.proxy.memory_max > 0 { config.proxy.memory_max } else { machine::memory_bytes() }
+}
+
+/// Has new work refused while memory is short, for ever.
+async fn watch_memory(proxy: Arc<ProxyContext>, mut pressure: Pressure) {
+    #[expect(clippy::cast_precision_loss, reason = "a size for people")]
+    metrics::gauge!("marram_memory_limit_bytes").set(pressure.limit_bytes() as f64);
+    loop {
+        tokio::time::sleep(MEMORY_CHECK).await;
+        let (resident_bytes, in_flight) = (machine::resident_bytes(), proxy.in_flight());
+        let is_short = pressure.look(resident_bytes, in_flight);
+        let was_short = proxy.set_short_of_memory(is_short);
+        metrics::gauge!("marram_memory_short").set(f64::from(u8::from(is_short)));
+        match (was_short, is_short) {
+            (false, true) => warn!(resident_bytes, in_flight, "memory is nearly used up: new requests are refused"),
+            (true, false) => info!(resident_bytes, in_flight, "new requests are taken again"),
+            (true, true) | (false, false) => {}
+        }
+    }
 }
 
 /// Renews the leaf whenever half of its life is over, for ever; says once a day when the admission itself runs out.

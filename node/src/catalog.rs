@@ -52,6 +52,8 @@ pub struct KnownNode {
     pub since: Duration,
     /// SWIM incarnation.
     pub incarnation: u32,
+    /// Where all that is known was kept over a restart: seconds from when it was heard to that restart.
+    pub remembered_s: Option<u64>,
     /// Newest (generation, sequence) of each record.
     stamps: Stamps,
 }
@@ -146,6 +148,7 @@ impl Catalog {
             },
             since: now,
             incarnation: 0,
+            remembered_s: None,
             stamps: Stamps { facts: stamp, ..Stamps::default() },
         };
         self.nodes.insert(node, known);
@@ -161,7 +164,15 @@ impl Catalog {
         known.advance(RecordKind::Offers, stamp)?;
         offers.instances.truncate(OFFERS_MAX);
         known.offers = offers;
+        known.remembered_s = None;
         Ok(())
+    }
+
+    /// What is known of a node was kept over a restart, and was this old by then.
+    pub fn remember(&mut self, node: NodeId, age_s: u64) {
+        if let Some(known) = self.nodes.get_mut(&node) {
+            known.remembered_s = Some(age_s);
+        }
     }
 
     /// Takes how busy a node is and hands the figures to its endpoints.
@@ -299,11 +310,20 @@ impl KnownNode {
         Ok(())
     }
 
+    fn unanswered(&self) -> String {
+        match self.remembered_s {
+            None => "its node has not answered a probe yet".to_owned(),
+            Some(age_s) => format!(
+                "its node has not answered a probe since this one started; what it offers was told {age_s} s before that"
+            ),
+        }
+    }
+
     /// Whether an instance of this node may be drawn, else why not.
     fn usable(&self, offer: &Offer, now: Duration) -> Result<(), String> {
         match self.liveness {
             Liveness::Alive | Liveness::Suspect => {}
-            Liveness::Joining => return Err("its node has not answered a probe yet".to_owned()),
+            Liveness::Joining => return Err(self.unanswered()),
             Liveness::Left => return Err("its node left the mesh".to_owned()),
             Liveness::Dead => {
                 let age = now.saturating_sub(self.since).as_secs();

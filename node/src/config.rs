@@ -132,6 +132,8 @@ pub struct ProxyConfig {
     /// How long an endpoint that gave no connection or no answer is not drawn by this node. Default: `5s`.
     #[serde(with = "humantime_serde")]
     pub eject_time: Duration,
+    /// Resident bytes of the agent; from 85 % of it on new requests are answered 503, below 75 % they are taken again. 0 means what the cgroup or the machine gives. Default: 0.
+    pub memory_max: u64,
 }
 
 /// The policy store.
@@ -303,6 +305,7 @@ impl Default for ProxyConfig {
             idle_timeout: Duration::from_secs(300),
             drain_timeout: Duration::from_secs(10),
             eject_time: Duration::from_secs(5),
+            memory_max: 0,
         }
     }
 }

@@ -14,6 +14,7 @@ use policy::DocId;
 use rand::rngs::StdRng;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use transport::cell::{Cell, Change};
 use transport::records::SignedRecord;
@@ -35,10 +36,13 @@ use crate::state::{Life, State};
 use crate::store::{StoreChange, StoreEvent, StoreHandle, unix_ms};
 use crate::sync::Syncer;
 use crate::tally::Tally;
+use crate::told::{Fresh, TOLD_TABLE, Told};
 use crate::watch::WatchLog;
 
 /// How often loads, shares and the like are looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// Applications are let in at the latest so long after the start.
+const LET_IN_MAX: Duration = Duration::from_secs(2);
 /// How often counters are carried over to the metrics.
 const EXPORT_EVERY: Duration = Duration::from_secs(1);
 /// Own loads go out at most this often.
@@ -87,6 +91,10 @@ pub struct Control {
     pub generation: u64,
     /// Keeps what outlives a restart: incarnation and addresses.
     pub keeper: Arc<crate::keeper::Keeper>,
+    /// What other nodes told in an earlier life of this one.
+    pub remembered: Arc<[Told]>,
+    /// Cancelled once applications are let in.
+    pub open: CancellationToken,
 }
 
 /// The channels the loop reads; they survive a restart of the loop.
@@ -119,6 +127,7 @@ struct Running {
     offers: Option<Offers>,
     lookups: HashMap<NodeId, AbortHandle>,
     doubts: Doubts,
+    told: Fresh,
     /// Writers that wait for the next snapshot.
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -151,6 +160,7 @@ impl Control {
             offers: None,
             lookups: HashMap::new(),
             doubts: Doubts::default(),
+            told: Fresh::default(),
             waiting: Vec::new(),
             control: self,
         };
@@ -160,6 +170,7 @@ impl Control {
             tokio::spawn(async move { store.reread().await });
         }
         running.tell_facts();
+        running.remember();
         running.take_everything_gossiped();
         running.advance();
         running.ready();
@@ -198,6 +209,25 @@ impl Running {
                 () = tokio::time::sleep(wait) => {}
             }
             self.advance();
+        }
+    }
+
+    /// Lets applications in once what they may ask for is in the snapshot that was just published: the own instances,
+    /// checked, and the nodes known from before the restart, which were asked whether they are there. Connections wait
+    /// in the queue of their socket until then, but never for long.
+    fn let_in(&self, now: Duration) {
+        if self.control.open.is_cancelled() {
+            return;
+        }
+        let is_settled = {
+            let state = self.control.state();
+            let is_awaited = |node| state.catalog.node(node).is_some_and(|known| known.liveness == Liveness::Joining);
+            state.offers().instances.iter().all(|offer| offer.down.is_none())
+                && !self.control.remembered.iter().any(|told| is_awaited(told.node))
+        };
+        if is_settled || now >= LET_IN_MAX {
+            debug!(after_ms = now.as_millis(), is_settled, "applications are let in");
+            self.control.open.cancel();
         }
     }
 
@@ -337,6 +367,7 @@ impl Running {
             self.dirty = false;
             let next = self.control.state().snapshot(now);
             self.control.published.publish(next);
+            self.let_in(now);
             for writer in self.waiting.drain(..) {
                 // A writer that went away meanwhile does not mind.
                 writer.send(()).ok();
@@ -395,7 +426,8 @@ impl Running {
             }
             Liveness::Alive => self.control.syncer.start(node),
             // Who says goodbye still answers what it has; new requests go elsewhere, and its links tell when it is gone.
-            Liveness::Left | Liveness::Joining | Liveness::Suspect => {}
+            Liveness::Left => self.forget_told(node),
+            Liveness::Joining | Liveness::Suspect => {}
         }
     }
 
@@ -433,6 +465,9 @@ impl Running {
         self.control.syncer.tick(now, &roots);
         self.expire();
         self.control.keeper.tick(now);
+        for (key, value) in self.told.take_due(now) {
+            self.control.store.keep_record(TOLD_TABLE, key, value);
+        }
         if now >= self.next_export {
             self.next_export = now + EXPORT_EVERY;
             self.forget_the_gone();
@@ -507,6 +542,31 @@ impl Running {
         told
     }
 
+    /// Takes what was kept over the restart; gossip of this life is newer or the same.
+    fn remember(&mut self) {
+        let unix = self.control.clock.unix().as_secs();
+        for told in Arc::clone(&self.control.remembered).iter() {
+            if self.take_record(told.node, &told.key, &told.text).is_ok() {
+                let age_s = unix.saturating_sub(told.heard_unix);
+                self.control.state().catalog.remember(told.node, age_s);
+            }
+        }
+        // All of it stands on the disk.
+        self.told = Fresh::default();
+    }
+
+    /// A node has left or is gone: what it told is not kept.
+    fn forget_told(&mut self, node: NodeId) {
+        let store = self.control.store.clone();
+        let keys = self.told.forget(node);
+        tokio::spawn(async move {
+            for key in keys {
+                // Left over, it only costs its place until it is forgotten again.
+                store.delete_record(TOLD_TABLE, key).await.ok();
+            }
+        });
+    }
+
     /// Reads the whole gossip state again: after a start, and when changes were missed.
     fn take_everything_gossiped(&mut self) {
         for (node, generation, entries) in self.control.cell.snapshot() {
@@ -570,6 +630,7 @@ impl Running {
             let taken =
                 self.control.state().catalog.take_facts(node, (admitted.role, admitted.public_key), stamp, facts, now);
             taken.map_err(refusal_word)?;
+            self.told.note(node, key, text, self.control.clock.unix());
             self.take_earlier_verdict(node, now);
             self.meet(node, &name, &addresses, now);
             return Ok(());
@@ -580,7 +641,9 @@ impl Running {
             OFFERS_KEY => {
                 let offers: Offers = codec::decode(RECORD_VERSION, &record.payload).map_err(|_fault| "malformed")?;
                 let taken = self.control.state().catalog.take_offers(node, stamp, offers);
-                taken.map_err(refusal_word)
+                taken.map_err(refusal_word)?;
+                self.told.note(node, key, text, self.control.clock.unix());
+                Ok(())
             }
             LOADS_KEY => {
                 let loads: Loads = codec::decode(RECORD_VERSION, &record.payload).map_err(|_fault| "malformed")?;
@@ -635,6 +698,7 @@ impl Running {
             self.control.state().catalog.forget(node);
             self.control.links.forget_peer(node);
             self.control.keeper.forget(node);
+            self.forget_told(node);
             self.lookups.remove(&node);
             self.dirty = true;
         }

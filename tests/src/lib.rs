@@ -8,6 +8,7 @@ mod app;
 mod fleet;
 mod http;
 mod load;
+mod namespace;
 mod ports;
 mod process;
 
@@ -21,6 +22,7 @@ pub use app::{App, TcpEcho};
 pub use fleet::{Fleet, HeldSockets, Node, Setup};
 pub use http::{Answer, Request, get, raw, send, send_within};
 pub use load::{Load, Sent};
+pub use namespace::Cable;
 pub use ports::free_port;
 pub use process::{Process, Said, run, run_command};
 

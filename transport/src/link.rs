@@ -332,6 +332,17 @@ impl QuicLink {
         self.silent.swap(is_silent, Ordering::Relaxed)
     }
 
+    /// Nothing was received since `heard`: it counts as silent until something is. Returns whether it did before.
+    pub(crate) fn doubt(&self, heard: u64) -> bool {
+        lock(&self.watch).note(heard);
+        self.set_silent(true)
+    }
+
+    /// UDP packets received on it so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
+    }
+
     pub(crate) fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Relaxed)
     }

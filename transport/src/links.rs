@@ -353,6 +353,21 @@ impl Links {
         }
     }
 
+    /// Packets received so far on a core's data link to a peer, for [`Links::doubt`].
+    pub fn heard(&self, core: usize, to: NodeId) -> Option<u64> {
+        Some(self.inner.table().peer(to)?.data(core)?.received())
+    }
+
+    /// Somebody waited in vain for an answer over a core's data link to a peer. If nothing at all has come over it since
+    /// `heard` was asked for, new streams go over another one.
+    pub fn doubt(&self, core: usize, to: NodeId, heard: Option<u64>) {
+        let link = self.inner.table().peer(to).and_then(|peer| peer.data(core).cloned());
+        let Some((link, heard)) = link.zip(heard).filter(|(link, heard)| link.received() == *heard) else { return };
+        if !link.doubt(heard) {
+            self.inner.counters.links_silent.add();
+        }
+    }
+
     /// The link over which a peer's control side is reached now.
     pub fn control(&self, to: NodeId) -> Option<Arc<QuicLink>> {
         self.inner.control(to)
@@ -436,6 +451,9 @@ impl Links {
 const DRAINS_WITH_STREAMS: usize = 9;
 /// Round trips that a drain goes on after the last stream has ended.
 const LINGER_RTTS: u32 = 3;
+/// How long a silent data link may come back after the peer has answered on another: longer than it takes QUIC to send
+/// again after a pause of a second, which is when it is called silent.
+const SILENT_GRACE: Duration = Duration::from_secs(1);
 /// How often a drain looks whether all messages have left.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 
@@ -633,6 +651,17 @@ impl Inner {
     fn settle(self: &Arc<Self>, placement: Placement) {
         for stale in placement.stale {
             stale.close(CloseCode::Superseded, "the peer has started again");
+        }
+        for silent in placement.silent {
+            // The peer answers on a new connection: one that stays silent all the same has been lost, and what waits on it
+            // is to know.
+            let closed = self.closed.clone();
+            self.spawn_first(async move {
+                closed.run_until_cancelled(tokio::time::sleep(SILENT_GRACE)).await;
+                if silent.is_silent() {
+                    silent.close(CloseCode::Superseded, "the peer answers elsewhere");
+                }
+            });
         }
         let Some(spare) = placement.spare else { return };
         spare.retire();

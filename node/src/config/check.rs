@@ -221,8 +221,18 @@ fn check_mesh(mesh: &MeshConfig, found: &mut Found) {
     found.within("mesh.data_threads", mesh.data_threads, 0, DATA_THREADS_MAX);
 }
 
+/// The least that `proxy.memory_max` may be.
+const MEMORY_MIN: u64 = 32 << 20;
+
 fn check_proxy(proxy: &ProxyConfig, found: &mut Found) {
     found.within("proxy.connections_max", proxy.connections_max, 1, CONNECTIONS_MAX);
+    if (1..MEMORY_MIN).contains(&proxy.memory_max) {
+        found.add(
+            "proxy.memory_max",
+            format!("{} is under 32 MiB (33554432), which an agent needs at rest", proxy.memory_max),
+            Some("0 takes what the cgroup or the machine gives"),
+        );
+    }
     found.within("proxy.head_bytes_max", proxy.head_bytes_max, HEAD_BYTES_MIN, HEAD_BYTES_MAX);
     for (field, value) in [
         ("proxy.head_timeout", proxy.head_timeout),

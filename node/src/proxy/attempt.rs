@@ -343,12 +343,14 @@ async fn open_within(
     let mut stream = PeerStream::new(stream, token, place);
     let round_trips = context.links.rtt(node).map_or(Duration::ZERO, |rtt| rtt.saturating_mul(4));
     let limit = accept_min.max(round_trips);
+    let heard = context.links.heard(core, node);
     let mut answer = [0];
     match timeout(limit, stream.read_exact(&mut answer)).await {
         Ok(Ok(_)) if answer == [ACCEPTED] => Ok(stream),
         Ok(Ok(_)) => Err(peer_failed("its node answered out of turn".to_owned())),
         Ok(Err(error)) => Err(reset_meaning(&error)),
         Err(_elapsed) => {
+            context.links.doubt(core, node, heard);
             let limit = humantime::format_duration(limit);
             Err(peer_failed(format!("its node did not accept within {limit}")))
         }

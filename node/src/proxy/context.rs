@@ -12,6 +12,7 @@ use transport::{Clock, NodeId};
 
 use super::lanes::{Lane, Lanes};
 use super::links::ServiceLinks;
+use super::refuse::{Reason, Refusal};
 use super::upstream::Pool;
 use crate::config::ProxyConfig;
 use crate::snapshot::{Endpoint, Published};
@@ -92,6 +93,7 @@ pub struct ProxyContext {
     /// Copies of requests on their way, see `filters`.
     pub(super) mirrors: Arc<AtomicUsize>,
     draining: CancellationToken,
+    is_short_of_memory: AtomicBool,
     idle: Notify,
 }
 
@@ -152,8 +154,26 @@ impl ProxyContext {
             in_flight: AtomicUsize::new(0),
             mirrors: Arc::default(),
             draining: CancellationToken::new(),
+            is_short_of_memory: AtomicBool::new(false),
             idle: Notify::new(),
         })
+    }
+
+    /// Says whether new work is refused for want of memory; returns what it was before.
+    pub fn set_short_of_memory(&self, is_short: bool) -> bool {
+        self.is_short_of_memory.swap(is_short, Ordering::Relaxed)
+    }
+
+    /// Whether there is memory for a new request.
+    ///
+    /// # Errors
+    /// The refusal for a client of this node.
+    pub(super) fn has_memory(&self) -> Result<(), Refusal> {
+        if !self.is_short_of_memory.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Refusal::new(Reason::ShortOfMemory, "the memory of this node is nearly used up by requests in flight")
+            .hint("ask again in a moment; `proxy.memory_max` in node.toml, or the limit of the cgroup, says how much there is"))
     }
 
     /// Requests and tunnels in flight, those of peers to instances of this node included.

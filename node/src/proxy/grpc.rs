@@ -42,7 +42,9 @@ impl Code {
             Reason::BadRequest | Reason::UnknownExpectation | Reason::LoopDetected => Self::Internal,
             Reason::HeadTooLarge => Self::ResourceExhausted,
             Reason::NotOfTheMesh | Reason::NoRoute | Reason::NotHttp | Reason::Http2NotSupported => Self::Unimplemented,
-            Reason::UnknownService | Reason::NoHealthyInstance | Reason::InstanceFailed => Self::Unavailable,
+            Reason::UnknownService | Reason::NoHealthyInstance | Reason::InstanceFailed | Reason::ShortOfMemory => {
+                Self::Unavailable
+            }
             Reason::HeadTimeout | Reason::Timeout => Self::DeadlineExceeded,
         }
     }

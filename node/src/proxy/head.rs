@@ -97,7 +97,7 @@ pub enum ResetCode {
     Draining = 0x23,
     /// Too many proxies crossed.
     Loop = 0x24,
-    /// Too many streams at once.
+    /// Too many streams at once, or no memory for another one.
     Overloaded = 0x25,
 }
 
@@ -119,7 +119,7 @@ impl ResetCode {
             Self::ConnectFailed => "it refused the connection of its own node",
             Self::Draining => "its node is draining",
             Self::Loop => "its node saw too many hops",
-            Self::Overloaded => "its node has too many streams open",
+            Self::Overloaded => "its node has no room for another stream",
         }
     }
 }

@@ -120,7 +120,7 @@ pub(super) async fn respond(
     let (mut parts, body) = request.into_parts();
     let arrived = if parts.version == Version::HTTP_2 { http2::arrived(&mut parts) } else { Ok(()) };
     let is_grpc = grpc::is_grpc(&parts);
-    let host = arrived.and_then(|()| host_of(&parts));
+    let host = arrived.and_then(|()| context.has_memory()).and_then(|()| host_of(&parts));
     let shown = host.as_deref().unwrap_or_default().to_owned();
     let mut record = Record::new(context, Direction::Outbound, &parts.method, shown, parts.uri.path());
     let answered = match host {

@@ -85,6 +85,9 @@ fn admit(context: &ProxyContext, head: &[u8]) -> Result<Admitted, ResetCode> {
     if context.is_draining() {
         return Err(ResetCode::Draining);
     }
+    if context.has_memory().is_err() {
+        return Err(ResetCode::Overloaded);
+    }
     if head.hops > HOPS_MAX {
         return Err(ResetCode::Loop);
     }

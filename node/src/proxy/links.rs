@@ -34,6 +34,14 @@ pub trait ServiceLinks: Send + Sync + 'static {
 
     /// The smoothed round trip to `to`, where it is known.
     fn rtt(&self, to: NodeId) -> Option<Duration>;
+
+    /// Packets received so far on the data link of this core to `to`.
+    fn heard(&self, _core: usize, _to: NodeId) -> Option<u64> {
+        None
+    }
+
+    /// A stream was opened in vain: if nothing has been received since `heard`, the next one takes another link.
+    fn doubt(&self, _core: usize, _to: NodeId, _heard: Option<u64>) {}
 }
 
 impl ServiceLinks for Links {
@@ -46,6 +54,14 @@ impl ServiceLinks for Links {
 
     fn rtt(&self, to: NodeId) -> Option<Duration> {
         Self::rtt(self, to)
+    }
+
+    fn heard(&self, core: usize, to: NodeId) -> Option<u64> {
+        Self::heard(self, core, to)
+    }
+
+    fn doubt(&self, core: usize, to: NodeId, heard: Option<u64>) {
+        Self::doubt(self, core, to, heard);
     }
 }
 

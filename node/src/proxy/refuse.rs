@@ -44,6 +44,8 @@ pub(crate) enum Reason {
     Timeout,
     /// The request came back too often.
     LoopDetected,
+    /// The node's memory is nearly used up.
+    ShortOfMemory,
 }
 
 impl Reason {
@@ -58,7 +60,7 @@ impl Reason {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Http2NotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::NotHttp | Self::InstanceFailed => StatusCode::BAD_GATEWAY,
-            Self::UnknownService | Self::NoHealthyInstance => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UnknownService | Self::NoHealthyInstance | Self::ShortOfMemory => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::LoopDetected => StatusCode::LOOP_DETECTED,
         }
@@ -80,6 +82,7 @@ impl Reason {
             Self::InstanceFailed => "instance_failed",
             Self::Timeout => "timeout",
             Self::LoopDetected => "loop_detected",
+            Self::ShortOfMemory => "short_of_memory",
         }
     }
 
@@ -98,6 +101,7 @@ impl Reason {
             Self::InstanceFailed => "the instance failed while it had the request",
             Self::Timeout => "no answer in time",
             Self::LoopDetected => "the request goes in circles",
+            Self::ShortOfMemory => "this node has no memory for another request",
         }
     }
 }

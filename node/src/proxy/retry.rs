@@ -51,7 +51,14 @@ impl Tries {
             return Err(self.exhausted(service));
         }
         let chances = [context.chance(core), context.chance(core)];
-        pick(snapshot, service, &self.out, chances, context.clock.now()).map_err(|none| match none {
+        let now = context.clock.now();
+        let picked = pick(snapshot, service, &self.out, chances, now).or_else(|none| {
+            // Nobody else is left. The way to a peer may be another by now, so what is behind one gets the second try too.
+            let here: Vec<_> = self.out.iter().filter(|endpoint| endpoint.local.is_some()).cloned().collect();
+            let is_worth_it = here.len() < self.out.len() && matches!(none, NoPick::NoneHealthy(_));
+            if is_worth_it { pick(snapshot, service, &here, chances, now).map_err(|_same| none) } else { Err(none) }
+        });
+        picked.map_err(|none| match none {
             NoPick::UnknownService => Refusal::unknown_service(service, snapshot.services.keys()),
             NoPick::NoneHealthy(reasons) => self.none_healthy(service, reasons),
         })
@@ -97,7 +104,13 @@ impl Tries {
 
     fn exhausted(&self, service: &str) -> Refusal {
         let count = self.failed();
-        Refusal::new(Reason::NoHealthyInstance, format!("{count} instances of `{service}` failed one after the other"))
+        let first = self.failures.first().map(|(instance, _)| instance);
+        let detail = if self.failures.iter().all(|(instance, _)| Some(instance) == first) {
+            format!("the only instance of `{service}` failed {count} times in a row")
+        } else {
+            format!("{count} instances of `{service}` failed one after the other")
+        };
+        Refusal::new(Reason::NoHealthyInstance, detail)
             .hint("those that failed are left out for a while; ask again")
             .candidates(self.failures.clone())
     }

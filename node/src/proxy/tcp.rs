@@ -143,7 +143,11 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, mut cli
     // A tunnel has neither method nor path; CONNECT is what it amounts to.
     let mut record = Record::new(context, Direction::Outbound, &Method::CONNECT, String::new(), "");
     let snapshot = context.published.load();
-    match Tunnel::open(context, core, &snapshot, service, &mut record).await {
+    let opened = match context.has_memory() {
+        Ok(()) => Tunnel::open(context, core, &snapshot, service, &mut record).await,
+        Err(refusal) => Err(refusal),
+    };
+    match opened {
         Ok(instance) => {
             drop(snapshot);
             Tunnel::new(instance, record).run(context, &mut client, Vec::new()).await;

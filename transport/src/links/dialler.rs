@@ -12,13 +12,15 @@ use tokio::time::{sleep, timeout};
 use super::counters::DialFailure;
 use super::permit::Permit;
 use super::serve::{self, Opened};
-use super::table::{DataSlot, DialStep, backoff};
+use super::table::{DataSlot, DialStep, Peer, backoff};
 use super::{Inner, lock};
 use crate::frame::{CloseCode, Purpose};
 use crate::id::NodeId;
 use crate::link::{LinkError, NodeLink as _, PeerInfo, QuicLink};
 use crate::trust::server_name;
 
+/// How often a dial that nobody has answered looks whether the peer is known elsewhere by now.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Times the round trip that a hello may take longer than a handshake; it waits for the peer's other work.
 const HELLO_PATIENCE: u32 = 2;
 
@@ -192,12 +194,25 @@ impl Dial<'_> {
     /// Tries the addresses one after the other without waiting for the earlier ones to fail.
     async fn first_to_answer(&self, addrs: Vec<SocketAddr>) -> Result<(Connection, PeerInfo), Failed> {
         let stagger = self.inner.config.connect_stagger;
+        let mut tried = addrs.clone();
         let mut attempts: FuturesUnordered<BoxFuture<'_, _>> = FuturesUnordered::new();
         for (position, addr) in (0_u32..).zip(addrs) {
             attempts.push(async move { self.handshake(addr, stagger.saturating_mul(position)).await }.boxed());
         }
         let mut failed = (DialFailure::NoAddress, None);
-        while let Some(attempt) = attempts.next().await {
+        loop {
+            let attempt = match timeout(LOOK_AGAIN, attempts.next()).await {
+                Ok(Some(attempt)) => attempt,
+                Ok(None) => break,
+                Err(_elapsed) => {
+                    // A peer that has moved may be known elsewhere by now.
+                    for addr in self.new_addrs(&tried) {
+                        tried.push(addr);
+                        attempts.push(async move { self.handshake(addr, Duration::ZERO).await }.boxed());
+                    }
+                    continue;
+                }
+            };
             match attempt {
                 Ok(answered) => return Ok(answered),
                 // What a peer said is worth more to a reader than that others were silent.
@@ -208,6 +223,13 @@ impl Dial<'_> {
             }
         }
         Err(failed)
+    }
+
+    /// Addresses of the peer that are not among these.
+    fn new_addrs(&self, tried: &[SocketAddr]) -> Vec<SocketAddr> {
+        let Some(expected) = self.expected else { return Vec::new() };
+        let known = self.inner.table().peer(expected).map(Peer::addrs_to_dial).unwrap_or_default();
+        known.into_iter().filter(|addr| !tried.contains(addr)).collect()
     }
 
     async fn handshake(&self, addr: SocketAddr, delay: Duration) -> Result<(Connection, PeerInfo), Failed> {

@@ -33,6 +33,8 @@ pub(crate) struct Sight {
 pub(crate) struct Finding {
     /// The peer's packets come from another address than at the last look.
     pub(crate) has_moved: bool,
+    /// Something has come since the last look.
+    pub(crate) is_heard: bool,
     /// Nothing has come for a while although the peer had reason to answer.
     pub(crate) is_silent: bool,
 }
@@ -56,16 +58,21 @@ impl Watch {
             self.received = sight.received;
             self.sent_then = sight.sent;
             self.unanswered_since = None;
-            return Finding { has_moved, is_silent: false };
+            return Finding { has_moved, is_heard: true, is_silent: false };
         }
         let unanswered = sight.sent.saturating_sub(self.sent_then);
         if unanswered == 0 {
-            return Finding { has_moved, is_silent: false };
+            return Finding { has_moved, ..Finding::default() };
         }
         let since = *self.unanswered_since.get_or_insert(now);
         let limit = SILENCE_MIN.max(sight.rtt.saturating_mul(SILENCE_RTTS));
         let is_silent = unanswered >= UNANSWERED_MIN && now.saturating_sub(since) >= limit;
-        Finding { has_moved, is_silent }
+        Finding { has_moved, is_heard: false, is_silent }
+    }
+
+    /// Somebody else has looked: what was received until then is no news at the next look.
+    pub(crate) const fn note(&mut self, received: u64) {
+        self.received = received;
     }
 }
 
@@ -146,6 +153,15 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_else_has_noted_is_no_news() {
+        let mut watch = Watch::default();
+        watch.look(ms(0), &sight(10, 10));
+        watch.note(12);
+        assert!(!watch.look(ms(500), &sight(12, 20)).is_heard);
+        assert!(watch.look(ms(1000), &sight(13, 20)).is_heard);
+    }
+
+    #[test]
     fn a_move_is_told_once() {
         let mut watch = Watch::default();
         let elsewhere = Sight { remote: SocketAddr::from(([10, 0, 0, 9], 7440)), ..sight(2, 2) };
@@ -160,7 +176,10 @@ mod tests {
         let mut sources = Sources::default();
         assert!(!sources.look(&[(peer, Some(one))]));
         assert!(!sources.look(&[(peer, Some(one)), (other, Some(two))]));
-        assert!(!sources.look(&[(peer, None), (other, Some(two))]), "the old address is gone, the new one not there yet");
+        assert!(
+            !sources.look(&[(peer, None), (other, Some(two))]),
+            "the old address is gone, the new one not there yet"
+        );
         assert!(sources.look(&[(peer, Some(two)), (other, Some(two))]));
         assert!(!sources.look(&[(peer, Some(two)), (other, Some(two))]));
     }

@@ -115,7 +115,8 @@ impl SteeredSocket {
     }
 
     fn hand_over(&self, core: usize, packet: &[u8], meta: &RecvMeta) {
-        let stray = Stray { bytes: packet.to_vec(), meta: RecvMeta { len: packet.len(), stride: packet.len(), ..*meta } };
+        let stray =
+            Stray { bytes: packet.to_vec(), meta: RecvMeta { len: packet.len(), stride: packet.len(), ..*meta } };
         match self.to.get(core).map(|to| to.try_send(stray)) {
             Some(Ok(())) => self.counters.packets_steered.add(),
             Some(Err(_full_or_gone)) => self.counters.packets_steered_dropped.add(),

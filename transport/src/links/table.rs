@@ -70,6 +70,8 @@ pub(crate) struct Placement {
     pub(crate) spare: Option<Arc<QuicLink>>,
     /// Links of an earlier life of the peer.
     pub(crate) stale: Vec<Arc<QuicLink>>,
+    /// Data links of the same core on which nothing comes back.
+    pub(crate) silent: Vec<Arc<QuicLink>>,
     pub(crate) events: Vec<LinkEvent>,
 }
 
@@ -179,11 +181,14 @@ impl Table {
     pub(crate) fn place_data(&mut self, link: &Arc<QuicLink>, outbox: impl FnOnce() -> Arc<Outbox>) -> Placement {
         let peer = self.peer_or_new(link.peer_shared().node, outbox);
         let stale = peer.evict_older_than(Claim::of(link).generation);
-        peer.live.push(Arc::clone(link));
+        let mut silent = Vec::new();
         if link.is_outbound() {
+            let beside = peer.live.iter().filter(|other| other.purpose() == Purpose::Data && other.is_outbound());
+            silent.extend(beside.filter(|other| other.core() == link.core() && other.is_silent()).cloned());
             peer.data.insert(link.core(), DataSlot::Live(Arc::clone(link)));
         }
-        Placement { stale, ..Placement::default() }
+        peer.live.push(Arc::clone(link));
+        Placement { stale, silent, ..Placement::default() }
     }
 
     /// Takes out what has ended.
@@ -286,6 +291,14 @@ impl Peer {
             }
         }
         addrs
+    }
+
+    /// The data link of a core, whether it may be used or not.
+    pub(crate) fn data(&self, core: usize) -> Option<&Arc<QuicLink>> {
+        match self.data.get(&core)? {
+            DataSlot::Live(link) => Some(link),
+            DataSlot::Dialling(_) => None,
+        }
     }
 
     /// Takes a data link out of its core's slot, if it is in there.

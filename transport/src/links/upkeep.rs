@@ -64,7 +64,9 @@ fn look_for_silence(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
     }
     // A young control link may be one of two dialled at once, and which of them stays is for both ends to say alike.
     let is_young = link.purpose() == Purpose::Control && now.saturating_sub(link.facts().up_at) < SETTLED;
-    set_silent(inner, link, found.is_silent && !is_young);
+    // What others found stands until something comes.
+    let is_silent = found.is_silent || (link.is_silent() && !found.is_heard);
+    set_silent(inner, link, is_silent && !is_young);
 }
 
 fn set_silent(inner: &Arc<Inner>, link: &Arc<QuicLink>, is_silent: bool) {

@@ -15,12 +15,7 @@ impl AsyncUdpSocket for Silent {
         Ok(())
     }
 
-    fn poll_recv(
-        &self,
-        _: &mut Context<'_>,
-        _: &mut [IoSliceMut<'_>],
-        _: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_recv(&self, _: &mut Context<'_>, _: &mut [IoSliceMut<'_>], _: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
         Poll::Pending
     }
 
