@@ -2,6 +2,7 @@
 //!
 //! - [`kills`]: agents are killed at random moments while all of them take writes; no acknowledged write may be missing.
 //! - [`damage`]: a stopped agent's database is damaged; it comes back with what was written, and never with anything else.
+//! - [`rolling`]: every agent is restarted in turn under load; no request may fail.
 //! - [`away`]: an agent misses deletions until nobody remembers them, and edits alone meanwhile.
 //!
 //! None needs root or containers. What was written and what must be seen of it is kept by the [`ledger`].
@@ -20,6 +21,7 @@ pub mod away;
 pub mod damage;
 pub mod kills;
 pub mod ledger;
+pub mod rolling;
 
 mod desk;
 mod library;
@@ -34,6 +36,8 @@ pub enum Proof {
     Damage(damage::DamageOptions),
     /// Keeps an agent away past the collection of tombstones; exit 1 when something deleted returns
     Away(away::AwayOptions),
+    /// Restarts every agent in turn while applications ask through all of them; exit 1 when a request fails
+    Rolling(rolling::RollingOptions),
 }
 
 /// What all proofs take.
@@ -59,6 +63,7 @@ pub async fn run(proof: Proof) -> Result<ExitCode> {
         Proof::Kills(options) => prove("kills", &options.common, |report| kills::steps(&options, report)),
         Proof::Damage(options) => prove("damage", &options.common, |report| damage::steps(&options, report)),
         Proof::Away(options) => prove("away", &options.common, |report| away::steps(&options, report)),
+        Proof::Rolling(options) => prove("rolling", &options.common, |report| rolling::steps(&options, report)),
     });
     proving.await.context("the proof broke off")?
 }

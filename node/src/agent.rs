@@ -64,8 +64,10 @@ const SEEDS_MAX: usize = 64;
 const LONELY_RETRY: Duration = Duration::from_secs(5);
 /// How often a node looks whether its own address has changed.
 const ADDRESS_CHECK: Duration = Duration::from_secs(30);
-/// How often the agent looks at its memory.
-const MEMORY_CHECK: Duration = Duration::from_millis(100);
+/// How often the agent looks at its memory while requests are in flight, and else: bodies may come at hundreds of
+/// megabytes a second, and an idle gateway should sleep.
+const MEMORY_CHECK: Duration = Duration::from_millis(20);
+const MEMORY_CHECK_IDLE: Duration = Duration::from_millis(100);
 /// The first look for old deletions after the start; by then peers have told what they have.
 const COLLECT_FIRST: Duration = Duration::from_secs(60);
 /// Time between two looks for old deletions; the age of a deletion where that is less.
@@ -624,7 +626,7 @@ async fn watch_memory(proxy: Arc<ProxyContext>, mut pressure: Pressure) {
     #[expect(clippy::cast_precision_loss, reason = "a size for people")]
     metrics::gauge!("marram_memory_limit_bytes").set(pressure.limit_bytes() as f64);
     loop {
-        tokio::time::sleep(MEMORY_CHECK).await;
+        tokio::time::sleep(if proxy.in_flight() > 0 { MEMORY_CHECK } else { MEMORY_CHECK_IDLE }).await;
         let (resident_bytes, in_flight) = (machine::resident_bytes(), proxy.in_flight());
         let is_short = pressure.look(resident_bytes, in_flight);
         let was_short = proxy.set_short_of_memory(is_short);

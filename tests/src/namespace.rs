@@ -92,7 +92,7 @@ impl Drop for Cable {
     fn drop(&mut self) {
         for end in &self.ends {
             // What is left behind is named after this process.
-            run_command(Command::new("ip").args(["netns", "del", end]));
+            drop(run_command(Command::new("ip").args(["netns", "del", end])));
         }
     }
 }

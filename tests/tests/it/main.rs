@@ -15,13 +15,21 @@ mod demo;
 #[cfg(test)]
 mod drain;
 #[cfg(test)]
+mod frozen;
+#[cfg(test)]
 mod full_disk;
 #[cfg(test)]
 mod health;
 #[cfg(test)]
+mod isolated;
+#[cfg(test)]
 mod joining;
 #[cfg(test)]
 mod leaves;
+#[cfg(test)]
+mod memory;
+#[cfg(test)]
+mod moving;
 #[cfg(test)]
 mod outlier;
 #[cfg(test)]
@@ -32,6 +40,8 @@ mod policy_work;
 mod protocols;
 #[cfg(test)]
 mod proxy;
+#[cfg(test)]
+mod restart;
 #[cfg(test)]
 mod routes;
 #[cfg(test)]
