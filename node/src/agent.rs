@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use transport::addressbook::AddressBook;
 use transport::cell::{Cell, CellConfig};
 use transport::swim::{CellId, Swim, SwimConfig};
+use transport::tcp::JoinDoor;
 use transport::trust::{Identity, JoinCounters, JoinServer, JoinServerConfig, LeafLife, LeafSource, PeerVerifier};
 use transport::{Clock, Inbound, LinkStream, Links, LinksConfig, NodeId, PeerInfo, StreamKind};
 
@@ -154,6 +155,7 @@ async fn serve(
             bind: config.mesh.bind,
             cell: CELL.to_owned(),
             generation: lives.generation,
+            transport: config.mesh.transport.into(),
             ..LinksConfig::default()
         },
         &identity,
@@ -259,11 +261,12 @@ async fn serve(
     }));
     tasks.push(supervised("join", {
         let door = door(dir, links.local_addr(), &state, &keeper);
+        let shared = links.join_door();
         let (identity, leaf, clock, stop) =
             (Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock), stop.clone());
         move || {
             let (identity, leaf, clock) = (Arc::clone(&identity), Arc::clone(&leaf), Arc::clone(&clock));
-            admit(door.clone(), identity, leaf, clock, Arc::clone(&joins), stop.clone())
+            admit(door.clone(), shared.clone(), identity, leaf, clock, Arc::clone(&joins), stop.clone())
         }
     }));
     tasks.push(supervised("seeds", {
@@ -671,6 +674,7 @@ async fn renew_leaves(leaf: Arc<LeafSource>, node_not_after: u64, clock: Arc<dyn
 /// Admits newcomers while a token lives; a node without the admission key has nothing to do here.
 async fn admit(
     config: JoinServerConfig,
+    shared: Option<Arc<JoinDoor>>,
     identity: Arc<Identity>,
     leaf: Arc<LeafSource>,
     clock: Arc<dyn Clock>,
@@ -683,7 +687,7 @@ async fn admit(
     match JoinServer::new(config, identity, leaf, clock) {
         Ok(server) => {
             counters.get_or_init(|| server.counters());
-            server.run(stop.cancelled_owned()).await;
+            server.behind(shared).run(stop.cancelled_owned()).await;
         }
         Err(fault) => warn!(%fault, "newcomers cannot join at this node"),
     }

@@ -34,7 +34,30 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// How peers reach this node.
     pub mesh: MeshConfig,
-    /// Membership and gossip.
+    /// What carries the links between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MeshTransport {
+    /// QUIC where it works, TCP where UDP does not get through.
+    #[default]
+    Auto,
+    /// QUIC alone.
+    Quic,
+    /// TLS over TCP alone.
+    Tcp,
+}
+
+impl From<MeshTransport> for transport::Transport {
+    fn from(transport: MeshTransport) -> Self {
+        match transport {
+            MeshTransport::Auto => Self::Auto,
+            MeshTransport::Quic => Self::Quic,
+            MeshTransport::Tcp => Self::Tcp,
+        }
+    }
+}
+
+/// Membership and gossip.
     pub gossip: GossipConfig,
     /// The admin API.
     pub admin: AdminConfig,
@@ -64,8 +87,10 @@ pub struct Location {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MeshConfig {
-    /// Address and port for node-to-node QUIC (UDP) and joining (TCP). Default: `0.0.0.0:7440`.
+    /// Address and port for node-to-node QUIC (UDP), and for links and joining over TCP. Default: `0.0.0.0:7440`.
     pub bind: SocketAddr,
+    /// What carries links: `auto` (QUIC, and TCP where UDP does not get through), `quic`, or `tcp`. Default: `auto`.
+    pub transport: MeshTransport,
     /// `HOST:PORT` under which peers find this node. Default: the address of the route to the peers, with the port of `bind`.
     pub advertise: Option<String>,
     /// Peers to start from, `HOST:PORT` each; `join` fills it. Later the address book knows more. Default: none.
@@ -267,6 +292,7 @@ impl Default for MeshConfig {
     fn default() -> Self {
         Self {
             bind: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7440),
+            transport: MeshTransport::Auto,
             advertise: None,
             seeds: Vec::new(),
             leaf_life: Duration::from_secs(24 * 3600),

@@ -46,6 +46,7 @@ impl AgentApi {
                 rtt_ms: link.rtt.as_secs_f64() * 1e3,
                 loss: link.loss,
                 key_exchange: link.key_exchange.to_string(),
+                transport: link.carrier.name().to_owned(),
                 outbound: link.outbound,
                 purpose: if link.control { "control" } else { "data" }.to_owned(),
             })

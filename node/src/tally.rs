@@ -38,6 +38,12 @@ impl Tally {
         for (reason, count) in links.frames_refused.iter() {
             add("marram_frames_refused_total", "reason", reason, count);
         }
+        for (reason, count) in links.tcp_faults.iter() {
+            add("marram_tcp_faults_total", "reason", reason, count);
+        }
+        for (transport, count) in links.carrier_changes.iter() {
+            add("marram_link_transport_changes_total", "transport", transport, count);
+        }
         for (reason, count) in links.dials_failed.iter() {
             add("marram_dials_failed_total", "reason", reason, count);
         }

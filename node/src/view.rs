@@ -88,6 +88,9 @@ pub struct LinkView {
     pub loss: f64,
     /// Key exchange of the TLS handshake.
     pub key_exchange: String,
+    /// What carries it: `quic` or `tcp`.
+    #[serde(default)]
+    pub transport: String,
     /// True when this node dialled.
     pub outbound: bool,
     /// `control` or `data`.

@@ -169,6 +169,8 @@ pub enum CloseCode {
     TooManyConnections = 7,
     /// The certificate chain does not name a node of this mesh.
     BadIdentity = 8,
+    /// No packet of the connection got an answer for a while, and the peer is reached over TCP.
+    Silent = 9,
     /// See [`FrameRefusal::UnknownVersion`].
     UnknownVersion = 16,
     /// See [`FrameRefusal::UnknownKind`].
@@ -185,6 +187,8 @@ pub enum CloseCode {
     MessageTooLong = 22,
     /// See [`FrameRefusal::BadHello`].
     BadHello = 23,
+    /// What came over TCP are no frames of this version, or break its rules.
+    BadFrame = 24,
 }
 
 impl CloseCode {

@@ -7,6 +7,7 @@
 //! connections, at [`swim`] for who is alive, and at [`cell`] for what members tell each other about themselves.
 
 pub mod addressbook;
+pub mod carrier;
 pub mod cell;
 pub mod clock;
 pub mod frame;
@@ -17,12 +18,14 @@ mod listener;
 pub mod records;
 pub mod rtt;
 pub mod swim;
+pub mod tcp;
 pub mod trust;
 pub mod vivaldi;
 
+pub use carrier::Carrier;
 pub use clock::Clock;
 pub use id::{NodeId, NotANodeId};
 pub use link::{
     CloseCode, LinkError, LinkRecv, LinkSend, LinkStream, NodeLink, PeerInfo, QuicLink, StreamKind, StreamReset,
 };
-pub use links::{Inbound, LinkStatus, Links, LinksConfig};
+pub use links::{Inbound, LinkStatus, Links, LinksConfig, Transport};

@@ -10,10 +10,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use quinn::{SendDatagramError, VarInt};
+use quinn::SendDatagramError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::carrier::{Carrier, Connection};
 pub use crate::frame::{CloseCode, FrameRefusal, StreamKind};
 use crate::frame::{Hello, Purpose, encode_beginning};
 use crate::id::NodeId;
@@ -21,6 +22,7 @@ use crate::links::counters::{DatagramDrop, DialFailure, LinkCounters};
 use crate::links::lock;
 use crate::links::moves::{Finding, Sight, Watch};
 use crate::links::path::LossMeter;
+use crate::links::reach::{FRESH, SilenceWatch};
 use crate::links::stream::StreamCount;
 pub use crate::links::stream::{LinkRecv, LinkSend, LinkStream, STREAM_DROPPED, StreamReset, StreamStopped};
 use crate::trust::Role;
@@ -194,15 +196,16 @@ pub enum LinkError {
     ShuttingDown,
 }
 
-/// A QUIC connection to a peer. Its driver runs on the data thread `core`; the handle may be used from any thread.
+/// A connection to a peer. Its driver runs on the data thread `core`; the handle may be used from any thread.
 pub struct QuicLink {
-    connection: quinn::Connection,
+    connection: Connection,
     peer: Arc<PeerInfo>,
     facts: LinkFacts,
     /// What the peer said of itself; of a data link this node opened, known only when its answer has come.
     hello: OnceLock<Hello>,
     streams: Arc<StreamCount>,
     loss: Mutex<LossMeter>,
+    silence: Mutex<SilenceWatch>,
     idle: Mutex<IdleWatch>,
     watch: Mutex<Watch>,
     /// Nothing comes from the peer although it had reason to answer, or the address it knows is no longer this node's.
@@ -238,7 +241,7 @@ struct IdleWatch {
 
 impl QuicLink {
     pub(crate) fn new(
-        connection: quinn::Connection,
+        connection: Connection,
         peer: PeerInfo,
         facts: LinkFacts,
         streams: Arc<StreamCount>,
@@ -252,6 +255,7 @@ impl QuicLink {
             hello: OnceLock::new(),
             streams,
             loss: Mutex::default(),
+            silence: Mutex::default(),
             idle: Mutex::default(),
             watch: Mutex::default(),
             silent: AtomicBool::new(false),
@@ -264,6 +268,11 @@ impl QuicLink {
     /// Who is at the other end, to be kept.
     pub const fn peer_shared(&self) -> &Arc<PeerInfo> {
         &self.peer
+    }
+
+    /// What carries it.
+    pub const fn carrier(&self) -> Carrier {
+        self.connection.carrier()
     }
 
     /// What the link is for.
@@ -296,7 +305,7 @@ impl QuicLink {
         self.streams.open()
     }
 
-    pub(crate) const fn connection(&self) -> &quinn::Connection {
+    pub(crate) const fn connection(&self) -> &Connection {
         &self.connection
     }
 
@@ -338,9 +347,9 @@ impl QuicLink {
         self.set_silent(true)
     }
 
-    /// UDP packets received on it so far.
+    /// UDP packets received on it so far; 0 for one that TCP carries.
     pub(crate) fn received(&self) -> u64 {
-        self.connection.stats().udp_rx.datagrams
+        self.connection.path().udp.map_or(0, |(_, received)| received)
     }
 
     pub(crate) fn is_silent(&self) -> bool {
@@ -355,17 +364,34 @@ impl QuicLink {
 
     /// Looks whether the peer has moved or fallen silent. To be asked regularly.
     pub(crate) fn look(&self, now: Duration) -> Finding {
-        let stats = self.connection.stats();
-        let (received, sent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams);
-        lock(&self.watch).look(now, &Sight { remote: self.remote(), received, sent, rtt: stats.path.rtt })
+        let Some((sent, received)) = self.connection.path().udp else { return Finding::HEARD };
+        lock(&self.watch).look(now, &Sight { remote: self.remote(), received, sent, rtt: self.connection.rtt() })
     }
 
-    /// Takes the packet counts into the measured loss.
-    pub(crate) fn sample_loss(&self) -> (Duration, f64) {
-        let path = self.connection.stats().path;
+    /// Takes the packet counts into the measured loss, and into what is known of the peer's silence.
+    pub(crate) fn sample_path(&self, now: Duration) -> (Duration, f64) {
+        let path = self.connection.path();
+        if let Some((sent, heard)) = path.udp {
+            lock(&self.silence).observe(now, sent, heard);
+        }
         let mut loss = lock(&self.loss);
-        loss.observe(path.sent_packets, path.lost_packets);
-        (path.min_rtt.min(path.rtt), loss.share())
+        loss.observe(path.packets_sent, path.packets_lost);
+        (path.rtt, loss.share())
+    }
+
+    /// Whether packets of this QUIC link have had no answer for so long.
+    pub(crate) fn is_unanswered(&self, now: Duration, limit: Duration) -> bool {
+        lock(&self.silence).is_silent(now, limit)
+    }
+
+    /// Whether the peer was heard on this QUIC link within this time.
+    pub(crate) fn is_heard(&self, now: Duration, limit: Duration) -> bool {
+        lock(&self.silence).is_heard(now, limit)
+    }
+
+    /// Whether it has not been up for long.
+    pub(crate) fn is_fresh(&self, now: Duration) -> bool {
+        now.saturating_sub(self.facts.up_at) < FRESH
     }
 
     /// How long the link has been without a stream. To be asked regularly, as streams between two calls count too.
@@ -448,7 +474,7 @@ impl NodeLink for QuicLink {
 
     fn close(&self, code: CloseCode, reason: &str) {
         self.retire();
-        self.connection.close(VarInt::from_u32(code.code()), reason.as_bytes());
+        self.connection.close(code.code(), reason.as_bytes());
     }
 
     fn is_closed(&self) -> bool {

@@ -20,6 +20,7 @@ mod outbox;
 pub(crate) mod path;
 pub(crate) mod permit;
 mod quic;
+pub(crate) mod reach;
 mod seeds;
 pub(crate) mod serve;
 mod socket;
@@ -40,13 +41,16 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::carrier::Carrier;
 use crate::clock::Clock;
 use crate::frame::{CloseCode, Hello, Purpose, StreamKind};
 use crate::id::NodeId;
 use crate::link::{LinkError, LinkStream, NodeLink as _, PeerInfo, QuicLink};
 use crate::listener;
+use crate::tcp::tls::TcpTls;
+use crate::tcp::{JoinDoor, listen};
 use crate::trust::{Identity, LeafSource, PeerVerifier};
-pub use config::LinksConfig;
+pub use config::{LinksConfig, Transport};
 use counters::{DatagramDrop, DialFailure, LinkCounters};
 use outbox::Outbox;
 use path::PathMemory;
@@ -95,6 +99,8 @@ pub struct LinkStatus {
     pub loss: f64,
     /// The key exchange that protects it, such as `X25519MLKEM768`.
     pub key_exchange: &'static str,
+    /// What carries it.
+    pub carrier: Carrier,
     /// Whether this node opened it.
     pub outbound: bool,
     /// Whether it is a control link; else a data link.
@@ -130,6 +136,13 @@ pub(crate) struct Inner {
     local_addr: SocketAddr,
     cores: Vec<Core>,
     pub(crate) quic: QuicSettings,
+    pub(crate) tcp_tls: TcpTls,
+    /// Where newcomers are handed on, when links listen on TCP.
+    pub(crate) door: Option<Arc<JoinDoor>>,
+    pub(crate) tcp_handshakes: Arc<Places>,
+    pub(crate) tcp_sources: Arc<listen::Sources>,
+    /// TCP connections whose last byte has not left.
+    pub(crate) tcp_open: Arc<Places>,
     leaf: Arc<LeafSource>,
     pub(crate) verifier: Arc<PeerVerifier>,
     pub(crate) inbound: Arc<dyn Inbound>,
@@ -184,9 +197,12 @@ impl Links {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, LinkError> {
         let quic = QuicSettings::new(&config, identity, &leaf, &verifier)?;
+        let tcp_tls = TcpTls::new(identity, &leaf, &verifier)?;
         // All sockets are bound before the first is read: a connection that began on one would end on another.
-        let sockets = socket::bind_shared(config.bind, runtimes.len(), config.socket_buffer)?;
+        let (sockets, listener) = socket::bind_both(&config, runtimes.len())?;
         let bind_failed = |error| LinkError::Bind { addr: config.bind, source: Arc::new(error) };
+        // Nobody is let in over QUIC who could not be answered over it.
+        let quic_server = (config.transport != Transport::Tcp).then(|| quic.server_near());
         let mut local_addr = config.bind;
         let mut shared = Vec::with_capacity(runtimes.len());
         for (handle, socket) in runtimes.iter().zip(sockets) {
@@ -201,7 +217,7 @@ impl Links {
             let entered = handle.enter();
             let runtime = Arc::new(TokioRuntime);
             let server =
-                Endpoint::new_with_abstract_socket(quic.endpoint(number), Some(quic.server_near()), socket, runtime)
+                Endpoint::new_with_abstract_socket(quic.endpoint(number), quic_server.clone(), socket, runtime)
                     .map_err(bind_failed)?;
             drop(entered);
             cores.push(Core { handle, server: Mutex::new(Some(server)), client: OnceLock::new() });
@@ -214,6 +230,11 @@ impl Links {
             local_addr,
             cores,
             quic,
+            tcp_tls,
+            door: listener.is_some().then(|| Arc::new(JoinDoor::new(local_addr))),
+            tcp_handshakes: Places::new(listen::PENDING_MAX),
+            tcp_sources: Arc::default(),
+            tcp_open: Places::new(config.connections_max + listen::PENDING_MAX),
             leaf,
             verifier,
             inbound,
@@ -237,6 +258,9 @@ impl Links {
                 core.handle.spawn(listener::accept(Arc::clone(&inner), number, server));
             }
         }
+        if let Some(listener) = listener {
+            inner.spawn_first(listen::accept(Arc::clone(&inner), listener));
+        }
         inner.spawn_first(upkeep::run(Arc::clone(&inner)));
         Ok(Self { _close_on_drop: Arc::new(CloseOnDrop { inner: Arc::clone(&inner) }), inner })
     }
@@ -244,6 +268,12 @@ impl Links {
     /// Where peers reach this node.
     pub fn local_addr(&self) -> SocketAddr {
         self.inner.local_addr
+    }
+
+    /// The TCP side of the mesh port, for newcomers; `None` when links do not listen there and whoever admits newcomers
+    /// may.
+    pub fn join_door(&self) -> Option<Arc<JoinDoor>> {
+        self.inner.door.clone()
     }
 
     /// Sets where a peer can be dialled; earlier addresses are replaced. With `keep`, a control link to it is held
@@ -440,6 +470,9 @@ impl Links {
             for endpoint in &endpoints {
                 endpoint.wait_idle().await;
             }
+            while inner.tcp_open.taken() > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
         };
         if timeout(CLOSE_TIMEOUT, all_idle).await.is_err() {
             tracing::debug!("closing packets may not have left in time");
@@ -469,7 +502,7 @@ impl fmt::Debug for Links {
 
 impl Inner {
     /// Runs a task on the first data thread.
-    fn spawn_first<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
+    pub(crate) fn spawn_first<F: Future<Output = ()> + Send + 'static>(&self, task: F) {
         if let Some(core) = self.cores.first() {
             core.handle.spawn(task);
         }
@@ -509,6 +542,10 @@ impl Inner {
             }
         };
         drop(self.spawn_on(core, task));
+    }
+
+    pub(crate) const fn local_addr(&self) -> SocketAddr {
+        self.local_addr
     }
 
     pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
@@ -625,12 +662,15 @@ impl Inner {
             }
             let outbox = || self.new_outbox();
             let mut placement = match link.purpose() {
-                Purpose::Control => table.place_control(link, outbox),
+                Purpose::Control => table.place_control(link, outbox, &self.config, self.clock.now()),
                 Purpose::Data => table.place_data(link, outbox),
             };
             // Counted before anybody can be told of it.
             for _ in &placement.stale {
                 self.counters.superseded_closed.add();
+            }
+            if placement.is_carrier_change {
+                self.counters.carrier_changes.add(link.carrier());
             }
             lock(&self.events).extend(placement.events.drain(..));
             placement
@@ -640,6 +680,7 @@ impl Inner {
             purpose = purpose_name(link.purpose()),
             outbound = link.is_outbound(),
             core = link.core(),
+            carrier = link.carrier().name(),
             "link up"
         );
         self.settle(placement);
@@ -764,6 +805,7 @@ fn status(link: &QuicLink, now: Duration) -> LinkStatus {
         rtt: link.rtt(),
         loss: link.loss(),
         key_exchange: link.key_exchange(),
+        carrier: link.carrier(),
         outbound: link.is_outbound(),
         control: link.purpose() == Purpose::Control,
         retired: link.retired().is_cancelled(),

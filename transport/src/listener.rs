@@ -1,10 +1,12 @@
 //! Connections that peers open: how many handshakes at a time, who may come in, and what is said to the others.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use quinn::{Connection, ConnectionError, Endpoint, Incoming, SendStream, VarInt};
+use quinn::{ConnectionError, Endpoint, Incoming};
 use tokio::time::timeout;
 
+use crate::carrier::{Connection, SendStream};
 use crate::frame::{CloseCode, Hello, Purpose};
 use crate::link::{NodeLink as _, PeerInfo};
 use crate::links::counters::HandshakeRefusal;
@@ -60,6 +62,16 @@ async fn welcome(inner: Arc<Inner>, core: usize, admission: Admission) {
     let Admission { incoming, handshake, connection: permit } = admission;
     let greeted = greet(&inner, incoming).await;
     drop(handshake);
+    take_in(inner, core, greeted, permit).await;
+}
+
+/// Takes a peer that has said hello into use, and serves its connection to the end.
+pub(crate) async fn take_in(
+    inner: Arc<Inner>,
+    core: usize,
+    greeted: Result<Greeted, Option<HandshakeRefusal>>,
+    permit: Permit,
+) {
     let Greeted { connection, peer, hello, answer } = match greeted {
         Ok(greeted) => greeted,
         Err(Some(refusal)) => {
@@ -76,7 +88,7 @@ async fn welcome(inner: Arc<Inner>, core: usize, admission: Admission) {
     }
     let purpose = hello.purpose;
     if purpose == Purpose::Data {
-        connection.set_max_concurrent_bi_streams(VarInt::from_u32(inner.config.streams_max));
+        connection.set_max_concurrent_bi_streams(inner.config.streams_max);
     }
     let link = serve::link(&inner, connection, peer, purpose, Opened::ByPeer { core }, permit);
     link.heard(hello);
@@ -92,7 +104,7 @@ async fn welcome(inner: Arc<Inner>, core: usize, admission: Admission) {
 }
 
 /// A peer that said hello and waits for the answer.
-struct Greeted {
+pub(crate) struct Greeted {
     connection: Connection,
     peer: PeerInfo,
     hello: Hello,
@@ -112,6 +124,15 @@ async fn greet(inner: &Inner, incoming: Incoming) -> Result<Greeted, Option<Hand
         tracing::debug!(%remote, %error, "handshake refused");
         Some(refusal(&error))
     })?;
+    hear(inner, Connection::Quic(connection), remote).await
+}
+
+/// Certificates and hello of a connection whose handshake is over. `Err(None)` when the refusal has been counted.
+pub(crate) async fn hear(
+    inner: &Inner,
+    connection: Connection,
+    remote: SocketAddr,
+) -> Result<Greeted, Option<HandshakeRefusal>> {
     let peer = match serve::identify(inner, &connection) {
         Ok(peer) if peer.node != inner.me => peer,
         Ok(_) => {
@@ -146,7 +167,7 @@ fn has_too_many(inner: &Inner, peer: &PeerInfo) -> bool {
 }
 
 fn close(connection: &Connection, code: CloseCode) {
-    connection.close(VarInt::from_u32(code.code()), b"");
+    connection.close(code.code(), b"");
 }
 
 /// What kind of refusal a failed handshake is.

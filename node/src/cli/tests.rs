@@ -434,6 +434,7 @@ fn a_status_tells_links_certificates_and_problems() {
             rtt_ms: 1.5,
             loss: 0.0,
             key_exchange: "X25519MLKEM768".to_owned(),
+            transport: "quic".to_owned(),
             outbound: true,
             purpose: "control".to_owned(),
         }],

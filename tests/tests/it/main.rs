@@ -52,3 +52,5 @@ mod store_recovery;
 mod strangers;
 #[cfg(test)]
 mod tcp;
+#[cfg(test)]
+mod tcp_links;

@@ -99,7 +99,7 @@ fn a_switched_protocol_passes_both_ways_and_one_side_may_end_before_the_other() 
 }
 
 /// Adds an HTTP/2 instance of `service`.
-fn offer(config: &mut Config, service: &str, address: SocketAddr) {
+pub(crate) fn offer(config: &mut Config, service: &str, address: SocketAddr) {
     Node::serve(config, service, address, None);
     if let Some(last) = config.services.last_mut() {
         last.protocol = Protocol::Http2;
@@ -107,7 +107,7 @@ fn offer(config: &mut Config, service: &str, address: SocketAddr) {
 }
 
 /// An instance that speaks HTTP/2 only: it sends back each piece of a body as it comes, and a status at the end.
-fn streaming() -> SocketAddr {
+pub(crate) fn streaming() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -146,17 +146,17 @@ async fn send_back(
 }
 
 /// The next piece of a body.
-async fn piece(body: &mut h2::RecvStream) -> Result<Option<Bytes>, h2::Error> {
+pub(crate) async fn piece(body: &mut h2::RecvStream) -> Result<Option<Bytes>, h2::Error> {
     let Some(piece) = body.data().await.transpose()? else { return Ok(None) };
     body.flow_control().release_capacity(piece.len())?;
     Ok(Some(piece))
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-fn call(service: &str) -> Request<()> {
+pub(crate) fn call(service: &str) -> Request<()> {
     let call = Request::post(format!("http://{service}.mesh/demo/both")).header("te", "trailers");
     call.header("content-type", "application/grpc").body(()).unwrap()
 }

@@ -5,11 +5,25 @@ use std::time::Duration;
 
 use crate::frame::{HEAD_BYTES_MAX, MESSAGE_BYTES_MAX};
 
+/// What carries the links this node opens and accepts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// QUIC where it works, TCP where UDP does not get through.
+    #[default]
+    Auto,
+    /// QUIC alone; nothing listens on the TCP side of the mesh port but for joining.
+    Quic,
+    /// TCP alone; QUIC connections are refused.
+    Tcp,
+}
+
 /// Limits and times of all links of a node. The default is a working node on a local network.
 #[derive(Debug, Clone)]
 pub struct LinksConfig {
-    /// Where peers reach this node, UDP. Port 0 takes a free one. Default `0.0.0.0:7440`.
+    /// Where peers reach this node, UDP and TCP. Port 0 takes a free one. Default `0.0.0.0:7440`.
     pub bind: SocketAddr,
+    /// What carries links. Default `Auto`.
+    pub transport: Transport,
     /// The gossip cell this node belongs to, at most 128 bytes; said in every hello. Default empty.
     pub cell: String,
     /// How often this node has been started. A peer that reads a higher one than before ends all older connections
@@ -53,6 +67,15 @@ pub struct LinksConfig {
     pub connect_timeout: Duration,
     /// Further addresses of a peer are tried after so long without an answer of the earlier ones. Default 200 ms.
     pub connect_stagger: Duration,
+    /// How long QUIC is given to answer before TCP is dialled as well, unless UDP to the peer is known to be blocked.
+    /// Default 1 s, the time to connect.
+    pub tcp_head_start: Duration,
+    /// A QUIC link whose packets get no answer for so long is doubted, and the peer is dialled over TCP. Default 2 s.
+    pub udp_silence: Duration,
+    /// When a peer is reached over TCP, QUIC is tried again after so long; each time it doubles. Default 10 s.
+    pub udp_retry_min: Duration,
+    /// Longest pause between two such tries. Default 60 s.
+    pub udp_retry_max: Duration,
     /// Time to open a stream and write its head; at the peer's stream limit this passes in vain. Default 1 s.
     pub open_timeout: Duration,
     /// Pause before the second attempt to reach a peer; it doubles from there, and half of it is random. Default 200 ms.
@@ -91,6 +114,7 @@ impl Default for LinksConfig {
     fn default() -> Self {
         Self {
             bind: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7440)),
+            transport: Transport::Auto,
             cell: String::new(),
             generation: 1,
             handshakes_pending_max: 1000,
@@ -110,6 +134,10 @@ impl Default for LinksConfig {
             data_idle: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(1),
             connect_stagger: Duration::from_millis(200),
+            tcp_head_start: Duration::from_secs(1),
+            udp_silence: Duration::from_secs(2),
+            udp_retry_min: Duration::from_secs(10),
+            udp_retry_max: Duration::from_secs(60),
             open_timeout: Duration::from_secs(1),
             backoff_min: Duration::from_millis(200),
             backoff_max: Duration::from_secs(2),

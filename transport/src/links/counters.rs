@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::carrier::Carrier;
 use crate::frame::FrameRefusal;
+use crate::tcp::TcpFault;
 
 /// A closed set of reasons, each with a name fit for a metric label.
 pub trait Reason: Copy + PartialEq + 'static {
@@ -82,6 +84,10 @@ pub struct LinkCounters {
     pub retries_sent: Count,
     /// Beginnings of streams and messages refused; each closed its connection.
     pub frames_refused: ByReason<FrameRefusal>,
+    /// What peers sent over TCP that are no frames, or break their rules; each closed its connection.
+    pub tcp_faults: ByReason<TcpFault>,
+    /// Control links that took over from one of the other carrier, by what carries them.
+    pub carrier_changes: ByReason<Carrier>,
     /// Connections this node tried to open, failed.
     pub dials_failed: ByReason<DialFailure>,
     /// Attempts to open a connection again after one was lost or refused.
@@ -160,6 +166,22 @@ impl Reason for HandshakeRefusal {
 
 impl Reason for FrameRefusal {
     const REASONS: &'static [Self] = &Self::ALL;
+
+    fn label(self) -> &'static str {
+        self.name()
+    }
+}
+
+impl Reason for TcpFault {
+    const REASONS: &'static [Self] = &Self::ALL;
+
+    fn label(self) -> &'static str {
+        self.name()
+    }
+}
+
+impl Reason for Carrier {
+    const REASONS: &'static [Self] = &[Self::Quic, Self::Tcp];
 
     fn label(self) -> &'static str {
         self.name()

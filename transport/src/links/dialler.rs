@@ -4,19 +4,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::future::{BoxFuture, Either, FutureExt as _, select};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use quinn::{Connection, ConnectionError, Endpoint, VarInt};
+use quinn::{ConnectionError, Endpoint};
 use tokio::time::{sleep, timeout};
 
 use super::counters::DialFailure;
 use super::permit::Permit;
+use super::reach::Approach;
 use super::serve::{self, Opened};
 use super::table::{DataSlot, DialStep, Peer, backoff};
 use super::{Inner, lock};
+use crate::carrier::{Carrier, Connection};
 use crate::frame::{CloseCode, Purpose};
 use crate::id::NodeId;
 use crate::link::{LinkError, NodeLink as _, PeerInfo, QuicLink};
+use crate::tcp;
 use crate::trust::server_name;
 
 /// How often a dial that nobody has answered looks whether the peer is known elsewhere by now.
@@ -43,9 +46,10 @@ impl Inner {
                     if addrs.is_empty() {
                         return Err(LinkError::UnknownPeer { node: to });
                     }
+                    let approach = peer.approach(&self.config, Purpose::Data);
                     // The task takes the table's lock only when it is done, so after the slot below is filled.
                     let task = self
-                        .spawn_on(core, dial_data(Arc::clone(self), core, to, addrs))
+                        .spawn_on(core, dial_data(Arc::clone(self), core, to, addrs, approach))
                         .ok_or(LinkError::NoSuchCore { core })?;
                     let dial = async move { task.await.unwrap_or(Err(LinkError::ShuttingDown)) }.boxed().shared();
                     peer.data.insert(core, DataSlot::Dialling(dial.clone()));
@@ -62,9 +66,10 @@ async fn dial_data(
     core: usize,
     to: NodeId,
     addrs: Vec<SocketAddr>,
+    approach: Approach,
 ) -> Result<Arc<QuicLink>, LinkError> {
     let vacate = Vacate { inner: Arc::clone(&inner), core, to };
-    let opened = open(&inner, core, addrs, Some(to), Purpose::Data).await;
+    let opened = open(&inner, core, addrs, Some(to), Purpose::Data, approach).await;
     drop(vacate);
     opened
 }
@@ -101,8 +106,8 @@ async fn keep_dialling(inner: &Arc<Inner>, node: NodeId, is_redial: bool) {
         sleep(inner.config.backoff_min.mul_f64(0.25 * rand::random::<f64>())).await;
     }
     loop {
-        let step = inner.table().dial_step(node, attempts);
-        let DialStep::Dial { addrs, failures, wake } = step else { return };
+        let step = inner.table().dial_step(node, attempts, &inner.config);
+        let DialStep::Dial { addrs, failures, wake, approach } = step else { return };
         let pause = backoff(failures, inner.config.backoff_min, inner.config.backoff_max, rand::random());
         if !pause.is_zero() && timeout(pause, wake.notified()).await.is_ok() {
             // Addresses have changed: look again before dialling.
@@ -112,7 +117,7 @@ async fn keep_dialling(inner: &Arc<Inner>, node: NodeId, is_redial: bool) {
             inner.counters.redials.add();
         }
         attempts += 1;
-        if let Err(error) = open(inner, 0, addrs.clone(), Some(node), Purpose::Control).await {
+        if let Err(error) = open(inner, 0, addrs.clone(), Some(node), Purpose::Control, approach).await {
             tracing::debug!(%node, %error, "dial failed");
             if let Some(peer) = inner.table().peer_mut(node) {
                 peer.failures = peer.failures.saturating_add(1);
@@ -137,7 +142,8 @@ async fn find(inner: &Arc<Inner>, addr: SocketAddr) {
     let mut failures = 0;
     loop {
         sleep(backoff(failures, inner.config.backoff_min, inner.config.backoff_max, rand::random())).await;
-        match open(inner, 0, vec![addr], None, Purpose::Control).await {
+        let approach = Approach::to_stranger(&inner.config);
+        match open(inner, 0, vec![addr], None, Purpose::Control, approach).await {
             Ok(link) => {
                 let node = link.peer_shared().node;
                 tracing::debug!(%addr, %node, "seed answered");
@@ -159,6 +165,17 @@ async fn find(inner: &Arc<Inner>, addr: SocketAddr) {
     }
 }
 
+/// Tries QUIC again with a peer that is reached over TCP; a link that comes up takes over.
+pub(crate) async fn retry_quic(inner: Arc<Inner>, node: NodeId, addrs: Vec<SocketAddr>) {
+    let stopping = inner.stopping.clone();
+    let trying = open(&inner, 0, addrs, Some(node), Purpose::Control, Approach::QUIC);
+    match stopping.run_until_cancelled(trying).await {
+        Some(Ok(_)) => tracing::info!(%node, "udp gets through again: link moved to quic"),
+        Some(Err(error)) => tracing::debug!(%node, %error, "udp still does not get through"),
+        None => {}
+    }
+}
+
 /// Opens a connection to whichever address answers first, says hello, and takes the link into use. Runs on the core's
 /// own runtime.
 async fn open(
@@ -167,13 +184,18 @@ async fn open(
     addrs: Vec<SocketAddr>,
     expected: Option<NodeId>,
     purpose: Purpose,
+    approach: Approach,
 ) -> Result<Arc<QuicLink>, LinkError> {
     let Some(permit) = inner.connections.take() else {
         return Err(inner.dial_failed(DialFailure::TooManyConnections, None));
     };
-    let endpoint =
-        inner.client(core).map_err(|error| inner.dial_failed(DialFailure::Socket, Some(error.to_string())))?;
-    let dial = Dial { inner, endpoint, expected, purpose };
+    let endpoint = match approach.quic {
+        Some(_) => {
+            Some(inner.client(core).map_err(|error| inner.dial_failed(DialFailure::Socket, Some(error.to_string())))?)
+        }
+        None => None,
+    };
+    let dial = Dial { inner, endpoint, expected, purpose, approach };
     let opened = async {
         let (connection, peer) = dial.first_to_answer(addrs).await?;
         dial.confirm(connection, peer, core, permit).await
@@ -185,9 +207,11 @@ type Failed = (DialFailure, Option<String>);
 
 struct Dial<'a> {
     inner: &'a Arc<Inner>,
-    endpoint: Endpoint,
+    /// For QUIC, where that is tried.
+    endpoint: Option<Endpoint>,
     expected: Option<NodeId>,
     purpose: Purpose,
+    approach: Approach,
 }
 
 impl Dial<'_> {
@@ -197,7 +221,7 @@ impl Dial<'_> {
         let mut tried = addrs.clone();
         let mut attempts: FuturesUnordered<BoxFuture<'_, _>> = FuturesUnordered::new();
         for (position, addr) in (0_u32..).zip(addrs) {
-            attempts.push(async move { self.handshake(addr, stagger.saturating_mul(position)).await }.boxed());
+            attempts.push(async move { self.answer_at(addr, stagger.saturating_mul(position)).await }.boxed());
         }
         let mut failed = (DialFailure::NoAddress, None);
         loop {
@@ -208,7 +232,7 @@ impl Dial<'_> {
                     // A peer that has moved may be known elsewhere by now.
                     for addr in self.new_addrs(&tried) {
                         tried.push(addr);
-                        attempts.push(async move { self.handshake(addr, Duration::ZERO).await }.boxed());
+                        attempts.push(async move { self.answer_at(addr, Duration::ZERO).await }.boxed());
                     }
                     continue;
                 }
@@ -232,21 +256,50 @@ impl Dial<'_> {
         known.into_iter().filter(|addr| !tried.contains(addr)).collect()
     }
 
-    async fn handshake(&self, addr: SocketAddr, delay: Duration) -> Result<(Connection, PeerInfo), Failed> {
+    /// Tries one address over the carriers of the approach; the first that is up wins. TCP is for where QUIC gets no
+    /// answer: whatever was answered counts for both.
+    async fn answer_at(&self, addr: SocketAddr, turn: Duration) -> Result<(Connection, PeerInfo), Failed> {
+        let (quic_delay, tcp_delay) = match self.approach {
+            Approach { quic: Some(quic), tcp: Some(tcp) } => (quic, tcp),
+            Approach { quic: Some(quic), tcp: None } => {
+                return self.handshake(Carrier::Quic, addr, turn + quic).await;
+            }
+            Approach { quic: None, tcp: Some(tcp) } => return self.handshake(Carrier::Tcp, addr, turn + tcp).await,
+            Approach { quic: None, tcp: None } => return Err((DialFailure::NoAddress, None)),
+        };
+        let quic = self.handshake(Carrier::Quic, addr, turn + quic_delay).boxed();
+        let tcp = self.handshake(Carrier::Tcp, addr, turn + tcp_delay).boxed();
+        let is_silence = |failed: &Failed| matches!(failed.0, DialFailure::TimedOut | DialFailure::Socket);
+        match select(quic, tcp).await {
+            Either::Left((Err(failed), tcp)) if is_silence(&failed) => tcp.await,
+            Either::Left((told, _)) => told,
+            Either::Right((Ok(answered), _)) => Ok(answered),
+            Either::Right((Err(failed), quic)) => match quic.await {
+                Err(silence) if is_silence(&silence) => Err(failed),
+                told => told,
+            },
+        }
+    }
+
+    async fn handshake(
+        &self,
+        carrier: Carrier,
+        addr: SocketAddr,
+        delay: Duration,
+    ) -> Result<(Connection, PeerInfo), Failed> {
         if !delay.is_zero() {
             sleep(delay).await;
         }
-        let is_far = lock(&self.inner.paths).is_far(addr);
-        let config = self.inner.quic.client(self.purpose, is_far);
-        // The name is that of anybody: who answered is checked below, where it can be told from other faults.
-        let connecting = self
-            .endpoint
-            .connect_with(config, addr, &server_name(None))
-            .map_err(|error| (DialFailure::Socket, Some(error.to_string())))?;
-        let Ok(connected) = timeout(self.inner.config.connect_timeout, connecting).await else {
-            return Err((DialFailure::TimedOut, None));
+        let connection = match carrier {
+            Carrier::Quic => self.connect_quic(addr).await?,
+            Carrier::Tcp => {
+                let connecting = tcp::dial::connect(self.inner, addr, self.purpose);
+                let Ok(connected) = timeout(self.inner.config.connect_timeout, connecting).await else {
+                    return Err((DialFailure::TimedOut, None));
+                };
+                Connection::Tcp(connected?)
+            }
         };
-        let connection = connected.map_err(|error| (failure(&error), Some(error.to_string())))?;
         let peer = match serve::identify(self.inner, &connection) {
             Ok(peer) => peer,
             Err(error) => {
@@ -259,6 +312,21 @@ impl Dial<'_> {
             return Err((DialFailure::WrongPeer, Some(format!("{} answered", peer.node))));
         }
         Ok((connection, peer))
+    }
+
+    async fn connect_quic(&self, addr: SocketAddr) -> Result<Connection, Failed> {
+        let Some(endpoint) = &self.endpoint else { return Err((DialFailure::Socket, None)) };
+        let is_far = lock(&self.inner.paths).is_far(addr);
+        let config = self.inner.quic.client(self.purpose, is_far);
+        // The name is that of anybody: who answered is checked below, where it can be told from other faults.
+        let connecting = endpoint
+            .connect_with(config, addr, &server_name(None))
+            .map_err(|error| (DialFailure::Socket, Some(error.to_string())))?;
+        let Ok(connected) = timeout(self.inner.config.connect_timeout, connecting).await else {
+            return Err((DialFailure::TimedOut, None));
+        };
+        let connection = connected.map_err(|error| (failure(&error), Some(error.to_string())))?;
+        Ok(Connection::Quic(connection))
     }
 
     /// Says hello and waits for the answer where it matters, then takes the link into use.
@@ -312,7 +380,7 @@ fn hello_failure(connection: &Connection) -> DialFailure {
 }
 
 fn close(connection: &Connection, code: CloseCode) {
-    connection.close(VarInt::from_u32(code.code()), b"");
+    connection.close(code.code(), b"");
 }
 
 /// What kind of failure a handshake error is.

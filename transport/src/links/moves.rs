@@ -39,6 +39,11 @@ pub(crate) struct Finding {
     pub(crate) is_silent: bool,
 }
 
+impl Finding {
+    /// Nothing to find, as of a connection that notices by itself when nothing comes back.
+    pub(crate) const HEARD: Self = Self { has_moved: false, is_heard: true, is_silent: false };
+}
+
 /// What was seen of a connection so far.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {

@@ -1,28 +1,36 @@
 //! A connection in use: who is there, what the peer sends, and what waits to be sent to it.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use quinn::crypto::rustls::HandshakeData;
-use quinn::{Connection, ConnectionError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
-use rustls::pki_types::CertificateDer;
+use quinn::{ConnectionError, ReadExactError, TransportErrorCode, WriteError};
 use tokio::time::timeout;
 
 use super::Inner;
 use super::outbox::Message;
 use super::permit::Permit;
+use crate::carrier::{Connection, RecvStream, SendStream};
 use crate::frame::{CloseCode, FrameRefusal, Hello, PREFIX_LEN, Purpose, StreamKind, decode_prefix, encode_beginning};
 use crate::link::{LinkError, LinkFacts, LinkStream, NodeLink as _, PeerInfo, QuicLink};
-use crate::trust::key_exchange_name;
 
 /// Whether an error code of a handshake is TLS's verdict on a certificate: its alerts begin at 0x100 (RFC 9001,
 /// section 4.8), and of those 42 to 46, 48 and 116 speak of one (RFC 8446, section 6).
-pub(crate) fn is_certificate_alert(code: quinn::TransportErrorCode) -> bool {
+pub(crate) fn is_certificate_alert(code: TransportErrorCode) -> bool {
     let code = u64::from(code);
     matches!(code.checked_sub(0x100), Some(42..=46 | 48 | 116))
+}
+
+/// The same of a handshake over TCP, by either side's verdict.
+pub(crate) fn is_certificate_fault(error: &io::Error) -> bool {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => true,
+        Some(rustls::Error::AlertReceived(alert)) => is_certificate_alert(TransportErrorCode::crypto(u8::from(*alert))),
+        Some(_) | None => false,
+    }
 }
 
 /// Who opened a connection, and on which data thread of this node it lives.
@@ -37,9 +45,10 @@ pub(crate) enum Opened {
 /// # Errors
 /// [`LinkError::Identity`] when they do not name a node of this mesh, or are not valid now.
 pub(crate) fn identify(inner: &Inner, connection: &Connection) -> Result<PeerInfo, LinkError> {
-    let shown = connection.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let shown = shown.map(|shown| *shown).unwrap_or_default();
-    let identity = inner.verifier.peer(&shown).map_err(|error| LinkError::Identity { source: Arc::new(error) })?;
+    let identity = inner
+        .verifier
+        .peer(&connection.certificates())
+        .map_err(|error| LinkError::Identity { source: Arc::new(error) })?;
     let remote = connection.remote_address();
     Ok(PeerInfo {
         node: identity.node,
@@ -65,16 +74,13 @@ pub(crate) fn link(
         Opened::ByThisNode { core } => (true, core),
         Opened::ByPeer { core } => (false, core),
     };
-    let handshake = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
-    let key_exchange =
-        handshake.map_or("unknown", |handshake| key_exchange_name(handshake.negotiated_key_exchange_group));
     let expires_at_unix = peer.not_after_unix.min(inner.own_not_after_unix());
     let now_unix = inner.clock.unix().as_secs();
     let facts = LinkFacts {
         purpose,
         outbound,
         core,
-        key_exchange,
+        key_exchange: connection.key_exchange(),
         up_at: inner.clock.now(),
         redial_at_unix: redial_at(now_unix, expires_at_unix, rand::random_range(0..=100)),
         expires_at_unix,
@@ -94,7 +100,7 @@ fn redial_at(now_unix: u64, expires_at_unix: u64, permille: u64) -> u64 {
 /// Says hello on the first stream of this direction, which is opened before anything else may open one.
 pub(crate) async fn say_hello(mut stream: SendStream, hello: &Hello) -> Result<(), WriteError> {
     stream.write_chunk(hello.encode()).await?;
-    stream.finish()?;
+    stream.finish();
     Ok(())
 }
 
@@ -138,7 +144,7 @@ pub(crate) async fn hear_hello(inner: &Inner, connection: &Connection) -> Result
         }
         Err(Broken::Off) => {
             // A hello that is broken off is as good as none.
-            connection.close(VarInt::from_u32(CloseCode::BadHello.code()), b"");
+            connection.close(CloseCode::BadHello.code(), b"");
             Err(NoHello::Ended(connection.close_reason().unwrap_or(ConnectionError::LocallyClosed)))
         }
     }
@@ -281,7 +287,7 @@ async fn send_message(link: &QuicLink, message: Message) -> Result<(), Message> 
             Err(WriteError::Stopped(_)) => return Some(()),
             Err(WriteError::ConnectionLost(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected) => return None,
         }
-        stream.finish().ok()?;
+        stream.finish();
         stream.stopped().await.ok().map(drop)
     };
     match sent.await {
@@ -325,7 +331,7 @@ async fn read_message(stream: &mut RecvStream, bytes_max: usize, too_long: Frame
 fn refuse(inner: &Inner, connection: &Connection, refusal: FrameRefusal) {
     inner.counters.frames_refused.add(refusal);
     tracing::debug!(remote = %connection.remote_address(), reason = refusal.name(), "connection closed");
-    connection.close(VarInt::from_u32(refusal.close_code().code()), refusal.name().as_bytes());
+    connection.close(refusal.close_code().code(), refusal.name().as_bytes());
 }
 
 #[cfg(test)]

@@ -1,12 +1,43 @@
 //! The UDP sockets: one per core on the same port, and client sockets on ports of their own.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::config::{LinksConfig, Transport};
 use crate::link::LinkError;
+use crate::tcp::listen;
+
+/// Times another port is tried when any would do and the first one is free for UDP only.
+const PORTS_TRIED: usize = 16;
+
+/// The UDP sockets of all cores, and the TCP listener on the same number where links want one.
+///
+/// When another process has the TCP port, links do without, unless nothing else may carry them.
+pub(crate) fn bind_both(
+    config: &LinksConfig,
+    count: usize,
+) -> Result<(Vec<UdpSocket>, Option<TcpListener>), LinkError> {
+    let mut tries = PORTS_TRIED;
+    loop {
+        let sockets = bind_shared(config.bind, count, config.socket_buffer)?;
+        let bound = sockets.first().map(UdpSocket::local_addr);
+        let (Some(Ok(addr)), false) = (bound, config.transport == Transport::Quic) else {
+            return Ok((sockets, None));
+        };
+        match listen::bind(addr) {
+            Ok(listener) => return Ok((sockets, Some(listener))),
+            Err(_) if config.bind.port() == 0 && tries > 0 => tries -= 1,
+            Err(error) if config.transport == Transport::Auto => {
+                tracing::warn!(%addr, %error, "no links over tcp: the tcp side of the mesh port cannot be had");
+                return Ok((sockets, None));
+            }
+            Err(error) => return Err(LinkError::Bind { addr, source: Arc::new(error) }),
+        }
+    }
+}
 
 /// `count` sockets on one port; the kernel spreads connections over them by their address pair.
 ///

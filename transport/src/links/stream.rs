@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use quinn::{ReadError, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+
+use crate::carrier::{RecvStream, SendStream};
 
 /// Code with which the sending side of a stream is reset when it is dropped before it was finished.
 pub const STREAM_DROPPED: u32 = 0;
@@ -120,8 +122,7 @@ pub struct LinkRecv {
 impl LinkRecv {
     /// Breaks off receiving: the peer's write fails with [`StreamStopped`]. Further reads fail.
     pub fn stop(&mut self, code: u32) {
-        // Fails only when the stream has ended already, and then there is nothing left to stop.
-        self.stream.stop(VarInt::from_u32(code)).ok();
+        self.stream.stop(code);
     }
 
     /// The next bytes without copying them, at most `bytes_max`; `None` after the peer finished.
@@ -129,8 +130,7 @@ impl LinkRecv {
     /// # Errors
     /// [`StreamReset`] inside when the peer broke off, `NotConnected` when the connection ended.
     pub async fn read_chunk(&mut self, bytes_max: usize) -> io::Result<Option<Bytes>> {
-        let chunk = self.stream.read_chunk(bytes_max, true).await.map_err(read_error)?;
-        Ok(chunk.map(|chunk| chunk.bytes))
+        self.stream.read_chunk(bytes_max).await.map_err(read_error)
     }
 }
 
@@ -142,7 +142,7 @@ impl AsyncRead for LinkRecv {
 
 impl fmt::Debug for LinkRecv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("LinkRecv").field(&self.stream.id()).finish()
+        f.debug_tuple("LinkRecv").field(&self.stream.label()).finish()
     }
 }
 
@@ -157,8 +157,7 @@ impl LinkSend {
     /// Breaks off sending: what is buffered is dropped and the peer's read fails with [`StreamReset`].
     pub fn reset(&mut self, code: u32) {
         self.is_ended = true;
-        // Fails only when the stream has ended already, and then there is nothing left to reset.
-        self.stream.reset(VarInt::from_u32(code)).ok();
+        self.stream.reset(code);
     }
 
     /// Sends `bytes` without copying them.
@@ -172,8 +171,7 @@ impl LinkSend {
 
 impl AsyncWrite for LinkSend {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(SendStream::poll_write(Pin::new(&mut self.stream), cx, buf));
-        Poll::Ready(written.map_err(write_error))
+        Poll::Ready(ready!(self.stream.poll_write(cx, buf)).map_err(write_error))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -183,7 +181,7 @@ impl AsyncWrite for LinkSend {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.is_ended = true;
         // Finishing twice, or after a reset, changes nothing and is not the caller's fault.
-        self.stream.finish().ok();
+        self.stream.finish();
         Poll::Ready(Ok(()))
     }
 }
@@ -209,7 +207,7 @@ impl Drop for LinkSend {
 
 impl fmt::Debug for LinkSend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("LinkSend").field(&self.stream.id()).finish()
+        f.debug_tuple("LinkSend").field(&self.stream.label()).finish()
     }
 }
 

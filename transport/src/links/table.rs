@@ -8,7 +8,10 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::Notify;
 
+use super::config::LinksConfig;
 use super::outbox::Outbox;
+use super::reach::{Approach, Reach};
+use crate::carrier::Carrier;
 use crate::frame::Purpose;
 use crate::id::NodeId;
 use crate::link::{LinkError, PeerInfo, QuicLink};
@@ -45,6 +48,8 @@ pub(crate) struct Peer {
     pub(crate) is_renewal_due: bool,
     /// Attempts in a row that led to no lasting link.
     pub(crate) failures: u32,
+    /// Whether UDP gets through to it.
+    pub(crate) reach: Reach,
     /// Ends a pause between two attempts.
     pub(crate) wake: Arc<Notify>,
 }
@@ -73,6 +78,8 @@ pub(crate) struct Placement {
     /// Data links of the same core on which nothing comes back.
     pub(crate) silent: Vec<Arc<QuicLink>>,
     pub(crate) events: Vec<LinkEvent>,
+    /// The new link took over from one of the other carrier.
+    pub(crate) is_carrier_change: bool,
 }
 
 /// What follows from the end of a link.
@@ -86,7 +93,7 @@ pub(crate) struct Removal {
 /// What the task that keeps a peer connected does next.
 #[derive(Debug)]
 pub(crate) enum DialStep {
-    Dial { addrs: Vec<SocketAddr>, failures: u32, wake: Arc<Notify> },
+    Dial { addrs: Vec<SocketAddr>, failures: u32, wake: Arc<Notify>, approach: Approach },
     Done,
 }
 
@@ -106,7 +113,16 @@ impl Claim {
     }
 }
 
-/// Whether a new control link takes over from the present one. Both ends come to the same answer.
+/// Whether a new control link takes over from the present one, when the two have different carriers. Whoever opened one
+/// over TCP did so because UDP did not work for it, so QUIC gives way, unless it came up while TCP was being dialled.
+fn takes_over_across(new: Carrier, present_is_fresh: bool) -> bool {
+    match new {
+        Carrier::Quic => true,
+        Carrier::Tcp => !present_is_fresh,
+    }
+}
+
+/// Whether a new control link takes over from the present one of the same carrier. Both ends come to the same answer.
 fn takes_over(me: NodeId, peer: NodeId, new: Claim, present: Claim) -> bool {
     if new.generation > present.generation {
         return true;
@@ -144,8 +160,18 @@ impl Table {
         self.peers.iter().map(|(node, peer)| (*node, peer))
     }
 
+    pub(crate) fn nodes_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut Peer)> {
+        self.peers.iter_mut().map(|(node, peer)| (*node, peer))
+    }
+
     /// Takes a confirmed control link in.
-    pub(crate) fn place_control(&mut self, link: &Arc<QuicLink>, outbox: impl FnOnce() -> Arc<Outbox>) -> Placement {
+    pub(crate) fn place_control(
+        &mut self,
+        link: &Arc<QuicLink>,
+        outbox: impl FnOnce() -> Arc<Outbox>,
+        config: &LinksConfig,
+        now: Duration,
+    ) -> Placement {
         let me = self.me;
         let node = link.peer_shared().node;
         let peer = self.peer_or_new(node, outbox);
@@ -166,13 +192,16 @@ impl Table {
                 peer.control = Some(Arc::clone(link));
             }
             // A link that has ended already, of which the end has not been dealt with yet, is replaced like a live one.
-            Some(present) if !present.is_usable() || takes_over(me, node, claim, Claim::of(present)) => {
+            Some(present) if !present.is_usable() || is_better(me, link, present, config, now) => {
+                placement.is_carrier_change = present.carrier() != link.carrier();
                 placement.spare = peer.control.replace(Arc::clone(link));
             }
             Some(_) => placement.spare = Some(Arc::clone(link)),
         }
         if peer.control.as_ref().is_some_and(|control| Arc::ptr_eq(control, link)) {
             peer.is_renewal_due = false;
+            peer.reach.handle_link(link.carrier(), config, now, rand::random());
+            peer.leave_data_of_others(link.carrier());
         }
         placement
     }
@@ -219,7 +248,7 @@ impl Table {
     /// Whether a dial task for this peer should be started; if so, it counts as started.
     pub(crate) fn start_dialling(&mut self, node: NodeId) -> bool {
         let Some(peer) = self.peers.get_mut(&node) else { return false };
-        let is_wanted = peer.control().is_none() || peer.is_renewal_due;
+        let is_wanted = peer.wants_control();
         if peer.is_dialling || !is_wanted || peer.addrs_to_dial().is_empty() {
             return false;
         }
@@ -228,9 +257,9 @@ impl Table {
     }
 
     /// The next step of the task that keeps a peer connected; `Done` ends the task. `attempts` were made by this task.
-    pub(crate) fn dial_step(&mut self, node: NodeId, attempts: u32) -> DialStep {
+    pub(crate) fn dial_step(&mut self, node: NodeId, attempts: u32, config: &LinksConfig) -> DialStep {
         let Some(peer) = self.peers.get_mut(&node) else { return DialStep::Done };
-        let is_wanted = peer.control().is_none() || peer.is_renewal_due;
+        let is_wanted = peer.wants_control();
         let addrs = peer.addrs_to_dial();
         // Without `keep`, one attempt is made each time somebody asks for the link.
         if !is_wanted || addrs.is_empty() || (!peer.keep && attempts > 0) {
@@ -238,7 +267,8 @@ impl Table {
             self.forget_if_unknown(node);
             return DialStep::Done;
         }
-        DialStep::Dial { addrs, failures: peer.failures, wake: Arc::clone(&peer.wake) }
+        let approach = peer.approach(config, Purpose::Control);
+        DialStep::Dial { addrs, failures: peer.failures, wake: Arc::clone(&peer.wake), approach }
     }
 
     /// Every link there is.
@@ -259,6 +289,7 @@ impl Peer {
             is_dialling: false,
             is_renewal_due: false,
             failures: 0,
+            reach: Reach::default(),
             wake: Arc::new(Notify::new()),
         }
     }
@@ -270,6 +301,27 @@ impl Peer {
 
     pub(crate) fn live(&self) -> &[Arc<QuicLink>] {
         &self.live
+    }
+
+    /// Whether a control link is to be opened: there is none, or it is to be replaced, or doubted.
+    fn wants_control(&self) -> bool {
+        self.control().is_none() || self.is_renewal_due || self.reach.is_suspected()
+    }
+
+    /// How to dial it now.
+    pub(crate) fn approach(&self, config: &LinksConfig, purpose: Purpose) -> Approach {
+        self.reach.approach(config, purpose, self.control().is_some())
+    }
+
+    /// New streams find a data link of this carrier; those under way on others end where they are.
+    fn leave_data_of_others(&mut self, carrier: Carrier) {
+        self.data.retain(|_, slot| match slot {
+            DataSlot::Live(link) if link.carrier() != carrier => {
+                link.retire();
+                false
+            }
+            DataSlot::Live(_) | DataSlot::Dialling(_) => true,
+        });
     }
 
     /// Connections the peer has to this node.
@@ -321,6 +373,16 @@ impl Peer {
         }
         stale
     }
+}
+
+/// Whether a new control link is to take the place of the present one.
+fn is_better(me: NodeId, new: &QuicLink, present: &QuicLink, config: &LinksConfig, now: Duration) -> bool {
+    let (claim, present_claim) = (Claim::of(new), Claim::of(present));
+    if new.carrier() != present.carrier() && claim.generation == present_claim.generation {
+        let is_fresh = present.is_fresh(now) && !present.is_unanswered(now, config.udp_silence);
+        return takes_over_across(new.carrier(), is_fresh);
+    }
+    takes_over(me, new.peer_shared().node, claim, present_claim)
 }
 
 /// The pause before an attempt: none before the first, then doubling from `min` to `max`, half of it by `chance` in
@@ -379,6 +441,18 @@ mod tests {
             assert!(low_says && high_says);
         }
         assert!(!takes_over(node(1), node(2), claim(false, SETTLED), claim(true, Duration::from_millis(1))));
+    }
+
+    #[test]
+    fn quic_takes_over_from_tcp_and_tcp_from_quic_that_is_not_just_up() {
+        for (new, present_is_fresh, expected) in [
+            (Carrier::Quic, false, true),
+            (Carrier::Quic, true, true),
+            (Carrier::Tcp, false, true),
+            (Carrier::Tcp, true, false),
+        ] {
+            assert_eq!(takes_over_across(new, present_is_fresh), expected, "{new:?}, fresh {present_is_fresh}");
+        }
     }
 
     #[test]

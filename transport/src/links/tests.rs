@@ -2,6 +2,8 @@
 
 mod connecting;
 mod moving;
+mod over_tcp;
 mod refusing;
+mod relay;
 mod returning;
 mod support;

@@ -8,11 +8,15 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::config::Transport;
+use super::dialler;
 use super::moves::{self, Sources};
 use super::path::Path;
 use super::table::SETTLED;
 use super::{Inner, lock};
+use crate::carrier::Carrier;
 use crate::frame::{CloseCode, Purpose};
+use crate::id::NodeId;
 use crate::link::{NodeLink as _, QuicLink};
 
 /// Looks over all links again and again until they are closed.
@@ -29,13 +33,16 @@ pub(crate) async fn run(inner: Arc<Inner>) {
                 look_at(&inner, link);
             }
             own.look(&inner, &links);
+            if inner.config.transport == Transport::Auto {
+                judge_udp(&inner);
+            }
         }
     };
     closed.run_until_cancelled(looking).await;
 }
 
 fn look_at(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
-    let (rtt, loss) = link.sample_loss();
+    let (rtt, loss) = link.sample_path(inner.clock.now());
     lock(&inner.paths).remember(link.remote(), Path { rtt, loss });
     look_for_silence(inner, link);
 
@@ -139,6 +146,43 @@ fn silent_cores(links: &[Arc<QuicLink>]) -> BTreeMap<usize, bool> {
 
 /// Where nobody answers, a new socket is tried at most this often.
 const REBIND_EVERY: Duration = Duration::from_secs(5);
+
+/// What the QUIC links of each peer say of UDP, and what follows: TCP is dialled beside a silent one, QUIC is tried
+/// again beside TCP, and what is left of QUIC beside TCP ends when it is silent.
+fn judge_udp(inner: &Arc<Inner>) {
+    let (now, config) = (inner.clock.now(), &inner.config);
+    let mut doubted: Vec<NodeId> = Vec::new();
+    let mut retried = Vec::new();
+    let mut dead = Vec::new();
+    for (node, peer) in inner.table().nodes_mut() {
+        let is_quic = |link: &&Arc<QuicLink>| link.carrier() == Carrier::Quic && !link.is_closed();
+        let is_silent = |link: &&Arc<QuicLink>| link.is_unanswered(now, config.udp_silence);
+        let any_silent = peer.live().iter().filter(is_quic).any(|link| is_silent(&link));
+        let any_heard = peer.live().iter().filter(is_quic).any(|link| link.is_heard(now, config.udp_silence));
+        let is_on_tcp = peer.control().is_some_and(|control| control.carrier() == Carrier::Tcp);
+        if is_on_tcp {
+            dead.extend(peer.live().iter().filter(is_quic).filter(is_silent).cloned());
+        }
+        if peer.reach.handle_silence(any_silent && !any_heard) && peer.reach.is_suspected() {
+            doubted.push(node);
+        }
+        if is_on_tcp && peer.reach.take_retry(config, now, rand::random()) {
+            retried.push((node, peer.addrs_to_dial()));
+        }
+    }
+    for node in doubted {
+        tracing::debug!(%node, "no answer over udp: tcp is dialled as well");
+        inner.start_dialling(node, false);
+    }
+    for (node, addrs) in retried {
+        if !addrs.is_empty() && !inner.stopping.is_cancelled() {
+            inner.spawn_first(dialler::retry_quic(Arc::clone(inner), node, addrs));
+        }
+    }
+    for link in dead {
+        link.close(CloseCode::Silent, "no answer over udp, and tcp works");
+    }
+}
 
 /// Has a control link replaced; it serves until the new one has taken over.
 fn renew(inner: &Arc<Inner>, link: &Arc<QuicLink>) {

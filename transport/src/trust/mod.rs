@@ -34,6 +34,7 @@ pub use chain::{Admitted, verify_chain, verify_chain_undated};
 pub use error::{FileFault, TrustError};
 pub use identity::Identity;
 pub use init::{InitOutcome, init_mesh, renew_admission};
+pub(crate) use join::ALPN as JOIN_ALPN;
 pub use join::{
     AnswerFault, JoinCounters, JoinError, JoinRefusal, JoinServer, JoinServerConfig, Joined, NamesInUse, PeersKnown,
     join,
@@ -45,6 +46,8 @@ pub use refusal::{Refusal, TrustCounters};
 pub use roots::TrustRoots;
 pub use seal::{RootKey, open_root};
 pub use subject::Subject;
+#[cfg(test)]
+pub(crate) use tls::provider as provider_for_tests;
 pub use tls::{ALPN, client_config, key_exchange_name, server_config, server_name};
 pub use token::{Token, TokenFault, create_token};
 pub use verifier::{PeerIdentity, PeerVerifier};

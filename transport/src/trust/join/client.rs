@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme};
+use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -163,12 +163,19 @@ pub async fn join(token: &str, dir: &Path, name: &str, clock: &dyn Clock) -> Res
 async fn ask_until_open(token: &Token, newcomer: &Newcomer<'_>, clock: &dyn Clock) -> Result<Welcome, JoinError> {
     for _ in 1..DOOR_TRIES {
         match ask_seeds(token, newcomer, clock).await {
-            Err(JoinError::Unreachable { source, .. }) if source.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(JoinError::Unreachable { source, .. }) if is_shut(&source) => {}
             told => return told,
         }
         tokio::time::sleep(DOOR_PAUSE).await;
     }
     ask_seeds(token, newcomer, clock).await
+}
+
+/// Whether nobody listens, or whoever listens does not let newcomers in at the moment.
+fn is_shut(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let is_alert = matches!(inner, Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)));
+    error.kind() == io::ErrorKind::ConnectionRefused || is_alert
 }
 
 /// Asks one address after another. A node that knows the token has the last word; otherwise the most telling failure is

@@ -22,7 +22,7 @@ pub use server::{JoinCounters, JoinServer, JoinServerConfig, NamesInUse, PeersKn
 pub use wire::JoinRefusal;
 
 /// The application protocol of joining.
-const ALPN: &[u8] = b"marram-join/1";
+pub(crate) const ALPN: &[u8] = b"marram-join/1";
 /// The label under which both sides export a value of the session.
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-marram-join";
 /// The context of the newcomer's signature.

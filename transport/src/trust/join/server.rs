@@ -20,7 +20,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{StartHandshake, TlsAcceptor};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
@@ -29,6 +30,7 @@ use super::wire::{Admission, Answer, JoinRefusal, Question, receive, send};
 use super::{ALPN, EXPORTER_LABEL, PROOF_CONTEXT, proof_bytes};
 use crate::clock::Clock;
 use crate::id::NodeId;
+use crate::tcp::JoinDoor;
 use crate::trust::error::TrustError;
 use crate::trust::identity::Identity;
 use crate::trust::issue::{self, Life, NODE_LIFE_S};
@@ -111,7 +113,8 @@ impl JoinCounters {
 
 /// Lets newcomers in who bring a token made in this folder.
 ///
-/// The TCP port is open only while a token's life lasts, also one that is used up, so that its second bearer hears why.
+/// The door is open only while a token's life lasts, also one that is used up, so that its second bearer hears why. The
+/// port behind it is that of the links, if they listen on TCP ([`JoinServer::behind`]), else one opened for the time.
 /// A source with five wrong tries within a minute is dropped before it costs a handshake.
 pub struct JoinServer {
     listen: SocketAddr,
@@ -119,6 +122,8 @@ pub struct JoinServer {
     acceptor: TlsAcceptor,
     desk: Arc<Desk>,
     door: watch::Sender<Option<SocketAddr>>,
+    /// Where newcomers are handed over by whoever listens on the port already.
+    shared: Option<Arc<JoinDoor>>,
 }
 
 /// What every visit shares.
@@ -172,7 +177,14 @@ impl JoinServer {
             acceptor: TlsAcceptor::from(Arc::new(tls)),
             desk: Arc::new(desk),
             door: watch::Sender::new(None),
+            shared: None,
         })
+    }
+
+    /// Takes newcomers from the listener of the links instead of listening itself.
+    #[must_use]
+    pub fn behind(self, shared: Option<Arc<JoinDoor>>) -> Self {
+        Self { shared, ..self }
     }
 
     /// What happened at the door; keep a handle before [`JoinServer::run`] takes the server.
@@ -204,14 +216,18 @@ impl JoinServer {
                     }
                     trouble = tended.err();
                 }
-                Some((stream, source)) = next_visitor(listener.as_ref()), if visits.len() < VISITORS_MAX => {
-                    let visit = visit(Arc::clone(&self.desk), self.acceptor.clone(), stream, source);
+                Some((guest, source)) = next_visitor(listener.as_ref(), self.shared.as_deref()),
+                    if visits.len() < VISITORS_MAX => {
+                    let visit = visit(Arc::clone(&self.desk), self.acceptor.clone(), guest, source);
                     visits.spawn(visit);
                 }
                 Some(_) = visits.join_next(), if !visits.is_empty() => {}
             }
         }
         drop(listener);
+        if let Some(shared) = &self.shared {
+            shared.set_open(false);
+        }
         self.door.send_replace(None);
         let _finished = timeout(DRAIN, async { while visits.join_next().await.is_some() {} }).await;
     }
@@ -220,6 +236,10 @@ impl JoinServer {
     async fn tend(&self, listener: &mut Option<TcpListener>) -> Result<(), TrustError> {
         let (book, now_unix) = (self.book.clone(), self.desk.clock.unix().as_secs());
         let wanted = blocking(move || book.any_unexpired(now_unix)).await?;
+        if let Some(shared) = &self.shared {
+            self.tend_shared(shared, wanted);
+            return Ok(());
+        }
         match (wanted, listener.is_some()) {
             (true, false) => {
                 let name = format!("tcp {}", self.listen);
@@ -240,6 +260,19 @@ impl JoinServer {
     }
 }
 
+impl JoinServer {
+    /// Has newcomers handed over while a token lives.
+    fn tend_shared(&self, shared: &JoinDoor, wanted: bool) {
+        match (wanted, shared.is_open()) {
+            (true, false) => info!(address = %shared.addr(), "a token lives: newcomers are let in"),
+            (false, true) => info!("no token lives: the door for newcomers is closed"),
+            (true, true) | (false, false) => return,
+        }
+        shared.set_open(wanted);
+        self.door.send_replace(wanted.then(|| shared.addr()));
+    }
+}
+
 impl fmt::Debug for JoinServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinServer")
@@ -249,13 +282,35 @@ impl fmt::Debug for JoinServer {
     }
 }
 
+/// Somebody at the door.
+enum Guest {
+    /// Nothing was read of it.
+    Silent(TcpStream),
+    /// The first message of its handshake was read.
+    Begun(Box<StartHandshake<TcpStream>>),
+}
+
+impl Guest {
+    async fn shake_hands(self, acceptor: &TlsAcceptor) -> io::Result<TlsStream<TcpStream>> {
+        match self {
+            Self::Silent(stream) => acceptor.accept(stream).await,
+            Self::Begun(begun) => begun.into_stream(Arc::clone(acceptor.config())).await,
+        }
+    }
+}
+
 /// Waits for a visitor; for ever while the door is closed.
-async fn next_visitor(listener: Option<&TcpListener>) -> Option<(TcpStream, IpAddr)> {
+async fn next_visitor(listener: Option<&TcpListener>, shared: Option<&JoinDoor>) -> Option<(Guest, IpAddr)> {
+    if let Some(shared) = shared {
+        let arrival = shared.next().await?;
+        let stream = TcpStream::from_std(arrival.stream).ok()?;
+        return Some((Guest::Begun(Box::new(StartHandshake::from_parts(arrival.accepted, stream))), arrival.source));
+    }
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
     match listener.accept().await {
-        Ok((stream, from)) => Some((stream, from.ip())),
+        Ok((stream, from)) => Some((Guest::Silent(stream), from.ip())),
         Err(error) => {
             // Usually out of file descriptors; a pause lets others give some back.
             debug!(%error, "a newcomer's connection could not be accepted");
@@ -266,12 +321,12 @@ async fn next_visitor(listener: Option<&TcpListener>) -> Option<(TcpStream, IpAd
 }
 
 /// One visitor from handshake to answer. Whatever it does ends here.
-async fn visit(desk: Arc<Desk>, acceptor: TlsAcceptor, stream: TcpStream, source: IpAddr) {
+async fn visit(desk: Arc<Desk>, acceptor: TlsAcceptor, guest: Guest, source: IpAddr) {
     if lock(&desk.limiter).is_blocked(source, desk.clock.now()) {
         desk.counters.refuse(JoinRefusal::TooManyTries);
         return;
     }
-    match timeout(VISIT_MAX, converse(&desk, &acceptor, stream, source)).await {
+    match timeout(VISIT_MAX, converse(&desk, &acceptor, guest, source)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             desk.counters.broken.fetch_add(1, Ordering::Relaxed);
@@ -284,8 +339,8 @@ async fn visit(desk: Arc<Desk>, acceptor: TlsAcceptor, stream: TcpStream, source
     }
 }
 
-async fn converse(desk: &Arc<Desk>, acceptor: &TlsAcceptor, stream: TcpStream, source: IpAddr) -> io::Result<()> {
-    let mut stream = acceptor.accept(stream).await?;
+async fn converse(desk: &Arc<Desk>, acceptor: &TlsAcceptor, guest: Guest, source: IpAddr) -> io::Result<()> {
+    let mut stream = guest.shake_hands(acceptor).await?;
     let session = stream.get_ref().1;
     if session.alpn_protocol() != Some(ALPN) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "another application protocol"));

@@ -1,0 +1,76 @@
+//! A way to a node on which UDP can be blocked and let through again, as a firewall would.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::runtime::{Builder, Runtime};
+
+/// Passes TCP on always and UDP unless it is blocked; one port number for both.
+pub(super) struct Relay {
+    pub(super) addr: SocketAddr,
+    is_blocked: Arc<AtomicBool>,
+    _runtime: Runtime,
+}
+
+impl Relay {
+    /// A relay in front of the node at `to`.
+    pub(super) fn start(to: SocketAddr) -> Self {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let (udp, tcp) = runtime.block_on(async {
+            for _ in 0..16 {
+                let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+                if let Ok(udp) = UdpSocket::bind(tcp.local_addr().expect("bound")).await {
+                    return (udp, tcp);
+                }
+            }
+            panic!("no port is free for both");
+        });
+        let addr = tcp.local_addr().expect("bound");
+        let is_blocked = Arc::new(AtomicBool::new(false));
+        runtime.spawn(pass_udp(Arc::new(udp), to, Arc::clone(&is_blocked)));
+        runtime.spawn(pass_tcp(tcp, to));
+        Self { addr, is_blocked, _runtime: runtime }
+    }
+
+    pub(super) fn block_udp(&self, is_blocked: bool) {
+        self.is_blocked.store(is_blocked, Ordering::SeqCst);
+    }
+}
+
+async fn pass_udp(front: Arc<UdpSocket>, to: SocketAddr, is_blocked: Arc<AtomicBool>) {
+    let mut backs: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+    let mut packet = vec![0; 65_536];
+    while let Ok((len, from)) = front.recv_from(&mut packet).await {
+        if is_blocked.load(Ordering::SeqCst) {
+            continue;
+        }
+        if !backs.contains_key(&from) {
+            let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
+            back.connect(to).await.expect("connected");
+            let (front, reader, is_blocked) = (Arc::clone(&front), Arc::clone(&back), Arc::clone(&is_blocked));
+            tokio::spawn(async move {
+                let mut packet = vec![0; 65_536];
+                loop {
+                    let Ok(len) = reader.recv(&mut packet).await else { continue };
+                    if !is_blocked.load(Ordering::SeqCst) {
+                        front.send_to(&packet[..len], from).await.ok();
+                    }
+                }
+            });
+            backs.insert(from, back);
+        }
+        backs[&from].send(&packet[..len]).await.ok();
+    }
+}
+
+async fn pass_tcp(listener: TcpListener, to: SocketAddr) {
+    while let Ok((mut front, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let mut back = TcpStream::connect(to).await?;
+            tokio::io::copy_bidirectional(&mut front, &mut back).await
+        });
+    }
+}
