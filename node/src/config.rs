@@ -34,30 +34,7 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// How peers reach this node.
     pub mesh: MeshConfig,
-    /// What carries the links between nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MeshTransport {
-    /// QUIC where it works, TCP where UDP does not get through.
-    #[default]
-    Auto,
-    /// QUIC alone.
-    Quic,
-    /// TLS over TCP alone.
-    Tcp,
-}
-
-impl From<MeshTransport> for transport::Transport {
-    fn from(transport: MeshTransport) -> Self {
-        match transport {
-            MeshTransport::Auto => Self::Auto,
-            MeshTransport::Quic => Self::Quic,
-            MeshTransport::Tcp => Self::Tcp,
-        }
-    }
-}
-
-/// Membership and gossip.
+    /// Membership and gossip.
     pub gossip: GossipConfig,
     /// The admin API.
     pub admin: AdminConfig,
@@ -100,6 +77,29 @@ pub struct MeshConfig {
     pub leaf_life: Duration,
     /// Data threads, each with its own runtime and sockets. 0 means the cores this process may use, at most 2. Default: 0.
     pub data_threads: usize,
+}
+
+/// What carries the links between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MeshTransport {
+    /// QUIC where it works, TCP where UDP does not get through.
+    #[default]
+    Auto,
+    /// QUIC alone.
+    Quic,
+    /// TLS over TCP alone.
+    Tcp,
+}
+
+impl From<MeshTransport> for transport::Transport {
+    fn from(transport: MeshTransport) -> Self {
+        match transport {
+            MeshTransport::Auto => Self::Auto,
+            MeshTransport::Quic => Self::Quic,
+            MeshTransport::Tcp => Self::Tcp,
+        }
+    }
 }
 
 /// Membership and gossip.

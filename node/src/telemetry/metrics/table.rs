@@ -79,8 +79,18 @@ pub const METRICS: &[Metric] = &[
         "Oversized, truncated or unknown frames; each closed its connection",
     ),
     stable("marram_joins_total", Counter, &["result"], "Newcomers admitted, refused by reason, or broken off"),
-    unstable("marram_tcp_faults_total", Counter, &["reason"], "Frames over TCP that break its rules; each closed its connection"),
-    unstable("marram_link_transport_changes_total", Counter, &["transport"], "Control links that moved to the other transport, by the new one"),
+    unstable(
+        "marram_tcp_faults_total",
+        Counter,
+        &["reason"],
+        "Frames over TCP that break its rules; each closed its connection",
+    ),
+    unstable(
+        "marram_link_transport_changes_total",
+        Counter,
+        &["transport"],
+        "Control links that moved to the other transport, by the new one",
+    ),
     unstable("marram_dials_failed_total", Counter, &["reason"], "Attempts to reach a node that failed"),
     unstable(
         "marram_redials_total",
