@@ -479,7 +479,7 @@ impl Mux {
     /// Whether the peer has all that was sent on a stream.
     pub(crate) fn delivery(&self, id: StreamId) -> Delivery {
         match self.streams.get(&id).and_then(|stream| stream.send.as_ref()) {
-            Some(send) if send.is_acked => Delivery::Done,
+            Some(send) if send.is_acked() => Delivery::Done,
             Some(SendSide { stopped: Some(code), .. }) => Delivery::Stopped(*code),
             Some(_) if self.end.is_some() => Delivery::ConnectionEnded,
             Some(send) if send.is_over() => Delivery::Done,

@@ -49,7 +49,9 @@ enum SendState {
     FinSent,
     /// Broken off; the peer has not been told.
     ResetDue(u32),
-    /// Nothing more is sent.
+    /// Nothing more is sent: the peer has confirmed the end.
+    Acked,
+    /// Nothing more is sent: it was broken off.
     Over,
 }
 
@@ -68,8 +70,6 @@ pub(super) struct SendSide {
     pub(super) is_awaited: bool,
     /// Whether it waits for room on the connection, and is listed there.
     pub(super) is_waiting: bool,
-    /// Whether the peer has confirmed the end.
-    pub(super) is_acked: bool,
     /// Whether the application has let go of it.
     pub(super) is_released: bool,
 }
@@ -84,7 +84,6 @@ impl SendSide {
             stopped: None,
             is_awaited: false,
             is_waiting: false,
-            is_acked: false,
             is_released: false,
         }
     }
@@ -94,7 +93,12 @@ impl SendSide {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.state == SendState::Over
+        matches!(self.state, SendState::Acked | SendState::Over)
+    }
+
+    /// Whether the peer has confirmed the end.
+    pub(super) fn is_acked(&self) -> bool {
+        self.state == SendState::Acked
     }
 
     pub(super) fn has_more(&self) -> bool {
@@ -125,7 +129,7 @@ impl SendSide {
                 self.chunks.clear();
                 Some(std::mem::take(&mut self.buffered))
             }
-            SendState::ResetDue(_) | SendState::Over => None,
+            SendState::ResetDue(_) | SendState::Acked | SendState::Over => None,
         }
     }
 
@@ -142,12 +146,11 @@ impl SendSide {
     pub(super) fn handle_ack(&mut self) -> bool {
         match self.state {
             SendState::FinSent => {
-                self.state = SendState::Over;
-                self.is_acked = true;
+                self.state = SendState::Acked;
                 true
             }
             // Broken off while the confirmation was under way.
-            SendState::ResetDue(_) | SendState::Over => true,
+            SendState::ResetDue(_) | SendState::Acked | SendState::Over => true,
             SendState::Open | SendState::FinDue => false,
         }
     }
