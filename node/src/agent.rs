@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -30,8 +30,9 @@ use transport::{Clock, Inbound, LinkStream, Links, LinksConfig, NodeId, PeerInfo
 
 use crate::admin::AdminServer;
 use crate::clock::SystemClock;
-use crate::config::{Config, GossipPreset, ListenerConfig, ServiceConfig};
+use crate::config::{Config, GossipPreset, ListenerConfig, ListenerProtocol, ServiceConfig};
 use crate::control::{Control, Inputs, resolve};
+use crate::dns::{Dns, VirtualAddresses};
 use crate::event::Event;
 use crate::gossip::Facts;
 use crate::hand_over::hand_over;
@@ -40,7 +41,7 @@ use crate::local::LocalInstances;
 use crate::machine;
 use crate::passed::PassedSockets;
 use crate::pressure::Pressure;
-use crate::proxy::{ProxyContext, ProxyParts};
+use crate::proxy::{ProxyContext, ProxyParts, is_of_flow};
 use crate::snapshot::{Here, Published};
 use crate::state::State;
 use crate::store::{Opened, StoreHandle, unix_ms};
@@ -191,7 +192,10 @@ async fn serve(
         bail!("the data path was wired twice");
     }
     let (stop, open) = (CancellationToken::new(), CancellationToken::new());
-    let listeners = listen(&config, threads, &proxy, &mut passed, &open)?;
+    let virtual_addresses = Arc::new(VirtualAddresses::default());
+    let mut listeners = listen(&config, threads, &proxy, &mut passed, &open)?;
+    listeners.extend(take_redirected(&config, threads, &proxy, &virtual_addresses, &open)?);
+    listeners.extend(answer_names(&config, threads, &virtual_addresses, &published, &clock));
     let watch = WatchLog::new(lives.generation);
     let (book, seeds) = remembered(&opened, &config);
     // Seeds may be the nodes of the book under other names.
@@ -352,6 +356,12 @@ impl Inbound for Inbox {
     }
 
     fn datagram(&self, from: &Arc<PeerInfo>, bytes: Bytes) {
+        if is_of_flow(&bytes) {
+            if let Some(proxy) = self.proxy.get() {
+                proxy.inbound_datagram(from.node, &bytes);
+            }
+            return;
+        }
         self.pass(Event::Datagram { from: from.node, bytes });
     }
 
@@ -556,7 +566,8 @@ fn listen(
         let serve = move |listener| Arc::clone(&proxy).serve_http(core, listener);
         tasks.push(accept(handle, "proxy", socket, is_open, serve));
     }
-    for ListenerConfig { service, address } in &config.listeners {
+    let tcp = config.listeners.iter().filter(|listener| listener.protocol == ListenerProtocol::Tcp);
+    for ListenerConfig { service, address, .. } in tcp {
         let tcp = open(*address, &format!("the listener of {service}"), "[[listener]] address")?;
         for ((core, handle), socket) in cores().zip(tcp) {
             let (proxy, service) = (Arc::clone(proxy), service.clone());
@@ -564,7 +575,73 @@ fn listen(
             tasks.push(accept(handle, "listener", socket, is_open, serve));
         }
     }
+    let udp = config.listeners.iter().filter(|listener| listener.protocol == ListenerProtocol::Udp);
+    for ((core, handle), listener) in threads.handles.iter().enumerate().cycle().zip(udp) {
+        tasks.push(take_datagrams(handle, core, listener, proxy)?);
+    }
     Ok(tasks)
+}
+
+/// Binds the listener for redirected connections, where the configuration wants one.
+fn take_redirected(
+    config: &Config,
+    threads: &DataThreads,
+    proxy: &Arc<ProxyContext>,
+    names: &Arc<VirtualAddresses>,
+    is_open: &CancellationToken,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    if !config.transparent.enabled {
+        return Ok(Vec::new());
+    }
+    let bind = config.transparent.bind;
+    let tcp = sockets(bind, threads.handles.len(), "the listener for redirected connections", "transparent.bind")?;
+    let serve = |(core, (handle, socket)): (usize, (&Handle, std::net::TcpListener))| {
+        let (proxy, names) = (Arc::clone(proxy), Arc::clone(names));
+        accept(handle, "transparent", socket, is_open, move |listener| {
+            Arc::clone(&proxy).serve_transparent(core, listener, Arc::clone(&names))
+        })
+    };
+    Ok(threads.handles.iter().zip(tcp).enumerate().map(serve).collect())
+}
+
+/// Binds a UDP listener and serves it on one data thread: its flows are that thread's alone.
+fn take_datagrams(
+    handle: &Handle,
+    core: usize,
+    listener: &ListenerConfig,
+    proxy: &Arc<ProxyContext>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let ListenerConfig { service, address, .. } = listener;
+    let socket = std::net::UdpSocket::bind(address).map_err(|fault| {
+        anyhow::anyhow!(
+            "the listener of {service} cannot listen on {address}: {fault}\n  hint: choose another address with [[listener]] address"
+        )
+    })?;
+    socket.set_nonblocking(true)?;
+    let (socket, proxy, service) = (Arc::new(socket), Arc::clone(proxy), service.clone());
+    let _runtime = handle.enter();
+    Ok(supervised("udp", move || {
+        let (socket, proxy, service) = (Arc::clone(&socket), Arc::clone(&proxy), service.clone());
+        async move {
+            match socket.try_clone().and_then(UdpSocket::from_std) {
+                Ok(socket) => proxy.serve_udp(core, socket, service).await,
+                Err(fault) => tracing::error!(%fault, "cannot take datagrams"),
+            }
+        }
+    }))
+}
+
+/// Starts the name server on the first data thread, where the control thread cannot hold it up.
+fn answer_names(
+    config: &Config,
+    threads: &DataThreads,
+    virtual_addresses: &Arc<VirtualAddresses>,
+    published: &Arc<Published>,
+    clock: &Arc<dyn Clock>,
+) -> Option<JoinHandle<()>> {
+    let dns = Dns::new(config, virtual_addresses, Arc::clone(published), Arc::clone(clock))?;
+    let _runtime = threads.handles.first()?.enter();
+    Some(supervised("dns", move || Arc::clone(&dns).run()))
 }
 
 /// Runs an accept loop on a data thread; after a panic it goes on with the same socket.

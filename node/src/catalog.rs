@@ -13,6 +13,7 @@ use transport::NodeId;
 use transport::swim::Liveness;
 use transport::trust::Role;
 
+use crate::config::Protocol;
 use crate::gossip::{Facts, Loads, OFFERS_MAX, Offer, Offers};
 use crate::snapshot::{Endpoint, EndpointStats, ExcludedEndpoint, LocalInstance, ServiceView};
 
@@ -265,14 +266,18 @@ impl Catalog {
                 let (endpoints, excluded) = building.entry(offer.service.clone()).or_default();
                 let key = (offer.service.clone(), offer.instance.clone(), known.node);
                 wanted.insert(key.clone());
+                let protocol = offer.protocol.known();
                 let usable = known.usable(offer, now).and_then(|()| {
-                    Capacity::new(offer.capacity).map_err(|fault| format!("its node tells nonsense: {fault}"))
+                    let capacity = Capacity::new(offer.capacity);
+                    let capacity = capacity.map_err(|fault| format!("its node tells nonsense: {fault}"))?;
+                    let unknown = || "it speaks a protocol that this version does not know".to_owned();
+                    Ok((protocol.ok_or_else(unknown)?, capacity))
                 });
-                let capacity = match usable {
-                    Ok(capacity) => capacity,
+                let (protocol, capacity) = match usable {
+                    Ok(usable) => usable,
                     Err(reason) => {
                         let node = known.facts.name.clone();
-                        excluded.push(ExcludedEndpoint { instance: offer.instance.clone(), node, reason });
+                        excluded.push(ExcludedEndpoint { instance: offer.instance.clone(), node, reason, protocol });
                         continue;
                     }
                 };
@@ -280,7 +285,7 @@ impl Catalog {
                 let mine = (known.node == self.me)
                     .then(|| local.get(&(offer.service.clone(), offer.instance.clone())).cloned())
                     .flatten();
-                endpoints.push(Arc::new(endpoint(known, offer, capacity, distance(known), mine, stats)));
+                endpoints.push(Arc::new(endpoint(known, offer, (protocol, capacity), distance(known), mine, stats)));
             }
         }
         let clients = clients_of(&nodes, self.me, now);
@@ -343,7 +348,7 @@ impl KnownNode {
 fn endpoint(
     known: &KnownNode,
     offer: &Offer,
-    capacity: Capacity,
+    (protocol, capacity): (Protocol, Capacity),
     distance: Distance,
     local: Option<Arc<LocalInstance>>,
     stats: Arc<EndpointStats>,
@@ -354,7 +359,7 @@ fn endpoint(
         node: known.node,
         node_name: known.facts.name.clone(),
         zone: known.facts.zone.clone(),
-        protocol: offer.protocol,
+        protocol,
         capacity,
         capacity_source: if offer.declared { CapacitySource::Declared } else { CapacitySource::Cores },
         distance_ms: distance.ms,

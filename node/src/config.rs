@@ -40,12 +40,16 @@ pub struct Config {
     pub admin: AdminConfig,
     /// The proxy for local applications.
     pub proxy: ProxyConfig,
+    /// Names for local applications.
+    pub dns: DnsConfig,
+    /// Connections that the kernel leads to this node.
+    pub transparent: TransparentConfig,
     /// The policy store.
     pub store: StoreConfig,
     /// Services of this node, the same as `PUT /v1/services/{name}/instances/{id}`.
     #[serde(rename = "service")]
     pub services: Vec<ServiceConfig>,
-    /// A local TCP port per service, for programs that speak no HTTP.
+    /// A local TCP or UDP port per service, for programs that speak no HTTP.
     #[serde(rename = "listener")]
     pub listeners: Vec<ListenerConfig>,
 }
@@ -159,6 +163,33 @@ pub struct ProxyConfig {
     pub eject_time: Duration,
     /// Resident bytes of the agent; from 85 % of it on new requests are answered 503, below 75 % they are taken again. 0 means what the cgroup or the machine gives. Default: 0.
     pub memory_max: u64,
+    /// A client's flow of datagrams without one is forgotten after this. Default: `60s`.
+    #[serde(with = "humantime_serde")]
+    pub udp_flow_timeout: Duration,
+    /// Flows of datagrams at once, for each UDP listener and for all instances of this node; for one more the one that was idle for longest is closed. Default: 1024.
+    pub udp_flows_max: usize,
+}
+
+/// Names for local applications: `SERVICE.mesh`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DnsConfig {
+    /// Whether names are answered at all. Default: true.
+    pub enabled: bool,
+    /// UDP and TCP address. A taken one is told in the log and tried again; the node runs on. Default: `127.0.0.1:7053`.
+    pub bind: SocketAddr,
+    /// Whether a service without a listener gets a loopback address of its own, which only processes behind `marram transparent` reach, on any port. Default: false, the address of the HTTP proxy.
+    pub virtual_addresses: bool,
+}
+
+/// Connections that the kernel leads to this node, by the rules of `marram transparent`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransparentConfig {
+    /// Whether there is a listener for them. Default: false.
+    pub enabled: bool,
+    /// Its address, on 127.0.0.1, where the kernel leads them. Default: `127.0.0.1:7081`.
+    pub bind: SocketAddr,
 }
 
 /// The policy store.
@@ -180,9 +211,30 @@ pub enum Protocol {
     /// Bytes.
     Tcp,
     /// HTTP/2 in clear by prior knowledge, as gRPC servers do; Gateway API calls it `kubernetes.io/h2c`.
-    // The last one: records say a protocol by its place in this list.
+    // Records say a protocol by its place in this list; new ones come last.
     #[serde(alias = "kubernetes.io/h2c")]
     Http2,
+    /// Datagrams.
+    Udp,
+}
+
+impl Protocol {
+    /// The protocol with this place in the list, as records say it; `None` for one of a later version.
+    #[must_use]
+    pub fn from_place(place: u32) -> Option<Self> {
+        [Self::Http, Self::Tcp, Self::Http2, Self::Udp].into_iter().find(|known| *known as u32 == place)
+    }
+
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+            Self::Http2 => "http2",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// One instance of a service on this node.
@@ -278,7 +330,7 @@ pub enum CheckConfig {
     },
 }
 
-/// A local TCP port that leads to one service.
+/// A local port that leads to one service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerConfig {
@@ -286,6 +338,20 @@ pub struct ListenerConfig {
     pub service: String,
     /// Local address and port.
     pub address: SocketAddr,
+    /// `tcp` for connections, `udp` for datagrams. Default: `tcp`.
+    #[serde(default)]
+    pub protocol: ListenerProtocol,
+}
+
+/// What a listener takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ListenerProtocol {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
 }
 
 impl Default for MeshConfig {
@@ -313,6 +379,18 @@ impl Default for AdminConfig {
     }
 }
 
+impl Default for DnsConfig {
+    fn default() -> Self {
+        Self { enabled: true, bind: SocketAddr::new(loopback(), 7053), virtual_addresses: false }
+    }
+}
+
+impl Default for TransparentConfig {
+    fn default() -> Self {
+        Self { enabled: false, bind: SocketAddr::new(loopback(), 7081) }
+    }
+}
+
 impl Default for StoreConfig {
     fn default() -> Self {
         Self { tombstone_age: Duration::from_millis(crdt_store::TOMBSTONE_AGE_MS) }
@@ -332,6 +410,8 @@ impl Default for ProxyConfig {
             drain_timeout: Duration::from_secs(10),
             eject_time: Duration::from_secs(5),
             memory_max: 0,
+            udp_flow_timeout: Duration::from_secs(60),
+            udp_flows_max: 1024,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! | `s` | [`Offers`]: its instances and their health | with registrations and checks |
 //! | `l` | [`Loads`]: requests in flight, processor, policy root | every second or two |
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::{Location, Protocol};
 use crate::view::Capabilities;
@@ -63,7 +63,7 @@ pub struct Offer {
     /// Id within the owning node.
     pub instance: String,
     /// What it speaks.
-    pub protocol: Protocol,
+    pub protocol: Spoken,
     /// Concurrent requests it serves well.
     pub capacity: f64,
     /// True when the operator gave the capacity, false when it follows from the cores.
@@ -72,6 +72,49 @@ pub struct Offer {
     pub down: Option<String>,
     /// Free labels.
     pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// What an instance speaks, as a record says it: by its place in the list, so that a protocol of a later version costs
+/// this one instance and not the whole record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoken {
+    /// One of ours.
+    Known(Protocol),
+    /// The place of one that this version does not know.
+    Unknown(u32),
+}
+
+impl Spoken {
+    /// The protocol, where this version knows it.
+    #[must_use]
+    pub const fn known(self) -> Option<Protocol> {
+        match self {
+            Self::Known(protocol) => Some(protocol),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl From<Protocol> for Spoken {
+    fn from(protocol: Protocol) -> Self {
+        Self::Known(protocol)
+    }
+}
+
+impl Serialize for Spoken {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Known(protocol) => serializer.serialize_u32(*protocol as u32),
+            Self::Unknown(place) => serializer.serialize_u32(*place),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Spoken {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let place = u32::deserialize(deserializer)?;
+        Ok(Protocol::from_place(place).map_or(Self::Unknown(place), Self::Known))
+    }
 }
 
 /// How busy a node is at this moment; never smoothed, because a smoothed load sends everybody to the same place.
@@ -87,4 +130,34 @@ pub struct Loads {
     pub agent_memory_bytes: u64,
     /// Its policy root; equal roots mean equal policy.
     pub policy_root: [u8; 16],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{decode, encode};
+
+    #[test]
+    fn a_protocol_of_a_later_version_costs_its_instance_and_not_the_record() {
+        let offer = |protocol| Offer {
+            service: "s".to_owned(),
+            instance: "1".to_owned(),
+            protocol,
+            capacity: 1.0,
+            declared: true,
+            down: None,
+            labels: std::collections::BTreeMap::new(),
+        };
+        let instances = vec![offer(Spoken::Known(Protocol::Tcp)), offer(Spoken::Unknown(77))];
+        let offers = Offers { instances, draining: false };
+        let bytes = encode(RECORD_VERSION, &offers).unwrap();
+        assert_eq!(decode::<Offers>(RECORD_VERSION, &bytes), Ok(offers));
+    }
+
+    #[test]
+    fn a_protocol_has_the_same_bytes_as_in_records_of_earlier_versions() {
+        for protocol in [Protocol::Http, Protocol::Tcp, Protocol::Http2, Protocol::Udp] {
+            assert_eq!(encode(1, &Spoken::Known(protocol)), encode(1, &protocol));
+        }
+    }
 }

@@ -13,6 +13,7 @@ pub mod codec;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod dns;
 pub mod doubts;
 pub mod event;
 #[cfg(feature = "jemalloc")]
@@ -39,6 +40,7 @@ pub mod sync;
 pub mod tally;
 pub mod telemetry;
 pub mod told;
+pub mod transparent;
 pub mod view;
 pub mod wait;
 pub mod watch;

@@ -154,7 +154,7 @@ impl LocalInstances {
         Offer {
             service: owned.live.service.clone(),
             instance: owned.live.instance.clone(),
-            protocol: owned.config.protocol,
+            protocol: owned.config.protocol.into(),
             capacity: owned.config.capacity.unwrap_or(REQUESTS_PER_CORE * self.cores / instances),
             declared: owned.config.capacity.is_some(),
             down,

@@ -86,6 +86,17 @@ pub fn pick(
     })
 }
 
+/// The candidates of `service` at `now` with the P each has, as far as nothing is drawn yet. Empty where there are none.
+#[must_use]
+pub fn shares(snapshot: &Snapshot, service: &str, now: Duration) -> Vec<(Arc<Endpoint>, f64)> {
+    let Some(view) = snapshot.services.get(service) else { return Vec::new() };
+    let backend = snapshot.table.backend(service);
+    let (candidates, _) = eligible(view, &[], now, backend);
+    let latencies_ms: Vec<Option<f64>> = candidates.iter().map(|endpoint| endpoint.stats.latency_ms(now)).collect();
+    let (_, weighed) = weigh(view, &candidates, &latencies_ms, backend, now);
+    candidates.into_iter().zip(weighed).map(|(endpoint, share)| (endpoint, share.probability)).collect()
+}
+
 /// Candidates of `view` at `now`: not tried, not ejected unless all are, the nearest n where policy asks for it.
 ///
 /// The second list holds those left out with the reason. When every endpoint is ejected the ejections are ignored:

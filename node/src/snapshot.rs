@@ -95,6 +95,8 @@ pub struct ExcludedEndpoint {
     pub node: String,
     /// Why, as a sentence a person can act on.
     pub reason: String,
+    /// What it speaks; `None` for what this version does not know.
+    pub protocol: Option<Protocol>,
 }
 
 /// One place that answers for a service.

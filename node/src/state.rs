@@ -454,7 +454,7 @@ impl State {
                     node: known.facts.name.clone(),
                     state: state_word(snapshot.services.get(&offer.service), &offer.instance, &known.facts.name),
                     address,
-                    protocol: offer.protocol,
+                    protocol: offer.protocol.known(),
                     capacity: offer.capacity,
                     capacity_source: if offer.declared { "declared" } else { "cores" }.to_owned(),
                     inflight,

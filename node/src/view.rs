@@ -187,8 +187,8 @@ pub struct InstanceView {
     pub state: String,
     /// Where the process listens on the owning node; empty for other nodes' instances.
     pub address: String,
-    /// What it speaks.
-    pub protocol: Protocol,
+    /// What it speaks; `null` for what this version does not know.
+    pub protocol: Option<Protocol>,
     /// Concurrent requests it serves well.
     pub capacity: f64,
     /// `declared` or `cores`.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -206,6 +206,8 @@ pub struct QuicLink {
     streams: Arc<StreamCount>,
     loss: Mutex<LossMeter>,
     silence: Mutex<SilenceWatch>,
+    /// Sent and received so far.
+    datagrams: AtomicU64,
     idle: Mutex<IdleWatch>,
     watch: Mutex<Watch>,
     /// Nothing comes from the peer although it had reason to answer, or the address it knows is no longer this node's.
@@ -256,6 +258,7 @@ impl QuicLink {
             streams,
             loss: Mutex::default(),
             silence: Mutex::default(),
+            datagrams: AtomicU64::new(0),
             idle: Mutex::default(),
             watch: Mutex::default(),
             silent: AtomicBool::new(false),
@@ -336,6 +339,11 @@ impl QuicLink {
         !self.retired.is_cancelled() && !self.is_closed() && !self.is_silent()
     }
 
+    /// A datagram goes out or has come in.
+    pub(crate) fn count_datagram(&self) {
+        self.datagrams.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Says whether the link counts as silent; returns whether it did.
     pub(crate) fn set_silent(&self, is_silent: bool) -> bool {
         self.silent.swap(is_silent, Ordering::Relaxed)
@@ -394,10 +402,11 @@ impl QuicLink {
         now.saturating_sub(self.facts.up_at) < FRESH
     }
 
-    /// How long the link has been without a stream. To be asked regularly, as streams between two calls count too.
+    /// How long the link has been without a stream or datagram. To be asked regularly, as streams between two calls count too.
     pub(crate) fn idle_for(&self, now: Duration) -> Duration {
         let mut idle = lock(&self.idle);
-        let total = self.streams.total();
+        // Datagrams that belong to what a stream has opened are use as well.
+        let total = self.streams.total() + self.datagrams.load(Ordering::Relaxed);
         if self.streams.open() > 0 || idle.streams_seen != total {
             idle.streams_seen = total;
             idle.idle_since = None;
@@ -443,6 +452,7 @@ impl NodeLink for QuicLink {
 
     fn datagram(&self, bytes: Bytes) -> Result<(), LinkError> {
         let len = bytes.len();
+        self.count_datagram();
         if self.connection.datagram_send_buffer_space() < len {
             self.counters.datagrams_dropped.add(DatagramDrop::BufferFull);
         }

@@ -13,6 +13,7 @@ pub mod config;
 pub mod counters;
 pub mod stream;
 
+mod beside;
 mod connection_id;
 mod dialler;
 pub(crate) mod moves;
@@ -74,7 +75,7 @@ pub trait Inbound: Send + Sync + 'static {
     /// lost may come twice.
     fn message(&self, from: &Arc<PeerInfo>, kind: StreamKind, bytes: Bytes);
 
-    /// A datagram came over the control link.
+    /// A datagram came, over the control link or over a data link ([`Links::send_beside`]); its bytes tell which.
     fn datagram(&self, from: &Arc<PeerInfo>, bytes: Bytes);
 
     /// The first control link to this peer is there; `outbound` when this node opened it.

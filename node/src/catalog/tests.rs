@@ -25,7 +25,7 @@ fn offer(down: Option<&str>) -> Offers {
     let instance = Offer {
         service: "hello".to_owned(),
         instance: "1".to_owned(),
-        protocol: Protocol::Http,
+        protocol: Protocol::Http.into(),
         capacity: 10.0,
         declared: true,
         down: down.map(str::to_owned),

@@ -259,11 +259,7 @@ pub(super) fn services_text(services: &[ServiceSummary], width: Option<u16>) -> 
         for instance in &service.instances {
             let checks: Vec<String> =
                 instance.checks.iter().map(|check| format!("{}: {}", check.kind, check.detail)).collect();
-            let protocol = match instance.protocol {
-                crate::config::Protocol::Http => "http",
-                crate::config::Protocol::Tcp => "tcp",
-                crate::config::Protocol::Http2 => "http2",
-            };
+            let protocol = instance.protocol.map_or("unknown", crate::config::Protocol::as_str);
             sheet.row(&[
                 service.name.as_str(),
                 &format!("{}@{}", instance.id, instance.node),

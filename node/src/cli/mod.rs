@@ -13,6 +13,7 @@ mod start;
 mod store;
 mod table;
 mod target;
+mod transparent;
 
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,9 @@ Policy
   policy         write, look, undo, settle conflicts      marram policy apply --dir a -f split.yaml
   store          verify, export, import; agent stopped    marram store verify --dir a
 
+Ways in
+  transparent    lead processes through the agent         marram transparent on --dir a --uid 1001
+
 Settings
   config         check or print a node.toml               marram config check --dir a
 
@@ -81,6 +85,9 @@ enum Command {
     /// The policy store on disk, while its agent is stopped.
     #[command(subcommand)]
     Store(store::StoreVerb),
+    /// Processes that know nothing of the mesh, led through the agent.
+    #[command(subcommand)]
+    Transparent(transparent::TransparentVerb),
     /// The file node.toml.
     #[command(subcommand)]
     Config(settings::ConfigVerb),
@@ -115,6 +122,7 @@ fn execute(command: Command) -> Result<Exit, CliError> {
         Command::Route(verb) => verb.run(),
         Command::Policy(verb) => verb.run(),
         Command::Store(verb) => verb.run(),
+        Command::Transparent(verb) => verb.run(),
         Command::Config(verb) => verb.run(),
     }
 }

@@ -397,7 +397,7 @@ fn services_show_every_instance_with_its_state() {
         node: "a".to_owned(),
         state: "up".to_owned(),
         address: "127.0.0.1:8081".to_owned(),
-        protocol: crate::config::Protocol::Http,
+        protocol: Some(crate::config::Protocol::Http),
         capacity: 100.0,
         capacity_source: "declared".to_owned(),
         inflight: 4,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use policy::Problem;
 
-use super::{CheckConfig, Config, MeshConfig, ProxyConfig, ServiceConfig};
+use super::{CheckConfig, Config, ListenerProtocol, MeshConfig, Protocol, ProxyConfig, ServiceConfig};
 use crate::view::Registration;
 
 /// Shorter leaf certificates would be renewed faster than a slow link can redial.
@@ -23,6 +23,8 @@ const LABEL_BYTES_MAX: usize = 63;
 const CHECKS_MAX: usize = 8;
 const CAPACITY_MAX: f64 = 1e6;
 const CONNECTIONS_MAX: usize = 1_000_000;
+/// Each has a file descriptor at the node of its instance.
+const FLOWS_MAX: usize = 100_000;
 const HEAD_BYTES_MIN: usize = 1024;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const TOMBSTONE_AGE_MIN: Duration = Duration::from_secs(1);
@@ -38,6 +40,7 @@ impl Config {
         check_proxy(&self.proxy, &mut found);
         self.check_store(&mut found);
         self.check_admin(&mut found);
+        self.check_transparent(&mut found);
         self.check_services(&mut found);
         self.check_listeners(&mut found);
         self.check_clashes(&mut found);
@@ -84,6 +87,13 @@ impl Config {
         }
     }
 
+    fn check_transparent(&self, found: &mut Found) {
+        if self.transparent.bind.ip() != IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) {
+            let message = format!("{} is not 127.0.0.1", self.transparent.bind.ip());
+            found.add("transparent.bind", message, Some("the kernel leads redirected connections there"));
+        }
+    }
+
     fn check_services(&self, found: &mut Found) {
         found.at_most("service", self.services.len(), SERVICES_MAX);
         let mut seen = HashSet::new();
@@ -106,14 +116,22 @@ impl Config {
         }
     }
 
-    /// Two of our own TCP sockets on one port, or a service that is one of them.
+    /// Two of our own sockets on one port, or a service that is one of them.
     fn check_clashes(&self, found: &mut Found) {
-        let mut own: Vec<(String, SocketAddr)> = vec![
-            ("mesh.bind".to_owned(), self.mesh.bind),
-            ("admin.bind".to_owned(), self.admin.bind),
-            ("proxy.bind".to_owned(), self.proxy.bind),
-        ];
-        own.extend(self.listeners.iter().enumerate().map(|(i, l)| (format!("listener[{i}].address"), l.address)));
+        let (tcp, udp) = (ListenerProtocol::Tcp, ListenerProtocol::Udp);
+        let mut fixed = vec![("admin.bind", self.admin.bind), ("proxy.bind", self.proxy.bind)];
+        fixed.extend(self.transparent.enabled.then_some(("transparent.bind", self.transparent.bind)));
+        self.check_clashes_of(tcp, &fixed, found);
+        self.check_clashes_of(udp, &[], found);
+    }
+
+    /// The same among sockets of one protocol; the mesh and the names have a port of each.
+    fn check_clashes_of(&self, protocol: ListenerProtocol, fixed: &[(&str, SocketAddr)], found: &mut Found) {
+        let mut own: Vec<(String, SocketAddr)> = vec![("mesh.bind".to_owned(), self.mesh.bind)];
+        own.extend(fixed.iter().map(|(field, address)| ((*field).to_owned(), *address)));
+        own.extend(self.dns.enabled.then(|| ("dns.bind".to_owned(), self.dns.bind)));
+        let listeners = self.listeners.iter().enumerate().filter(|(_, listener)| listener.protocol == protocol);
+        own.extend(listeners.map(|(i, l)| (format!("listener[{i}].address"), l.address)));
         for (index, (field, address)) in own.iter().enumerate() {
             if let Some((other, _)) = own.iter().take(index).find(|(_, earlier)| overlap(*earlier, *address)) {
                 found.add(
@@ -123,7 +141,9 @@ impl Config {
                 );
             }
         }
-        for (index, service) in self.services.iter().enumerate() {
+        let is_udp = |service: &ServiceConfig| service.protocol == Protocol::Udp;
+        let services = self.services.iter().enumerate();
+        for (index, service) in services.filter(|(_, s)| is_udp(s) == (protocol == ListenerProtocol::Udp)) {
             let address = service.socket_addr();
             if let Some((other, _)) = own.iter().find(|(_, socket)| overlap(*socket, address)) {
                 let field = format!("service[{index}].port");
@@ -234,7 +254,9 @@ fn check_proxy(proxy: &ProxyConfig, found: &mut Found) {
         );
     }
     found.within("proxy.head_bytes_max", proxy.head_bytes_max, HEAD_BYTES_MIN, HEAD_BYTES_MAX);
+    found.within("proxy.udp_flows_max", proxy.udp_flows_max, 1, FLOWS_MAX);
     for (field, value) in [
+        ("proxy.udp_flow_timeout", proxy.udp_flow_timeout),
         ("proxy.head_timeout", proxy.head_timeout),
         ("proxy.connect_timeout", proxy.connect_timeout),
         ("proxy.request_timeout", proxy.request_timeout),

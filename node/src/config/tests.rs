@@ -29,6 +29,7 @@ checks = [{ type = "http", path = "/healthz" }, { type = "tcp", fall = 3 }, { ty
 [[listener]]
 service = "db"
 address = "127.0.0.1:15432"
+protocol = "tcp"
 "#;
 
 fn faults_of(text: &str) -> String {
@@ -72,7 +73,8 @@ fn every_field_is_documented() {
     let value = Value::try_from(full).unwrap();
     for name in names(&value) {
         let is_free = name.contains("labels.")
-            || ["mesh", "gossip", "admin", "proxy", "store", "service", "listener"].contains(&name.as_str());
+            || ["mesh", "gossip", "admin", "proxy", "dns", "transparent", "store", "service", "listener"]
+                .contains(&name.as_str());
         assert!(is_free || text.contains(&format!("`{name}`")), "docs/config.md does not mention `{name}`");
     }
 }
@@ -271,11 +273,13 @@ fn a_protocol_is_named_by_either_word_and_keeps_its_place_in_records() {
         ("tcp", Protocol::Tcp, 1),
         ("http2", Protocol::Http2, 2),
         ("kubernetes.io/h2c", Protocol::Http2, 2),
+        ("udp", Protocol::Udp, 3),
     ] {
         let read: Protocol = serde_json::from_str(&format!("\"{word}\"")).unwrap();
         assert_eq!(read, protocol, "{word}");
         // Peers and registrations on disk say the place, and not the word.
         assert_eq!(crate::codec::encode(1, &read).unwrap(), [1, place], "{word}");
+        assert_eq!(Protocol::from_place(u32::from(place)), Some(protocol), "{word}");
         assert_eq!(crate::codec::decode::<Protocol>(1, &[1, place]).unwrap(), protocol, "{word}");
     }
 }

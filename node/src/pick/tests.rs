@@ -30,8 +30,12 @@ fn endpoint(name: &str, capacity: f64, distance_ms: f64) -> Arc<Endpoint> {
 }
 
 fn view(endpoints: Vec<Arc<Endpoint>>) -> ServiceView {
-    let out =
-        ExcludedEndpoint { instance: "z".to_owned(), node: "far".to_owned(), reason: "its node is dead".to_owned() };
+    let out = ExcludedEndpoint {
+        instance: "z".to_owned(),
+        node: "far".to_owned(),
+        reason: "its node is dead".to_owned(),
+        protocol: None,
+    };
     ServiceView { name: "hello".to_owned(), endpoints, excluded: vec![out], active_clients: 1.0 }
 }
 

@@ -39,7 +39,7 @@ impl ProxyContext {
     /// The next connection with its permit; `None` when the proxy drains.
     ///
     /// At the limit nothing is accepted: clients wait in the system's queue, and that is counted.
-    async fn next_connection(
+    pub(super) async fn next_connection(
         &self,
         listener: &TcpListener,
         kind: &'static str,

@@ -13,6 +13,7 @@ use transport::{Clock, NodeId};
 use super::lanes::{Lane, Lanes};
 use super::links::ServiceLinks;
 use super::refuse::{Reason, Refusal};
+use super::udp::Flows;
 use super::upstream::Pool;
 use crate::config::ProxyConfig;
 use crate::snapshot::{Endpoint, Published};
@@ -90,6 +91,7 @@ pub struct ProxyContext {
     cores: Vec<CoreState>,
     peers: Mutex<HashMap<NodeId, CancellationToken>>,
     in_flight: AtomicUsize,
+    pub(super) flows: Arc<Flows>,
     /// Copies of requests on their way, see `filters`.
     pub(super) mirrors: Arc<AtomicUsize>,
     draining: CancellationToken,
@@ -146,6 +148,7 @@ impl ProxyContext {
             published: parts.published,
             links: parts.links,
             clock: parts.clock,
+            flows: Arc::new(Flows::new(parts.config.udp_flows_max, mix(parts.seed))),
             connections: Arc::new(Semaphore::new(parts.config.connections_max.min(Semaphore::MAX_PERMITS))),
             config: parts.config,
             outcomes: parts.outcomes,

@@ -73,7 +73,7 @@ impl Job<'_> {
                 .pick(self.context, self.core, self.snapshot, self.service)
                 .map_err(|refusal| refusal.via(via.clone()))?;
             let endpoint = &pick.endpoint;
-            if endpoint.protocol == Protocol::Tcp {
+            if matches!(endpoint.protocol, Protocol::Tcp | Protocol::Udp) {
                 return Err(self.not_http());
             }
             let decided =

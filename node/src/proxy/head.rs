@@ -50,6 +50,8 @@ pub enum Content {
     Probe = 2,
     /// An HTTP/2 connection, for instances that speak it.
     Http2 = 3,
+    /// A flow of datagrams, which come beside the stream; the stream only opens it.
+    Udp = 4,
 }
 
 impl From<Protocol> for Content {
@@ -58,6 +60,7 @@ impl From<Protocol> for Content {
             Protocol::Http => Self::Http,
             Protocol::Http2 => Self::Http2,
             Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
         }
     }
 }
@@ -161,6 +164,7 @@ impl ServiceHead {
             1 => Content::Tcp,
             2 => Content::Probe,
             3 => Content::Http2,
+            4 => Content::Udp,
             other => return Err(HeadError::Content(other)),
         };
         let hops = take_u8(&mut rest)?;

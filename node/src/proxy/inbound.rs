@@ -29,6 +29,7 @@ use super::http2::{self, Serve, Usage, Windows};
 use super::links::Duplex;
 use super::record::{Direction, LocalInFlight, Record};
 use super::tcp::{Tunnel, TunnelSlot};
+use super::udp;
 use super::upstream::{Http, Lease, PoolKey};
 use crate::config::Protocol;
 use crate::snapshot::LocalInstance;
@@ -65,6 +66,7 @@ async fn serve<S: Duplex>(context: &Arc<ProxyContext>, core: usize, from: &Arc<P
         Content::Http => serve_http(context, core, from, &instance, stream).await,
         Content::Http2 => serve_http2(context, core, from, &instance, stream).await,
         Content::Tcp => serve_tcp(context, from, &instance, stream).await,
+        Content::Udp => udp::accept(context, core, from, &instance, stream).await,
         Content::Probe => {}
     }
 }
@@ -93,7 +95,9 @@ fn admit(context: &ProxyContext, head: &[u8]) -> Result<Admitted, ResetCode> {
     }
     let key = (head.service.clone(), head.instance.clone());
     let instance = context.published.load().local.get(&key).cloned().ok_or(ResetCode::UnknownInstance)?;
-    if matches!(head.content, Content::Http | Content::Http2) && instance.protocol == Protocol::Tcp {
+    let is_raw = matches!(instance.protocol, Protocol::Tcp | Protocol::Udp);
+    let is_mixed = (head.content == Content::Udp) != (instance.protocol == Protocol::Udp);
+    if is_mixed || (matches!(head.content, Content::Http | Content::Http2) && is_raw) {
         return Err(ResetCode::UnknownInstance);
     }
     Ok(Admitted::Instance(head, instance))

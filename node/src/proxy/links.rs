@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use transport::{LinkStream, Links, NodeId};
+use transport::{LinkError, LinkStream, Links, NodeId};
 
 use super::lanes::Place;
 
@@ -42,6 +42,21 @@ pub trait ServiceLinks: Send + Sync + 'static {
 
     /// A stream was opened in vain: if nothing has been received since `heard`, the next one takes another link.
     fn doubt(&self, _core: usize, _to: NodeId, _heard: Option<u64>) {}
+
+    /// Sends a packet that may be lost to the proxy of `to`, beside the streams between the two.
+    ///
+    /// # Errors
+    /// [`NotSent`] where it cannot even be tried.
+    fn datagram(&self, core: usize, to: NodeId, bytes: Bytes) -> Result<(), NotSent>;
+}
+
+/// Why a packet was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotSent {
+    /// Longer than fits.
+    TooLong,
+    /// There is no data link, and none is dialled for a packet.
+    NoLink,
 }
 
 impl ServiceLinks for Links {
@@ -62,6 +77,14 @@ impl ServiceLinks for Links {
 
     fn doubt(&self, core: usize, to: NodeId, heard: Option<u64>) {
         Self::doubt(self, core, to, heard);
+    }
+
+    fn datagram(&self, core: usize, to: NodeId, bytes: Bytes) -> Result<(), NotSent> {
+        match self.send_beside(core, to, bytes) {
+            Ok(()) => Ok(()),
+            Err(LinkError::DatagramTooLong { .. }) => Err(NotSent::TooLong),
+            Err(_no_link) => Err(NotSent::NoLink),
+        }
     }
 }
 

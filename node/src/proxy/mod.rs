@@ -1,7 +1,7 @@
 //! The data path: from an application's connection to an instance, on this machine or behind a peer's proxy.
 //!
 //! Everything here runs on the data threads, each a current-thread runtime, and reads one [`Snapshot`] per request.
-//! [`ProxyContext::serve_http`] and [`ProxyContext::serve_tcp`] take connections of applications,
+//! [`ProxyContext::serve_http`] and [`ProxyContext::serve_tcp`] take connections of applications, [`ProxyContext::serve_udp`] their datagrams,
 //! [`ProxyContext::inbound_stream`] what peers send. Connections are pooled per data thread. A request passes:
 //!
 //! `accept` (a permit) → `gate` (one whole, strictly read head; `framing`), or `http2` where the connection begins so →
@@ -40,6 +40,8 @@ mod refuse;
 mod retry;
 mod stopwatch;
 mod tcp;
+mod transparent;
+mod udp;
 mod upstream;
 
 #[cfg(test)]
@@ -47,4 +49,5 @@ mod tests;
 
 pub use context::{Outcome, OutcomeKind, ProxyContext, ProxyParts};
 pub use head::{Content, HEAD_VERSION, HOPS_MAX, HeadError, ResetCode, ServiceHead};
-pub use links::{Duplex, ServiceLinks};
+pub use links::{Duplex, NotSent, ServiceLinks};
+pub(crate) use udp::is_of_flow;

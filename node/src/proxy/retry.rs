@@ -1,9 +1,11 @@
 //! Which endpoint next: picks, failures seen by this request, and what they mean for later ones.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::context::{Outcome, OutcomeKind, ProxyContext};
 use super::refuse::{Reason, Refusal};
+use crate::config::Protocol;
 use crate::pick::{NoPick, Pick, pick};
 use crate::snapshot::{Endpoint, Snapshot};
 
@@ -17,9 +19,31 @@ pub(super) struct Tries {
     out: Vec<Arc<Endpoint>>,
     /// `(instance@node, what was seen)` of those that failed.
     failures: Vec<(String, String)>,
+    /// Whether datagrams are to be sent, and not a request or bytes.
+    datagrams: bool,
 }
 
 impl Tries {
+    /// For datagrams, which only go to endpoints that speak them; all else only goes to the others.
+    pub(super) fn for_datagrams() -> Self {
+        Self { datagrams: true, ..Self::default() }
+    }
+
+    fn is_unfit(&self, endpoint: &Endpoint) -> bool {
+        (endpoint.protocol == Protocol::Udp) != self.datagrams
+    }
+
+    /// Who is out for this request, those included that do not speak what it needs.
+    fn out(&self, snapshot: &Snapshot, service: &str) -> Cow<'_, [Arc<Endpoint>]> {
+        let view = snapshot.services.get(service);
+        let mut unfit =
+            view.into_iter().flat_map(|view| &view.endpoints).filter(|other| self.is_unfit(other)).peekable();
+        if unfit.peek().is_none() {
+            return Cow::Borrowed(&self.out);
+        }
+        Cow::Owned(self.out.iter().chain(unfit).cloned().collect())
+    }
+
     /// How many endpoints failed so far.
     pub(super) const fn failed(&self) -> usize {
         self.failures.len()
@@ -52,15 +76,17 @@ impl Tries {
         }
         let chances = [context.chance(core), context.chance(core)];
         let now = context.clock.now();
-        let picked = pick(snapshot, service, &self.out, chances, now).or_else(|none| {
+        let out = self.out(snapshot, service);
+        let picked = pick(snapshot, service, &out, chances, now).or_else(|none| {
             // Nobody else is left. The way to a peer may be another by now, so what is behind one gets the second try too.
-            let here: Vec<_> = self.out.iter().filter(|endpoint| endpoint.local.is_some()).cloned().collect();
-            let is_worth_it = here.len() < self.out.len() && matches!(none, NoPick::NoneHealthy(_));
+            let stays = |endpoint: &Endpoint| endpoint.local.is_some() || self.is_unfit(endpoint);
+            let here: Vec<_> = out.iter().filter(|endpoint| stays(endpoint)).cloned().collect();
+            let is_worth_it = here.len() < out.len() && matches!(none, NoPick::NoneHealthy(_));
             if is_worth_it { pick(snapshot, service, &here, chances, now).map_err(|_same| none) } else { Err(none) }
         });
         picked.map_err(|none| match none {
             NoPick::UnknownService => Refusal::unknown_service(service, snapshot.services.keys()),
-            NoPick::NoneHealthy(reasons) => self.none_healthy(service, reasons),
+            NoPick::NoneHealthy(reasons) => self.none_healthy(snapshot, service, reasons),
         })
     }
 
@@ -115,8 +141,19 @@ impl Tries {
             .candidates(self.failures.clone())
     }
 
-    fn none_healthy(&self, service: &str, mut reasons: Vec<(String, String)>) -> Refusal {
+    fn none_healthy(&self, snapshot: &Snapshot, service: &str, mut reasons: Vec<(String, String)>) -> Refusal {
+        let view = snapshot.services.get(service);
+        let unfit = view.into_iter().flat_map(|view| &view.endpoints).filter(|other| self.is_unfit(other));
+        let unfit: Vec<String> = unfit.map(|endpoint| label(endpoint)).collect();
         for (instance, reason) in &mut reasons {
+            if unfit.contains(instance) {
+                let speaks = if self.datagrams {
+                    "speaks no datagrams"
+                } else {
+                    "speaks datagrams, and these need a UDP listener"
+                };
+                speaks.clone_into(reason);
+            }
             if let Some((_, seen)) = self.failures.iter().find(|(failed, _)| failed == instance) {
                 reason.clone_from(seen);
             }

@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hyper::Method;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use transport::NodeId;
 
 use super::attempt::{connect, open_stream, stream_head};
 use super::context::{OutcomeKind, ProxyContext};
 use super::copy::copy_both;
 use super::head::Content;
+use super::lanes::Place;
 use super::record::{Direction, LocalInFlight, Record};
 use super::refuse::{Reason, Refusal};
 use super::retry::Tries;
@@ -118,11 +120,21 @@ async fn reach(
     record.at(Some(mine), None);
     let source = format!("spiffe://{}/node/{}", snapshot.here.mesh, snapshot.here.node);
     let head = stream_head(endpoint, Content::Tcp, source, 1, None);
-    let lane = context.lane(core, endpoint.node);
+    let place = place(context, core, endpoint.node).await?;
+    Ok(Box::new(open_stream(context, core, endpoint.node, &head, place).await?))
+}
+
+/// The right to one more stream to a peer, which may take a kept one's.
+pub(super) async fn place(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    node: NodeId,
+) -> Result<Place, (OutcomeKind, String)> {
+    let lane = context.lane(core, node);
     let waiting = async {
         loop {
             let place = lane.try_place().or_else(|| {
-                context.pool(core).close_one(endpoint.node);
+                context.pool(core).close_one(node);
                 lane.try_place()
             });
             match place {
@@ -131,11 +143,8 @@ async fn reach(
             }
         }
     };
-    let limit = context.config.connect_timeout;
-    let Ok(place) = tokio::time::timeout(limit, waiting).await else {
-        return Err((OutcomeKind::TimedOut, "every stream to its node is in use".to_owned()));
-    };
-    Ok(Box::new(open_stream(context, core, endpoint.node, &head, place).await?))
+    let waited = tokio::time::timeout(context.config.connect_timeout, waiting).await;
+    waited.map_err(|_elapsed| (OutcomeKind::TimedOut, "every stream to its node is in use".to_owned()))
 }
 
 /// Serves one connection of a listener for `service`.

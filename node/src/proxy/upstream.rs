@@ -70,7 +70,7 @@ pub(super) enum Http {
 impl From<Protocol> for Http {
     fn from(protocol: Protocol) -> Self {
         match protocol {
-            Protocol::Http | Protocol::Tcp => Self::One,
+            Protocol::Http | Protocol::Tcp | Protocol::Udp => Self::One,
             Protocol::Http2 => Self::Two,
         }
     }

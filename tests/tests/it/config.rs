@@ -5,7 +5,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use node::config::ListenerConfig;
+use node::config::{ListenerConfig, ListenerProtocol};
 use tests::{Fleet, Node, Said, run};
 
 /// A folder made by `init`, with nothing running in it.
@@ -73,7 +73,11 @@ fn a_taken_port_is_named_together_with_its_option() {
     let other = tests::free_port();
     node.configure(|config| {
         config.mesh.bind = node.mesh;
-        config.listeners.push(ListenerConfig { service: "redis".to_owned(), address: other });
+        config.listeners.push(ListenerConfig {
+            service: "redis".to_owned(),
+            address: other,
+            protocol: ListenerProtocol::Tcp,
+        });
     });
     let refused = |taken: String, option: &str| {
         let said = agent(&node);

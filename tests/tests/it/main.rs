@@ -13,6 +13,8 @@ mod death;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod dns;
+#[cfg(test)]
 mod drain;
 #[cfg(test)]
 mod frozen;
@@ -51,6 +53,12 @@ mod store_recovery;
 #[cfg(test)]
 mod strangers;
 #[cfg(test)]
+mod streams;
+#[cfg(test)]
 mod tcp;
 #[cfg(test)]
 mod tcp_links;
+#[cfg(test)]
+mod transparent;
+#[cfg(test)]
+mod udp;

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use node::config::{Config, ListenerConfig, Protocol};
+use node::config::{Config, ListenerConfig, ListenerProtocol, Protocol};
 use tests::{App, Fleet, Node, Process, Said, TcpEcho, eventually, free_port, has_program, is_root, run_command, skip};
 
 /// Adds a TCP instance of `service`.
@@ -25,7 +25,11 @@ fn fleet_for(service: &str, address: SocketAddr) -> (Fleet, [SocketAddr; 2]) {
         if n == 0 {
             offer(config, service, address);
         }
-        config.listeners.push(ListenerConfig { service: service.to_owned(), address: listeners[n] });
+        config.listeners.push(ListenerConfig {
+            service: service.to_owned(),
+            address: listeners[n],
+            protocol: ListenerProtocol::Tcp,
+        });
     });
     fleet.wait_service(service, 1);
     (fleet, listeners)
@@ -106,7 +110,11 @@ fn a_killed_node_costs_only_the_connections_that_were_open_through_it() {
         if let Some(echo) = echoes.get(n) {
             offer(config, "echo", echo.address());
         } else {
-            config.listeners.push(ListenerConfig { service: "echo".to_owned(), address: listener });
+            config.listeners.push(ListenerConfig {
+                service: "echo".to_owned(),
+                address: listener,
+                protocol: ListenerProtocol::Tcp,
+            });
         }
     });
     fleet.wait_service("echo", 2);

@@ -243,6 +243,7 @@ async fn take_message(inner: Arc<Inner>, link: Arc<QuicLink>, mut recv: RecvStre
 
 async fn receive_datagrams(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
     while let Ok(bytes) = link.connection().read_datagram().await {
+        link.count_datagram();
         inner.inbound.datagram(link.peer_shared(), bytes);
     }
 }

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use transport::trust::Role;
 use transport::{NodeId, PeerInfo, StreamReset};
 
-use super::super::{Duplex, Outcome, ProxyContext, ProxyParts, ServiceLinks};
+use super::super::{Duplex, NotSent, Outcome, ProxyContext, ProxyParts, ServiceLinks};
 use crate::clock::SystemClock;
 use crate::config::{Protocol, ProxyConfig};
 use crate::snapshot::{
@@ -106,7 +106,12 @@ impl Bench {
 
     /// Adds an instance that is known and out.
     pub(super) fn add_excluded(&mut self, service: &str, instance: &str, reason: &str) {
-        let out = ExcludedEndpoint { instance: instance.to_owned(), node: "n9".to_owned(), reason: reason.to_owned() };
+        let out = ExcludedEndpoint {
+            instance: instance.to_owned(),
+            node: "n9".to_owned(),
+            reason: reason.to_owned(),
+            protocol: Some(Protocol::Http),
+        };
         self.services.entry(service.to_owned()).or_default().1.push(out);
         self.publish();
     }
@@ -275,6 +280,8 @@ pub(super) async fn read_body(stream: &mut BufReader<TcpStream>, head: &str) -> 
 pub(super) struct FakeLinks {
     peers: Mutex<HashMap<NodeId, Way>>,
     pub(super) opened: AtomicUsize,
+    /// What was sent beside the streams.
+    pub(super) datagrams: Mutex<Vec<Bytes>>,
     /// Ends held open by peers that never answer.
     held: Mutex<Vec<TestStream>>,
 }
@@ -327,6 +334,14 @@ impl ServiceLinks for FakeLinks {
 
     fn rtt(&self, _to: NodeId) -> Option<Duration> {
         Some(Duration::from_micros(300))
+    }
+
+    fn datagram(&self, _core: usize, to: NodeId, bytes: Bytes) -> Result<(), NotSent> {
+        let way = self.peers.lock().unwrap().get(&to).cloned();
+        let Some(Way::Proxy(context, from)) = way else { return Err(NotSent::NoLink) };
+        self.datagrams.lock().unwrap().push(bytes.clone());
+        context.inbound_datagram(from.node, &bytes);
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod client;
+mod datagrams;
 mod grpc;
 mod http2;
 mod latency;

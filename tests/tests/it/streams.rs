@@ -1,0 +1,189 @@
+//! HTTP/1.1 that streams, through two agents and with `curl`: events, bodies of unknown length, and the wait for permission.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tests::{App, Fleet, Node, has_program, run_command, skip};
+
+/// An instance that begins a stream of events, says on the channel that it has sent the first one, and sends the second
+/// one only when it is told to.
+fn events() -> (SocketAddr, mpsc::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (next, told) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            send_events(stream, &told).ok();
+        }
+    });
+    (address, next)
+}
+
+fn send_events(mut stream: TcpStream, told: &mpsc::Receiver<()>) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if lines.read_line(&mut head)? == 0 {
+            return Ok(());
+        }
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")?;
+    stream.write_all(b"d\r\ndata: first\n\n\r\n")?;
+    // A minute is for a test that has failed: the client never saw the first event.
+    told.recv_timeout(Duration::from_secs(60)).ok();
+    stream.write_all(b"e\r\ndata: second\n\n\r\n0\r\n\r\n")
+}
+
+#[test]
+fn an_event_arrives_while_its_stream_is_open() {
+    if !has_program("curl") {
+        return skip("an_event_arrives_while_its_stream_is_open", "curl is not installed");
+    }
+    let (address, next) = events();
+    let fleet = Fleet::start(2, &|n, config| {
+        if n == 0 {
+            Node::serve(config, "events", address, None);
+        }
+    });
+    fleet.wait_service("events", 1);
+    for node in &fleet.nodes {
+        let (sender, lines) = mpsc::channel();
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--no-buffer", "--max-time", "50", "-H", "host: events.mesh"]);
+        let mut child = command.arg(format!("http://{}/", node.proxy)).stdout(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || out.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        let line = || lines.recv_timeout(Duration::from_secs(20));
+        assert_eq!(line().as_deref(), Ok("data: first"), "{}: before the second one was sent", node.name);
+        assert_eq!(child.try_wait().unwrap(), None, "the stream is open");
+        next.send(()).unwrap();
+        assert_eq!([line().unwrap(), line().unwrap()], ["", "data: second"], "{}", node.name);
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn bodies_of_unknown_length_trailers_and_the_wait_for_permission_cross_both_nodes() {
+    if !has_program("curl") {
+        return skip(
+            "bodies_of_unknown_length_trailers_and_the_wait_for_permission_cross_both_nodes",
+            "curl is not installed",
+        );
+    }
+    let app = App::start("a");
+    let answering = trailing();
+    let fleet = Fleet::start(2, &|n, config| {
+        if n == 0 {
+            Node::serve(config, "hello", app.address(), None);
+            Node::serve(config, "trailing", answering, None);
+        }
+    });
+    fleet.wait_service("trailing", 1);
+    fleet.wait_service("hello", 1);
+    let body = fleet.root().join("body");
+    std::fs::write(&body, vec![b'x'; 300_000]).unwrap();
+    for node in &fleet.nodes {
+        let curl = |words: &[&str], service: &str| {
+            let mut command = Command::new("curl");
+            command.args(["--silent", "--show-error", "--max-time", "20", "--verbose", "-H"]);
+            command.arg(format!("host: {service}.mesh")).args(words);
+            let said = run_command(command.arg(format!("http://{}/", node.proxy)));
+            assert_eq!(said.code, 0, "{words:?}: {said:?}");
+            said
+        };
+        let file = format!("@{}", body.display());
+        // Sent in chunks, and only after the instance's node has said that it may.
+        let words = ["-H", "te: trailers", "-H", "transfer-encoding: chunked", "-H", "expect: 100-continue"];
+        let said = curl(&[&words[..], &["--data-binary", &file]].concat(), "trailing");
+        assert_eq!(said.out, "300000", "{}: {}", node.name, said.err);
+        assert!(said.err.contains("HTTP/1.1 100 Continue"), "{}: {}", node.name, said.err);
+        assert!(said.err.contains("x-sum: 300000"), "{}: the trailer: {}", node.name, said.err);
+        let said = curl(&["-H", "expect: 100-continue", "--data-binary", &file], "hello");
+        assert_eq!(said.out, "hello from a", "{}: {}", node.name, said.err);
+    }
+}
+
+/// An instance that counts a chunked body, and says the count in its answer and in a trailer.
+fn trailing() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || count_body(stream));
+        }
+    });
+    address
+}
+
+fn count_body(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if lines.read_line(&mut head)? == 0 {
+            return Ok(());
+        }
+    }
+    if head.to_lowercase().contains("expect: 100-continue") {
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    let mut count = 0;
+    loop {
+        let mut size = String::new();
+        lines.read_line(&mut size)?;
+        let size = usize::from_str_radix(size.trim(), 16).map_err(std::io::Error::other)?;
+        let mut piece = vec![0; size + 2];
+        lines.read_exact(&mut piece)?;
+        count += size;
+        if size == 0 {
+            break;
+        }
+    }
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\nconnection: close\r\n\r\n{:x}\r\n{count}\r\n0\r\nx-sum: {count}\r\n\r\n",
+        count.to_string().len()
+    );
+    stream.write_all(answer.as_bytes())
+}
+
+/// `netcat` ends its side and waits for the answer, as old line-by-line protocols do.
+#[test]
+fn netcat_ends_its_side_first_and_still_gets_the_answer() {
+    const NAME: &str = "netcat_ends_its_side_first_and_still_gets_the_answer";
+    if !has_program("nc") {
+        return skip(NAME, "nc is not installed");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut whole = String::new();
+                stream.read_to_string(&mut whole)?;
+                stream.write_all(whole.to_uppercase().as_bytes())
+            });
+        }
+    });
+    let way_in = tests::free_port();
+    let fleet = Fleet::start(2, &|n, config| {
+        if n == 0 {
+            Node::serve(config, "shout", address, None);
+            config.services[0].protocol = node::config::Protocol::Tcp;
+        } else {
+            config.listeners.push(node::config::ListenerConfig {
+                service: "shout".to_owned(),
+                address: way_in,
+                protocol: node::config::ListenerProtocol::Tcp,
+            });
+        }
+    });
+    fleet.wait_service("shout", 1);
+    let script = format!("printf 'half closed' | nc -N -w 20 127.0.0.1 {}", way_in.port());
+    let said = run_command(Command::new("sh").args(["-c", &script]));
+    if said.err.contains("invalid option") {
+        return skip(NAME, "this nc cannot end its side (-N)");
+    }
+    assert_eq!((said.code, said.out.as_str()), (0, "HALF CLOSED"), "{said:?}");
+}
