@@ -3,12 +3,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use node::config::Protocol;
 use rustix::process::Signal;
-use tests::{App, Fleet, Node, Said, eventually, free_port, has_program, is_root, run_command, skip};
+use tests::{App, Fleet, Node, Process, Said, eventually, free_port, has_program, is_root, run_command, skip};
 
 /// Set in the process that runs inside the namespace.
 const INSIDE: &str = "MARRAM_TEST_NETNS";
@@ -29,12 +29,18 @@ fn connections_of_a_user_go_through_the_agent_and_are_free_again_when_it_is_kill
         "ip link set lo up && nft list ruleset >/dev/null || exit 77; exec {} --exact transparent::{NAME} --nocapture",
         own.display()
     );
+    let said = tempfile::NamedTempFile::new().unwrap();
     let mut command = Command::new("unshare");
-    let said = run_command(command.args(["--net", "sh", "-c", &script]).env(INSIDE, "1"));
-    if said.code == 77 {
-        return skip(NAME, &format!("no network namespace or no nftables here: {}", said.err.trim()));
+    command.args(["--net", "sh", "-c", &script]).env(INSIDE, "1").env("MARRAM_TEST_BINARY", tests::binary());
+    let out = said.reopen().unwrap();
+    command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
+    let code = Process::start(&mut command).ended(Duration::from_secs(300));
+    let said = std::fs::read_to_string(said.path()).unwrap();
+    if code == Some(77) {
+        return skip(NAME, &format!("no network namespace or no nftables here: {}", said.trim()));
     }
-    assert!(said.code == 0 && said.out.contains("1 passed"), "{}\n{}", said.out, said.err);
+    eprintln!("{said}");
+    assert!(code == Some(0) && said.contains("1 passed"), "inside: {code:?}");
 }
 
 /// `curl` as the user; what it says, or its exit code.
