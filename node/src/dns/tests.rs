@@ -231,7 +231,7 @@ fn an_answer_has_what_was_asked_for_or_says_how_long_there_is_nothing() {
         ("HeLLo.Mesh", Rtype::A, Rcode::NOERROR, &["A 127.0.0.1"], ""),
         ("hello.mesh", Rtype::AAAA, Rcode::NOERROR, &[], SOA),
         ("db.mesh", Rtype::AAAA, Rcode::NOERROR, &["AAAA ::1"], ""),
-        ("db.mesh", Rtype::SRV, Rcode::NOERROR, &["SRV 0 0 15432 db.mesh.", "SRV 0 0 15433 db.mesh."], ""),
+        ("db.mesh", Rtype::SRV, Rcode::NOERROR, &["SRV 0 0 15432 db.mesh", "SRV 0 0 15433 db.mesh"], ""),
         ("db.mesh", Rtype::ANY, Rcode::NOERROR, &["A 127.0.0.1"], ""),
         ("hello.mesh", Rtype::MX, Rcode::NOERROR, &[], SOA),
         ("raw.mesh", Rtype::A, Rcode::NOERROR, &[], SOA),

@@ -43,7 +43,7 @@ async fn a_registration_of_a_wrong_shape_names_the_field() {
     for (body, field, message) in [
         (r#"{"port": "x"}"#, "port", "invalid type"),
         (r#"{"port": 1, "prot": 2}"#, "prot", "unknown field `prot`"),
-        (r#"{"port": 1, "protocol": "udp"}"#, "protocol", "unknown variant `udp`"),
+        (r#"{"port": 1, "protocol": "sctp"}"#, "protocol", "unknown variant `sctp`"),
     ] {
         let answer = server.socket("PUT /v1/services/a/instances/1", &[], body).await;
         let problem = answer.assert_refused(422, "registration_invalid")["problems"][0].clone();

@@ -59,6 +59,8 @@ impl InstanceSocket {
         };
         let socket = Arc::new(UdpSocket::bind(any).await?);
         socket.connect(instance.address).await?;
+        // A new socket is taken for full until the runtime has heard otherwise, and the first datagrams would be dropped.
+        socket.writable().await?;
         let (stop, refused) = (CancellationToken::new(), CancellationToken::new());
         let flow = Self {
             socket: Arc::clone(&socket),
