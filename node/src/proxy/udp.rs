@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use transport::NodeId;
 
@@ -39,6 +39,8 @@ use wire::{Kind, encode};
 
 /// Datagrams of a client that wait while its flow is being opened; one more is dropped.
 const WAITING_MAX: usize = 16;
+/// Flows of one listener that are being opened at once; the first datagram of one more is dropped.
+const OPENING_MAX: usize = 128;
 /// How often a listener looks for flows that are idle.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Pause after the system had no memory to give.
@@ -51,7 +53,7 @@ enum Lost {
     TooLarge,
     /// There is no link to the peer at the moment.
     NoLink,
-    /// Its flow was being opened and enough were waiting.
+    /// Its flow was being opened and enough were waiting, or enough flows were.
     Opening,
     /// No instance could be reached.
     Unreachable,
@@ -251,14 +253,14 @@ enum Flow {
 impl ProxyContext {
     /// Serves the datagrams of one listener. To be spawned on the runtime of `core`; ends with the process.
     pub async fn serve_udp(self: Arc<Self>, core: usize, socket: UdpSocket, service: String) {
-        // As many as there are flows that can be opening.
-        let (opened, mut inbox) = mpsc::channel(self.config.udp_flows_max.max(1));
+        let (opened, mut inbox) = mpsc::channel(OPENING_MAX);
         let mut listener = Listener {
             flows: Table::new(self.config.udp_flows_max),
             socket: Arc::new(socket),
             context: self,
             core,
             service,
+            opening: Arc::new(Semaphore::new(OPENING_MAX)),
             opened,
         };
         let mut sweep = tokio::time::interval(SWEEP);
@@ -288,6 +290,8 @@ struct Listener {
     socket: Arc<UdpSocket>,
     service: String,
     flows: Table<SocketAddr, Flow>,
+    /// A place for each flow that is being opened.
+    opening: Arc<Semaphore>,
     opened: mpsc::Sender<Opened>,
 }
 
@@ -314,6 +318,7 @@ impl Listener {
     }
 
     fn open(&mut self, client: SocketAddr, payload: &[u8], now: Duration) {
+        let Ok(place) = Arc::clone(&self.opening).try_acquire_owned() else { return drop_datagram(Lost::Opening) };
         let last = LastUse::new(now);
         let waiting = Flow::Opening(VecDeque::from([payload.to_vec()]));
         if let Some(evicted) = self.flows.insert(client, last.clone(), waiting, now) {
@@ -327,6 +332,7 @@ impl Listener {
             let outcome = open(&context, core, &service, (&socket, client), &last).await;
             // Nobody is left to tell when the listener has ended.
             opened.send((client, outcome)).await.ok();
+            drop(place);
         });
     }
 
