@@ -97,21 +97,19 @@ impl On {
             let mut command = Command::new(std::env::current_exe()?);
             command.args(["transparent", "hold", "--dir"]).arg(&self.choice.dir).args(self.choice.words());
             let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-            let mut line = String::new();
-            if let Some(out) = child.stdout.take() {
-                BufReader::new(out).read_line(&mut line)?;
-            }
-            let mut fault = String::new();
-            if line.is_empty()
-                && let Some(mut err) = child.stderr.take()
-            {
-                err.read_to_string(&mut fault)?;
-            }
-            Ok((line, fault))
+            Ok((child.stdout.take(), child.stderr.take(), child))
         };
-        let (line, fault) = start().map_err(CliError::Runtime)?;
+        // Nobody waits for the holder: it goes on when this process has ended.
+        let (out, err, _holder) = start().map_err(CliError::Runtime)?;
+        let (mut line, mut fault) = (String::new(), String::new());
+        if let Some(out) = out {
+            BufReader::new(out).read_line(&mut line).map_err(CliError::Runtime)?;
+        }
         if !line.is_empty() {
             return Ok(());
+        }
+        if let Some(mut err) = err {
+            err.read_to_string(&mut fault).map_err(CliError::Runtime)?;
         }
         let fault = fault.trim().strip_prefix("error: ").unwrap_or(fault.trim()).to_owned();
         Err(CliError::Agent(anyhow::anyhow!("{fault}")))

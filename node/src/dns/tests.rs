@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashMap};
 
-use domain::base::iana::Rcode;
+use domain::base::iana::{OptRcode, Rcode};
 use domain::base::{Message, MessageBuilder, Name, Rtype};
 use domain::rdata::AllRecordData;
 use policy::explain::{CapacitySource, DistanceSource};
@@ -293,10 +293,10 @@ fn what_is_no_plain_question_is_told_so_or_left_without_answer() {
         ("a name that points at itself", [&good[..12], &[0xc0, 12, 0, 1, 0, 1]].concat(), Rcode::FORMERR),
         ("another class", with(good.len() - 1, 3), Rcode::REFUSED),
     ] {
-        assert_eq!(rcode(&bytes).map(|code| code.rcode()), Ok(expected), "{what}");
+        assert_eq!(rcode(&bytes).map(OptRcode::rcode), Ok(expected), "{what}");
     }
     let newer = rcode(&query("hello.mesh", Rtype::A, Some((1232, 1))));
-    assert_eq!(newer, Ok(domain::base::iana::OptRcode::BADVERS));
+    assert_eq!(newer, Ok(OptRcode::BADVERS));
 }
 
 proptest! {
