@@ -15,6 +15,7 @@ use transport::trust::Role;
 
 use crate::config::Protocol;
 use crate::gossip::{Facts, Loads, OFFERS_MAX, Offer, Offers};
+use crate::limits::ServiceStats;
 use crate::snapshot::{Endpoint, EndpointStats, ExcludedEndpoint, LocalInstance, ServiceView};
 
 /// Most nodes the catalog holds; facts of one more are refused and counted.
@@ -103,13 +104,14 @@ pub struct Catalog {
     me: NodeId,
     nodes: BTreeMap<NodeId, KnownNode>,
     stats: HashMap<(String, String, NodeId), Arc<EndpointStats>>,
+    service_stats: HashMap<String, Arc<ServiceStats>>,
 }
 
 impl Catalog {
     /// A catalog that knows nobody.
     #[must_use]
     pub fn new(me: NodeId) -> Self {
-        Self { me, nodes: BTreeMap::new(), stats: HashMap::new() }
+        Self { me, nodes: BTreeMap::new(), stats: HashMap::new(), service_stats: HashMap::new() }
     }
 
     /// Takes a node's facts, already verified against its admission.
@@ -290,11 +292,13 @@ impl Catalog {
         }
         let clients = clients_of(&nodes, self.me, now);
         self.stats.retain(|key, stats| wanted.contains(key) || Arc::strong_count(stats) > 1);
+        self.service_stats.retain(|name, stats| building.contains_key(name) || Arc::strong_count(stats) > 1);
         building
             .into_iter()
             .map(|(name, (endpoints, excluded))| {
                 let active_clients = clients.get(&name).copied().unwrap_or(1.0);
-                let view = ServiceView { name: name.clone(), endpoints, excluded, active_clients };
+                let stats = Arc::clone(self.service_stats.entry(name.clone()).or_default());
+                let view = ServiceView { name: name.clone(), endpoints, excluded, active_clients, stats };
                 (name, Arc::new(view))
             })
             .collect()

@@ -22,6 +22,7 @@ pub mod gossip;
 pub mod hand_over;
 pub mod health;
 pub mod keeper;
+pub mod limits;
 pub mod local;
 pub mod machine;
 pub mod node_api;

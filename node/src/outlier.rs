@@ -3,7 +3,8 @@
 //! A process that fails every request fails them fast, and a fast answer attracts. So a few errors in a row put it out
 //! for a while; when it comes back, its first answer decides: good, and all is forgotten; an error, and it is out for
 //! twice as long. What each node sees counts for this node alone: one client's bad requests must not take an instance
-//! from the whole mesh.
+//! from the whole mesh. No answer in the time that policy or configuration sets is an error like any other: an instance
+//! that hangs would cost every request sent there its whole time.
 
 use std::time::Duration;
 
@@ -42,6 +43,12 @@ impl Streak {
         let times = 2_u32.saturating_pow(u32::from(self.ejections));
         let out_for = rule.base_ejection.saturating_mul(times).min(EJECTION_MAX.max(rule.base_ejection));
         (Self { errors: 0, ejections: self.ejections.saturating_add(1), first_ms }, Some(out_for))
+    }
+
+    /// Whether it was left out, and has not answered well since.
+    #[must_use]
+    pub const fn was_left_out(self) -> bool {
+        self.ejections > 0
     }
 
     /// The value in 64 bits; those of the default are zero.

@@ -118,6 +118,8 @@ pub fn eligible(
                 format!("ejected here after {} failures in a row", endpoint.stats.failures_in_a_row())
             };
             out.push((Arc::clone(endpoint), reason));
+        } else if let Some(reason) = held_back(endpoint, backend) {
+            out.push((Arc::clone(endpoint), reason));
         } else {
             inside.push(Arc::clone(endpoint));
         }
@@ -137,6 +139,21 @@ pub fn eligible(
         }
     }
     (inside, out)
+}
+
+/// Why an endpoint that is not ejected gets no request at the moment: it has all that it may have from here, or came back
+/// from errors and has yet to show that it is well.
+fn held_back(endpoint: &Endpoint, backend: &BackendPolicy) -> Option<String> {
+    let limit = backend.limits.breaker.endpoint_limit(endpoint.holds_connection());
+    match limit {
+        Some((limit, field)) if endpoint.stats.own_inflight() >= limit => {
+            Some(format!("at its limit from here: `{field}` is {limit}"))
+        }
+        _ if endpoint.stats.is_on_probation() => {
+            Some("back after errors, and asked one request at a time until it answers well".to_owned())
+        }
+        _ => None,
+    }
 }
 
 /// For a second try: where anybody is left who neither failed last nor is suspected, the others sit out. Endpoints that

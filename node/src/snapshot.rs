@@ -16,6 +16,7 @@ use policy::{Capacity, Outlier, PeakEwma, Report, RouteTable};
 use transport::NodeId;
 
 use crate::config::Protocol;
+use crate::limits::{ServiceStats, take_within};
 use crate::outlier::Streak;
 
 /// Where readers find the newest snapshot.
@@ -84,6 +85,8 @@ pub struct ServiceView {
     pub excluded: Vec<ExcludedEndpoint>,
     /// How many nodes send requests to this service, this one included; at least 1.
     pub active_clients: f64,
+    /// What this node has under way to it, the same object in every snapshot that names the service.
+    pub stats: Arc<ServiceStats>,
 }
 
 /// An instance that is known but cannot be drawn.
@@ -128,6 +131,14 @@ pub struct Endpoint {
     pub suspect: bool,
     /// Live counters, the same object in every snapshot that names this endpoint.
     pub stats: Arc<EndpointStats>,
+}
+
+impl Endpoint {
+    /// Whether a request holds a connection of its own, as over HTTP/1.1.
+    #[must_use]
+    pub fn holds_connection(&self) -> bool {
+        self.protocol != Protocol::Http2
+    }
 }
 
 /// An instance this node owns.
@@ -213,6 +224,20 @@ impl EndpointStats {
         InFlight { stats: Arc::clone(self) }
     }
 
+    /// Counts one request in flight until the guard is dropped; `None` where there are `limit` already.
+    #[must_use]
+    pub fn begin_within(self: &Arc<Self>, limit: u32) -> Option<InFlight> {
+        take_within(&self.own_inflight, limit).then(|| InFlight { stats: Arc::clone(self) })
+    }
+
+    /// Whether the endpoint came back from being out for errors and has not answered well since. While it owes this node an
+    /// answer, the other requests are better off elsewhere: they would all learn the same.
+    #[must_use]
+    pub fn is_on_probation(&self) -> bool {
+        let streak = self.streak.load(Ordering::Relaxed);
+        streak != 0 && Streak::from_bits(streak).was_left_out() && self.own_inflight() > 0
+    }
+
     /// Records that a decision gave this endpoint the probability `p` of being chosen, and whether it was.
     pub fn record_decision(&self, p: f64, drawn: bool) {
         #[expect(
@@ -251,6 +276,10 @@ impl EndpointStats {
     /// The answer was an error of the instance at `now`. When it is one too many and `may_leave_out` says so, the endpoint
     /// is not drawn for the time that is returned.
     pub fn answered_badly(&self, now: Duration, rule: &Outlier, may_leave_out: impl Fn() -> bool) -> Option<Duration> {
+        // What was sent before it was left out says nothing new.
+        if self.is_outlier(now) {
+            return None;
+        }
         let next = |bits| Streak::from_bits(bits).erred(now, rule).0.to_bits();
         let before = self.streak.update(Ordering::Relaxed, Ordering::Relaxed, next);
         let out_for = Streak::from_bits(before).erred(now, rule).1.filter(|_| may_leave_out())?;

@@ -4,6 +4,8 @@ use std::{f64::consts::LN_2, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::ServiceLimits;
+
 /// The distance, in milliseconds of round trip, at which a candidate counts half, unless a policy says otherwise.
 pub const HALF_DISTANCE_DEFAULT_MS: f64 = 25.0;
 /// What is added to every load, unless a policy says otherwise.
@@ -86,6 +88,8 @@ pub struct BackendPolicy {
     pub nearest: Option<usize>,
     /// Who is left out for answering with errors.
     pub outlier: Outlier,
+    /// What happens on failures and on too much.
+    pub limits: ServiceLimits,
     /// The documents that set at least one of the fields, narrowest scope first, joined by a comma and a blank, each as
     /// `scope/kind/name`; or `default`.
     pub source: String,
@@ -108,6 +112,7 @@ impl Default for BackendPolicy {
             draw: Draw::default(),
             nearest: None,
             outlier: Outlier::default(),
+            limits: ServiceLimits::default(),
             source: "default".to_owned(),
         }
     }

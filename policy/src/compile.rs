@@ -114,6 +114,7 @@ fn backend(layers: &[Layer<'_>]) -> BackendPolicy {
             base_ejection: spec.base_ejection.unwrap_or(default.outlier.base_ejection),
             max_ejection_percent: spec.max_ejection_percent.unwrap_or(default.outlier.max_ejection_percent),
         },
+        limits: spec.limits,
         source: if sources.is_empty() { default.source } else { sources.join(", ") },
     }
 }

@@ -50,7 +50,7 @@ pub struct Touched {
     /// The nodes at which something changes, by name.
     pub nodes: Vec<String>,
     /// What changes, in this order: `routes`, `algorithm`, `halfDistance`, `epsilon`, `draw`, `nearest`,
-    /// `healthCheck`, `authorization`, `mtls`, `residency`.
+    /// `healthCheck`, `limits`, `authorization`, `mtls`, `residency`.
     pub what: Vec<String>,
     /// The part of all requests that these nodes send to this service.
     pub traffic_share: f64,
@@ -189,7 +189,8 @@ fn differences(old: &View, new: &View, traffic: &[ServiceTraffic]) -> BTreeMap<S
 }
 
 fn service_differences(old: &RouteTable, new: &RouteTable, service: &str) -> Vec<&'static str> {
-    let BackendPolicy { algorithm, lambda_per_ms, epsilon, draw, nearest, outlier, source: _ } = old.backend(service);
+    let BackendPolicy { algorithm, lambda_per_ms, epsilon, draw, nearest, outlier, limits, source: _ } =
+        old.backend(service);
     let next = new.backend(service);
     let differs = |left: f64, right: f64| left.to_bits() != right.to_bits();
     // By its own name a service is reached only where no route is for that host.
@@ -203,6 +204,7 @@ fn service_differences(old: &RouteTable, new: &RouteTable, service: &str) -> Vec
         ("draw", *draw != next.draw),
         ("nearest", *nearest != next.nearest),
         ("healthCheck", *outlier != next.outlier),
+        ("limits", *limits != next.limits),
         ("authorization", old.authorization(service) != new.authorization(service)),
         ("mtls", old.peer_mode(service) != new.peer_mode(service)),
         ("residency", old.residency(service) != new.residency(service)),
@@ -245,7 +247,7 @@ fn neighbours<'v>(place: &'v (HostPattern, RouteMatch), view: &'v View) -> impl 
 }
 
 /// What may change, in the order told.
-const WHAT: [&str; 10] = [
+const WHAT: [&str; 11] = [
     "routes",
     "algorithm",
     "halfDistance",
@@ -253,6 +255,7 @@ const WHAT: [&str; 10] = [
     "draw",
     "nearest",
     "healthCheck",
+    "limits",
     "authorization",
     "mtls",
     "residency",

@@ -39,8 +39,8 @@
 //! assert_eq!(draw(&weighed, 0.9), Some(1));
 //! ```
 //!
-//! What is deliberately absent: retries and outlier detection (kinds a later version knows; until then their documents
-//! are carried as unknown kinds), and any access to the data path: whoever has the request asks, and enforces.
+//! What is deliberately absent: any access to the data path. What of retries, limits and faults a document settles comes
+//! out as values ([`ServiceLimits`]); whoever has the request counts, and enforces.
 
 mod authorization;
 mod backend;
@@ -56,6 +56,7 @@ mod impact;
 mod in_force;
 mod inflight;
 mod library;
+mod limits;
 mod lock;
 mod name;
 mod overlay;
@@ -87,6 +88,9 @@ pub use effective::{Effective, EffectiveKind, FieldSource, Overridden, effective
 pub use impact::{Expiry, Impact, ServiceTraffic, Touched, impact};
 pub use inflight::{Report, inflight_estimate, inflight_from_own};
 pub use library::{Filed, Library};
+pub use limits::{
+    CircuitBreaker, FaultAbort, FaultDelay, FaultInjection, Hedging, RateLimit, RetryConstraint, ServiceLimits,
+};
 pub use lock::locked_conflicts;
 pub use name::{is_label, is_name};
 pub use patch::merge_patch;

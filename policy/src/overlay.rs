@@ -143,6 +143,7 @@ fn gather<'v>(path: String, value: &'v Value, found: &mut Vec<(String, &'v Value
 pub(crate) fn slot(path: &str) -> &str {
     match path {
         "loadBalancer.halfDistance" => "loadBalancer.lambda",
+        "rateLimit.local.unit" => "rateLimit.local.interval",
         path => path,
     }
 }

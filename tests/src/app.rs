@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,7 +26,8 @@ struct Inside {
     requests: AtomicU64,
     is_stopped: AtomicBool,
     is_unwell: AtomicBool,
-    is_failing: AtomicBool,
+    /// The status it answers with; 0 for 200.
+    status: AtomicU16,
     connections: Mutex<Vec<TcpStream>>,
 }
 
@@ -85,7 +86,12 @@ impl App {
 
     /// Whether every request but `/health` is answered with 500 from now on.
     pub fn set_failing(&self, is_failing: bool) {
-        self.shared.is_failing.store(is_failing, Ordering::Relaxed);
+        self.set_status(if is_failing { 500 } else { 200 });
+    }
+
+    /// What every request but `/health` is answered with from now on, whatever it asks for.
+    pub fn set_status(&self, status: u16) {
+        self.shared.status.store(status, Ordering::Relaxed);
     }
 
     /// What `/health` says from now on.
@@ -134,15 +140,15 @@ fn serve(mut stream: TcpStream, inside: &Inside) -> Option<()> {
             pause(Duration::from_millis(ms));
         }
         let status = match path.as_str() {
-            "/health" if inside.is_unwell.load(Ordering::Relaxed) => "503 Service Unavailable",
-            "/health" => "200 OK",
+            "/health" if inside.is_unwell.load(Ordering::Relaxed) => 503,
+            "/health" => 200,
             _ => {
                 inside.requests.fetch_add(1, Ordering::Relaxed);
-                if inside.is_failing.load(Ordering::Relaxed) { "500 Internal Server Error" } else { "200 OK" }
+                inside.status.load(Ordering::Relaxed).max(200)
             }
         };
         let body = if path == "/head" { head } else { format!("hello from {}", inside.name) };
-        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let answer = format!("HTTP/1.1 {status} As Told\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         stream.write_all(answer.as_bytes()).ok()?;
     }
 }

@@ -36,7 +36,7 @@ fn view(endpoints: Vec<Arc<Endpoint>>) -> ServiceView {
         reason: "its node is dead".to_owned(),
         protocol: None,
     };
-    ServiceView { name: "hello".to_owned(), endpoints, excluded: vec![out], active_clients: 1.0 }
+    ServiceView { name: "hello".to_owned(), endpoints, excluded: vec![out], active_clients: 1.0, stats: Arc::default() }
 }
 
 fn snapshot(view: ServiceView, table: RouteTable) -> Snapshot {

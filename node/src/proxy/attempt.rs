@@ -227,18 +227,15 @@ pub(super) async fn remote(
         PoolKey::Remote { node: endpoint.node, service: endpoint.service.clone(), instance: endpoint.instance.clone() };
     let http = Http::from(endpoint.protocol);
     let sending = async {
-        let lane = context.lane(core, endpoint.node);
         let mut outgoing = outgoing;
+        let mut share = None;
         let place = loop {
             outgoing = match send_kept(context, core, &key, http, 1, outgoing).await {
                 Kept::Done(result) => return *result,
                 Kept::None(outgoing) => outgoing,
             };
-            // A kept stream to another instance there gives way to one that is needed now.
-            let place = lane.try_place().or_else(|| {
-                context.pool(core).close_one(endpoint.node);
-                lane.try_place()
-            });
+            let lane = share.get_or_insert_with(|| context.lane(core, endpoint.node).share(&endpoint.service));
+            let place = lane.place_of(|service| context.pool(core).close_one(endpoint.node, service));
             match place {
                 Some(place) => break place,
                 None if http == Http::Two => {

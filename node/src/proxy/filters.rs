@@ -120,10 +120,11 @@ async fn send(context: Arc<ProxyContext>, settled: Settled, service: String, mut
         explain: false,
         is_grpc: false,
         deadline: None,
+        may_retry: true,
     };
     record.status = Some(match Box::pin(job.run(outgoing, &mut record)).await {
         Ok(Reply::Answer(response) | Reply::Switched(response, _)) => response.status(),
-        Err(refusal) => refusal.reason().status(),
+        Err(refusal) => refusal.status(),
     });
 }
 

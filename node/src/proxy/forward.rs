@@ -8,8 +8,9 @@ use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode, Version};
 use policy::Filters;
 
+use super::admit::Denied;
 use super::attempt::{self, Answer, Blame, Failure, Outgoing, stream_head};
-use super::body::{ResponseBody, within};
+use super::body::ResponseBody;
 use super::context::{Outcome, OutcomeKind, ProxyContext};
 use super::explain::decision;
 use super::filters;
@@ -17,6 +18,7 @@ use super::grpc::{self, Ending};
 use super::headers::{
     MARRAM_DECISION, MARRAM_VIA, RequestNote, strip_hop_by_hop, strip_marram, told_inflight, via_value,
 };
+use super::hedge::Try;
 use super::record::{LocalInFlight, Record};
 use super::refuse::{Reason, Refusal};
 use super::retry::{Tries, too_slow};
@@ -24,7 +26,8 @@ use super::stopwatch::Wait;
 use super::tcp::Wire;
 use crate::config::Protocol;
 use crate::outlier;
-use crate::snapshot::{Endpoint, Snapshot};
+use crate::pick::Pick;
+use crate::snapshot::{Endpoint, InFlight, Snapshot};
 
 const NEEDS_HTTP2: &str = "an instance that speaks gRPC is registered with `protocol = \"http2\"`";
 
@@ -58,95 +61,139 @@ pub(super) struct Job<'a> {
     pub(super) is_grpc: bool,
     /// How long the client of a gRPC request waits for all of it.
     pub(super) deadline: Option<Duration>,
+    /// Whether the application leaves it to the proxy to send the request once more.
+    pub(super) may_retry: bool,
 }
+
+/// An answer, and the counts of what it is in flight at.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    pub(super) answer: Answer,
+    mine: InFlight,
+    local: Option<LocalInFlight>,
+}
+
+/// What came of a try: `None` where its time was over.
+pub(super) type Came = Option<Result<Arrived, Failure>>;
 
 impl Job<'_> {
     /// Sends the request and brings the response, which still streams.
     ///
     /// # Errors
     /// The refusal to answer with.
-    pub(super) async fn run(&self, mut outgoing: Outgoing, record: &mut Record) -> Result<Reply, Refusal> {
+    pub(super) async fn carry(&self, mut outgoing: Outgoing, record: &mut Record) -> Result<Reply, Refusal> {
         let mut tries = Tries::default();
         let mut via = None;
+        // What the client is told when the request is not sent once more.
+        let mut last: Option<Refusal> = None;
         loop {
-            let pick = tries
-                .pick(self.context, self.core, self.snapshot, self.service)
-                .map_err(|refusal| refusal.via(via.clone()))?;
-            let endpoint = &pick.endpoint;
-            if matches!(endpoint.protocol, Protocol::Tcp | Protocol::Udp) {
+            let (pick, mine) = self.choose(&mut tries).map_err(|refusal| refusal.via(via.clone()))?;
+            if matches!(pick.endpoint.protocol, Protocol::Tcp | Protocol::Udp) {
                 return Err(self.not_http());
             }
-            let decided =
-                if self.explain { decision(self.snapshot, self.service, &pick, record.retries) } else { None };
-            via = via_value(&self.snapshot.here.name, &endpoint.node_name);
-            record.via = Some(format!("{}->{}", self.snapshot.here.name, endpoint.node_name));
-            record.probability = Some(pick.probability);
+            if let Some(refusal) = last.take() {
+                self.begin_retry(record).map_err(|denied| refusal.not_sent_again(denied).via(via))?;
+            }
             let left = self.left(record);
             let one_try = self.try_timeout.filter(|limit| *limit < left);
             let spare = one_try.filter(|_| tries.may_go_on() && outgoing.is_repeatable).and_then(|_| outgoing.copy());
             let limit = one_try.unwrap_or(left);
-            let upload = outgoing.upload();
-            let failure = match within(limit, upload.as_ref(), self.attempt(endpoint, outgoing, limit, record)).await {
-                Some(Ok(answer)) if answer.is_switched() => {
-                    return self.switched(endpoint, answer, via.clone()).await.map_err(|refusal| refusal.via(via));
+            // An instance that had less time than it is meant to have is not to blame for being late.
+            let is_fair =
+                one_try.is_some() || tries.failed() == 0 && self.deadline.is_none() && record.injected.is_none();
+            let (pick, came) = self.one_or_two(&mut tries, Try { pick, mine, outgoing, limit }, record).await;
+            let endpoint = &pick.endpoint;
+            via = via_value(&self.snapshot.here.name, &endpoint.node_name);
+            let failure = match came {
+                Some(Ok(Arrived { answer, mine, local })) => {
+                    record.at(Some(mine), local);
+                    if answer.is_switched() {
+                        return self.switched(endpoint, answer, via.clone()).await.map_err(|refusal| refusal.via(via));
+                    }
+                    let decided =
+                        if self.explain { decision(self.snapshot, self.service, &pick, record.retries) } else { None };
+                    return Ok(Reply::Answer(self.response(endpoint, answer, via, decided, record)));
                 }
-                Some(Ok(answer)) => return Ok(Reply::Answer(self.response(endpoint, answer, via, decided, record))),
                 Some(Err(failure)) if failure.blame != Blame::Slow => failure,
                 Some(Err(_)) | None => {
-                    record.at(None, None);
-                    let refusal = self.timed_out(endpoint, one_try.unwrap_or(self.timeout));
-                    let Some(again) = spare else { return Err(refusal.via(via)) };
+                    let refusal = self.timed_out(endpoint, one_try.unwrap_or(self.timeout), is_fair);
+                    let Some(again) = spare.filter(|_| tries.may_go_on()) else { return Err(refusal.via(via)) };
                     tries.leave_out(endpoint, refusal.detail());
+                    last = Some(refusal);
                     outgoing = again;
-                    self.count_retry(record);
                     continue;
                 }
             };
-            record.at(None, None);
             let kind = match failure.blame {
                 Blame::Endpoint(kind) => kind,
                 Blame::Client => return Err(Refusal::new(Reason::BadRequest, failure.detail).via(via).closing()),
                 Blame::Loop => return Err(self.loop_detected().via(via)),
-                Blame::Slow => return Err(self.timed_out(endpoint, self.timeout).via(via)),
+                Blame::Slow => return Err(self.timed_out(endpoint, self.timeout, is_fair).via(via)),
             };
-            let Failure { detail, again, .. } = failure;
+            let Failure { detail, again, is_unsent, .. } = failure;
             tries.fail(self.context, self.snapshot, endpoint, kind, detail);
+            let refusal = tries.refusal(self.service, is_unsent);
             let Some(again) = again else {
-                let refusal = tries.refusal(self.service).via(via);
                 // What a server of HTTP/2 says to HTTP/1.1 is no answer at all.
                 let is_misplaced = self.is_grpc && endpoint.protocol == Protocol::Http && kind == OutcomeKind::Closed;
-                return Err(if is_misplaced { refusal.hint(NEEDS_HTTP2) } else { refusal });
+                return Err(if is_misplaced { refusal.hint(NEEDS_HTTP2) } else { refusal }.via(via));
             };
+            last = Some(refusal);
             outgoing = again;
-            self.count_retry(record);
         }
     }
 
-    fn count_retry(&self, record: &mut Record) {
-        record.retries += 1;
-        metrics::counter!("marram_retries_total", "service" => self.service.to_owned()).increment(1);
+    /// The endpoint for the next try, with the request counted there.
+    ///
+    /// # Errors
+    /// The refusal that says why there is none.
+    pub(super) fn choose(&self, tries: &mut Tries) -> Result<(Pick, InFlight), Refusal> {
+        loop {
+            let picked = tries.pick(self.context, self.core, self.snapshot, self.service);
+            let pick =
+                picked.map_err(|none| if tries.met_only_limits() { self.endpoints_full(&none) } else { none })?;
+            let breaker = &self.snapshot.table.backend(self.service).limits.breaker;
+            let limit = breaker.endpoint_limit(pick.endpoint.holds_connection());
+            match pick.endpoint.stats.begin_within(limit.map_or(u32::MAX, |(limit, _)| limit)) {
+                Some(mine) => return Ok((pick, mine)),
+                None => self.met_endpoint_limit(tries, &pick.endpoint),
+            }
+        }
     }
 
-    async fn attempt(
+    /// Takes a second try from the service's budget.
+    fn begin_retry(&self, record: &mut Record) -> Result<(), Denied> {
+        self.admission().second_try(record, self.may_retry)?;
+        record.retries += 1;
+        metrics::counter!("marram_retries_total", "service" => self.service.to_owned()).increment(1);
+        Ok(())
+    }
+
+    /// Where the request is.
+    pub(super) fn note_way(&self, pick: &Pick, record: &mut Record) {
+        record.via = Some(format!("{}->{}", self.snapshot.here.name, pick.endpoint.node_name));
+        record.probability = Some(pick.probability);
+    }
+
+    /// One try at `endpoint`, where the request is counted as `mine`; it began at `started`.
+    pub(super) async fn attempt(
         &self,
         endpoint: &Arc<Endpoint>,
+        mine: InFlight,
         mut outgoing: Outgoing,
         left: Duration,
-        record: &mut Record,
-    ) -> Result<Answer, Failure> {
-        let mine = endpoint.stats.begin();
+        started: Duration,
+    ) -> Result<Arrived, Failure> {
         let wait = Wait::begin(self.context, endpoint, &outgoing);
-        if let Some(left) = self.deadline_left(record) {
+        if let Some(left) = self.deadline_left(started) {
             grpc::write_timeout(outgoing.request.headers_mut(), left);
         }
         if let Some(instance) = &endpoint.local {
             let (local, _count) = LocalInFlight::begin(instance);
-            record.at(Some(mine), Some(local));
             let answer = attempt::local(self.context, self.core, instance, outgoing).await?;
             wait.answered(&answer);
-            return Ok(answer);
+            return Ok(Arrived { answer, mine, local: Some(local) });
         }
-        record.at(Some(mine), None);
         let here = &self.snapshot.here;
         let source = format!("spiffe://{}/node/{}", here.mesh, here.node);
         let note = RequestNote { hops: self.hops, deadline: Some(left), source: source.clone() };
@@ -154,7 +201,7 @@ impl Job<'_> {
         let head = stream_head(endpoint, endpoint.protocol.into(), source, self.hops, None);
         let answer = attempt::remote(self.context, self.core, endpoint, head, outgoing).await?;
         wait.answered(&answer);
-        Ok(answer)
+        Ok(Arrived { answer, mine, local: None })
     }
 
     /// From here on the bytes are the application's and the instance's own: nothing is sent again.
@@ -210,20 +257,26 @@ impl Job<'_> {
         parts.version = Version::HTTP_11;
         let mut body = ResponseBody::instance(incoming, answer.lease);
         if self.is_grpc {
-            body = body.ending(Ending::within(self.deadline_left(record)));
+            body = body.ending(Ending::within(self.deadline_left(record.started())));
         }
         Response::from_parts(parts, body)
     }
 
     /// What an answer says of its instance: one that answers with error after error is left out for a while.
-    fn judge(&self, endpoint: &Arc<Endpoint>, status: StatusCode, now: Duration) {
+    pub(super) fn judge(&self, endpoint: &Arc<Endpoint>, status: StatusCode, now: Duration) {
         // The other errors of a server are about the request: nobody here can do it.
         let is_error = status.is_server_error()
             && !matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED);
-        if !is_error {
+        if is_error {
+            let seen = || format!("it answers with errors, {} last", status.as_u16());
+            self.erred(endpoint, now, seen);
+        } else {
             endpoint.stats.answered_well();
-            return;
         }
+    }
+
+    /// One more error of `endpoint` in a row; too many leave it out.
+    fn erred(&self, endpoint: &Arc<Endpoint>, now: Duration, seen: impl Fn() -> String) {
         let rule = &self.snapshot.table.backend(self.service).outlier;
         let others = || self.snapshot.services.get(self.service).map_or(&[][..], |view| &view.endpoints);
         let may_leave_out = || {
@@ -235,32 +288,37 @@ impl Job<'_> {
             self.context.tell(Outcome {
                 endpoint: Arc::clone(endpoint),
                 kind: OutcomeKind::Erring,
-                detail: format!("it answers with errors, {} last; left out here for {limit}", status.as_u16()),
+                detail: format!("{}; left out here for {limit}", seen()),
                 in_a_row: 0,
                 at: now,
             });
         }
     }
 
-    fn left(&self, record: &Record) -> Duration {
-        self.timeout.saturating_sub(self.spent(record))
+    /// Time left for the response head.
+    pub(super) fn left(&self, record: &Record) -> Duration {
+        self.timeout.saturating_sub(self.spent(record.started()))
     }
 
-    fn deadline_left(&self, record: &Record) -> Option<Duration> {
-        self.deadline.map(|deadline| deadline.saturating_sub(self.spent(record)))
+    fn deadline_left(&self, started: Duration) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_sub(self.spent(started)))
     }
 
-    fn spent(&self, record: &Record) -> Duration {
-        self.context.clock.now().saturating_sub(record.started())
+    fn spent(&self, started: Duration) -> Duration {
+        self.context.clock.now().saturating_sub(started)
     }
 
-    fn timed_out(&self, endpoint: &Arc<Endpoint>, limit: Duration) -> Refusal {
+    /// The endpoint gave no answer within `limit`. That counts as an error of it where `is_fair`.
+    fn timed_out(&self, endpoint: &Arc<Endpoint>, limit: Duration, is_fair: bool) -> Refusal {
         let limit = humantime::format_duration(limit);
         let detail = format!(
             "`{}` gave no response head within {limit}; asked was {} on {}",
             self.service, endpoint.instance, endpoint.node_name
         );
         too_slow(self.context, endpoint, &detail);
+        if is_fair {
+            self.erred(endpoint, self.context.clock.now(), || "it gives no answer in time, again and again".to_owned());
+        }
         Refusal::new(Reason::Timeout, detail)
             .hint("the limit is the HTTPRoute's `timeouts`, else `proxy.request_timeout`")
     }

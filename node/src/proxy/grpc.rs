@@ -40,11 +40,14 @@ impl Code {
     const fn of(reason: Reason) -> Self {
         match reason {
             Reason::BadRequest | Reason::UnknownExpectation | Reason::LoopDetected => Self::Internal,
-            Reason::HeadTooLarge => Self::ResourceExhausted,
+            Reason::HeadTooLarge | Reason::RateLimited => Self::ResourceExhausted,
             Reason::NotOfTheMesh | Reason::NoRoute | Reason::NotHttp | Reason::Http2NotSupported => Self::Unimplemented,
-            Reason::UnknownService | Reason::NoHealthyInstance | Reason::InstanceFailed | Reason::ShortOfMemory => {
-                Self::Unavailable
-            }
+            Reason::UnknownService
+            | Reason::NoHealthyInstance
+            | Reason::InstanceFailed
+            | Reason::ShortOfMemory
+            | Reason::Overloaded
+            | Reason::FaultInjected => Self::Unavailable,
             Reason::HeadTimeout | Reason::Timeout => Self::DeadlineExceeded,
         }
     }
@@ -109,6 +112,9 @@ pub(super) fn response(refusal: &Refusal) -> Response<ResponseBody> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     write_status(headers, Code::of(refusal.reason()), &refusal.line());
+    if let Some(status) = refusal.grpc_status() {
+        headers.insert(GRPC_STATUS, HeaderValue::from(status));
+    }
     response
 }
 

@@ -17,6 +17,12 @@ pub(crate) const MARRAM_VIA: HeaderName = HeaderName::from_static("marram-via");
 pub(crate) const MARRAM_EXPLAIN: HeaderName = HeaderName::from_static("marram-explain");
 /// Response: the decision as compact JSON.
 pub(crate) const MARRAM_DECISION: HeaderName = HeaderName::from_static("marram-decision");
+/// Request, from an application: `off` keeps the request from being sent a second time.
+pub(crate) const MARRAM_RETRY: HeaderName = HeaderName::from_static("marram-retry");
+/// Response: the limit of a policy that the request ran into.
+pub(crate) const MARRAM_LIMIT: HeaderName = HeaderName::from_static("marram-limit");
+/// Response: what a policy did to the request on purpose, `delay` or `abort`.
+pub(crate) const MARRAM_INJECTED: HeaderName = HeaderName::from_static("marram-injected");
 /// Request between proxies: how many proxies it crossed.
 pub(crate) const MARRAM_HOPS: HeaderName = HeaderName::from_static("marram-hops");
 /// Request between proxies: milliseconds the sender still waits.
@@ -112,6 +118,11 @@ pub(crate) fn told_inflight(headers: &HeaderMap) -> Option<u32> {
 /// Whether the application asked for the decision.
 pub(crate) fn wants_explanation(headers: &HeaderMap) -> bool {
     headers.get(MARRAM_EXPLAIN).is_some_and(|value| value == "1")
+}
+
+/// Whether the application leaves it to the proxy to send the request once more.
+pub(crate) fn may_retry(headers: &HeaderMap) -> bool {
+    headers.get(MARRAM_RETRY).is_none_or(|value| value != "off")
 }
 
 /// Removes everything an application may not say to the mesh, and the mesh may not say to an application.

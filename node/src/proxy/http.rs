@@ -29,7 +29,8 @@ use super::gate::{Gate, GateLimits};
 use super::grpc;
 use super::head::HOPS_MAX;
 use super::headers::{
-    add_via, strip_marram, strip_proxy_only, strip_request, times_via, wanted_upgrade, wants_explanation, write_upgrade,
+    add_via, may_retry, strip_marram, strip_proxy_only, strip_request, times_via, wanted_upgrade, wants_explanation,
+    write_upgrade,
 };
 use super::http2;
 use super::record::{Direction, Record};
@@ -130,7 +131,7 @@ pub(super) async fn respond(
                     slot.put(tunnel);
                     Response::new(ResponseBody::full(Bytes::new()))
                 }
-                Err((refusal, record)) => finish(context, refusal.response(), record, refusal.reason().status()),
+                Err((refusal, record)) => finish(context, refusal.response(), record, refusal.status()),
             };
         }
         Ok(host) => proxy(context, core, parts, body, &host, &mut record).await,
@@ -147,8 +148,8 @@ pub(super) async fn respond(
             response
         }
         // The record has the HTTP status that says it best; a gRPC client is told by other means.
-        Err(refusal) if is_grpc => finish(context, grpc::response(&refusal), record, refusal.reason().status()),
-        Err(refusal) => finish(context, refusal.response(), record, refusal.reason().status()),
+        Err(refusal) if is_grpc => finish(context, grpc::response(&refusal), record, refusal.status()),
+        Err(refusal) => finish(context, refusal.response(), record, refusal.status()),
     }
 }
 
@@ -196,7 +197,7 @@ async fn proxy(
         )
         .hint("an instance of the service sends its requests to the service itself; see their `Via` headers"));
     }
-    let explain = wants_explanation(&parts.headers);
+    let (explain, may_retry) = (wants_explanation(&parts.headers), may_retry(&parts.headers));
     let upgrade = wanted_upgrade(parts.version, &parts.headers);
     settle_headers(&mut parts, host, &routed.service);
     parts.uri = origin_form(&parts.uri);
@@ -225,6 +226,7 @@ async fn proxy(
         explain,
         is_grpc,
         deadline,
+        may_retry,
     };
     let answered = Box::pin(send(&job, parts, body, upgrade, record));
     let Some(deadline) = deadline else { return answered.await };

@@ -7,7 +7,11 @@ use std::time::Duration;
 use hyper::{Method, StatusCode};
 
 use super::context::{Busy, ProxyContext};
+use crate::limits::Taken;
 use crate::snapshot::{InFlight, LocalInstance};
+
+/// A request, a connection, a second try.
+const HELD_MAX: usize = 3;
 
 /// Which side of the mesh a request is seen from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +70,14 @@ pub(crate) struct Record {
     pub(super) probability: Option<f64>,
     /// Tries beyond the first.
     pub(super) retries: u32,
+    /// Why a request that failed was not tried again, where policy or client forbade it.
+    pub(super) not_retried: Option<&'static str>,
+    /// Sent to a second instance while the first had not answered.
+    pub(super) hedged: bool,
+    /// What was done to the request on purpose.
+    pub(super) injected: Option<&'static str>,
+    /// What the request has of its service's limits, until its end.
+    held: [Option<Taken>; HELD_MAX],
     bytes: u64,
     is_broken: bool,
     endpoint: Option<InFlight>,
@@ -93,6 +105,10 @@ impl Record {
             via: None,
             probability: None,
             retries: 0,
+            not_retried: None,
+            hedged: false,
+            injected: None,
+            held: [const { None }; HELD_MAX],
             bytes: 0,
             is_broken: false,
             endpoint: None,
@@ -109,6 +125,13 @@ impl Record {
     pub(super) fn at(&mut self, endpoint: Option<InFlight>, local: Option<LocalInFlight>) {
         self.endpoint = endpoint;
         self.local = local;
+    }
+
+    /// The request has this of its service's limits until its end.
+    pub(super) fn hold(&mut self, taken: Taken) {
+        if let Some(free) = self.held.iter_mut().find(|held| held.is_none()) {
+            *free = Some(taken);
+        }
     }
 
     /// More bytes of the body were handed on.
@@ -154,6 +177,9 @@ impl Drop for Record {
             via = self.via.as_deref().unwrap_or_default(),
             p = self.probability,
             retries = self.retries,
+            not_retried = self.not_retried,
+            hedged = self.hedged.then_some(true),
+            injected = self.injected,
             broken = self.is_broken,
             "request"
         );

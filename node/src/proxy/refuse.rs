@@ -1,7 +1,7 @@
 //! What the proxy answers itself: problem JSON (RFC 9457) with a stable code and a way out.
 
 use bytes::Bytes;
-use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -46,6 +46,12 @@ pub(crate) enum Reason {
     LoopDetected,
     /// The node's memory is nearly used up.
     ShortOfMemory,
+    /// A policy's limit on what is under way at once.
+    Overloaded,
+    /// A policy's limit on what may begin in a time.
+    RateLimited,
+    /// A policy says that the request is to fail.
+    FaultInjected,
 }
 
 impl Reason {
@@ -60,7 +66,12 @@ impl Reason {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Http2NotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::NotHttp | Self::InstanceFailed => StatusCode::BAD_GATEWAY,
-            Self::UnknownService | Self::NoHealthyInstance | Self::ShortOfMemory => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UnknownService
+            | Self::NoHealthyInstance
+            | Self::ShortOfMemory
+            | Self::Overloaded
+            | Self::FaultInjected => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::LoopDetected => StatusCode::LOOP_DETECTED,
         }
@@ -83,6 +94,9 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::LoopDetected => "loop_detected",
             Self::ShortOfMemory => "short_of_memory",
+            Self::Overloaded => "overloaded",
+            Self::RateLimited => "rate_limited",
+            Self::FaultInjected => "fault_injected",
         }
     }
 
@@ -102,6 +116,9 @@ impl Reason {
             Self::Timeout => "no answer in time",
             Self::LoopDetected => "the request goes in circles",
             Self::ShortOfMemory => "this node has no memory for another request",
+            Self::Overloaded => "too much is under way to the service",
+            Self::RateLimited => "too many requests for the service",
+            Self::FaultInjected => "the request fails on purpose",
         }
     }
 }
@@ -123,6 +140,10 @@ struct Told {
     candidates: Vec<RefusedCandidate>,
     via: Option<HeaderValue>,
     closes: bool,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    /// In place of the reason's.
+    status: Option<StatusCode>,
+    grpc_status: Option<u16>,
 }
 
 /// One instance that could not take the request.
@@ -172,6 +193,9 @@ impl Refusal {
             candidates: Vec::new(),
             via: None,
             closes: false,
+            headers: Vec::new(),
+            status: None,
+            grpc_status: None,
         };
         Self { told: Box::new(told) }
     }
@@ -214,6 +238,18 @@ impl Refusal {
         self
     }
 
+    /// Adds a header to the answer.
+    pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.told.headers.push((name, value));
+        self
+    }
+
+    /// Answers with these in place of the reason's own, where they are given.
+    pub(crate) fn answering(mut self, status: Option<StatusCode>, grpc_status: Option<u16>) -> Self {
+        (self.told.status, self.told.grpc_status) = (status, grpc_status);
+        self
+    }
+
     /// Adds the way the request took.
     pub(crate) fn via(mut self, via: Option<HeaderValue>) -> Self {
         self.told.via = via;
@@ -229,6 +265,16 @@ impl Refusal {
     /// Why.
     pub(crate) fn reason(&self) -> Reason {
         self.told.reason
+    }
+
+    /// The HTTP status of the answer.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.told.status.unwrap_or_else(|| self.told.reason.status())
+    }
+
+    /// The status for a client of gRPC, where it is another than that of the reason.
+    pub(crate) fn grpc_status(&self) -> Option<u16> {
+        self.told.grpc_status
     }
 
     /// What happened.
@@ -257,7 +303,7 @@ impl Refusal {
     /// The answer.
     pub(crate) fn response(&self) -> Response<ResponseBody> {
         let mut response = self.response_without_body().map(|_empty| ResponseBody::full(self.body()));
-        *response.status_mut() = self.told.reason.status();
+        *response.status_mut() = self.status();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         response
     }
@@ -270,6 +316,9 @@ impl Refusal {
         if let Some(via) = &self.told.via {
             headers.insert(MARRAM_VIA, via.clone());
         }
+        for (name, value) in &self.told.headers {
+            headers.insert(name.clone(), value.clone());
+        }
         if self.told.closes {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -279,7 +328,7 @@ impl Refusal {
     /// The answer as bytes for a connection that no HTTP machine drives (any more); it closes the connection.
     pub(crate) fn raw_response(&self) -> Vec<u8> {
         self.count();
-        let status = self.told.reason.status();
+        let status = self.status();
         let body = self.body();
         let mut out = format!(
             "HTTP/1.1 {} {}\r\n{CONTENT_TYPE}: application/problem+json\r\n{CONTENT_LENGTH}: {}\r\n{CONNECTION}: close\r\n\r\n",
@@ -296,7 +345,7 @@ impl Refusal {
         let problem = Problem {
             r#type: format!("urn:marram:problem:{}", self.told.reason.code()),
             title: self.told.reason.title(),
-            status: self.told.reason.status().as_u16(),
+            status: self.status().as_u16(),
             code: self.told.reason.code(),
             detail: &self.told.detail,
             problems: self

@@ -13,7 +13,7 @@ use crate::snapshot::{Endpoint, Snapshot};
 const RETRIES_MAX: usize = 1;
 
 /// The endpoints one request was sent to in vain.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Tries {
     /// Out for this request: those that failed, and their neighbours where it was the node that failed.
     out: Vec<Arc<Endpoint>>,
@@ -58,6 +58,16 @@ impl Tries {
     pub(super) fn leave_out(&mut self, endpoint: &Arc<Endpoint>, seen: &str) {
         self.out.push(Arc::clone(endpoint));
         self.failures.push((label(endpoint), seen.to_owned()));
+    }
+
+    /// The endpoint has all the requests it may have from here, and is out for this one.
+    pub(super) fn full(&mut self, endpoint: &Arc<Endpoint>) {
+        self.out.push(Arc::clone(endpoint));
+    }
+
+    /// Whether endpoints are out although none has failed.
+    pub(super) const fn met_only_limits(&self) -> bool {
+        self.failures.is_empty() && !self.out.is_empty()
     }
 
     /// Draws an endpoint that has not failed this request.
@@ -118,8 +128,15 @@ impl Tries {
     }
 
     /// The last failure of this request as an answer, for a request that cannot be sent again.
-    pub(super) fn refusal(&self, service: &str) -> Refusal {
+    pub(super) fn refusal(&self, service: &str, is_unsent: bool) -> Refusal {
         let seen = self.failures.last().map_or("it failed", |(_, detail)| detail.as_str());
+        if is_unsent {
+            return Refusal::new(
+                Reason::InstanceFailed,
+                format!("an instance of `{service}` could not be asked: {seen}"),
+            )
+            .candidates(self.failures.clone());
+        }
         Refusal::new(
             Reason::InstanceFailed,
             format!("an instance of `{service}` failed while it had the request: {seen}"),

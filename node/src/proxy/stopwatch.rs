@@ -50,6 +50,6 @@ impl Drop for Wait<'_> {
 }
 
 /// An answer that says the instance could not do it, which may come quicker than doing it.
-fn is_refusal(status: StatusCode) -> bool {
+pub(super) fn is_refusal(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hyper::Method;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use transport::NodeId;
 
+use super::admit::Admission;
 use super::attempt::{connect, open_stream, stream_head};
 use super::context::{OutcomeKind, ProxyContext};
 use super::copy::copy_both;
@@ -64,9 +64,17 @@ impl Tunnel {
         if snapshot.services.contains_key(service) {
             record.service = Some(service.to_owned());
         }
+        let admission = Admission::of(context, snapshot, service);
+        admission.tunnel(record)?;
         let mut tries = Tries::default();
+        let mut last: Option<Refusal> = None;
         loop {
             let pick = tries.pick(context, core, snapshot, service)?;
+            if let Some(refusal) = last.take() {
+                admission.second_try(record, true).map_err(|denied| refusal.not_sent_again(denied))?;
+                record.retries += 1;
+                metrics::counter!("marram_retries_total", "service" => service.to_owned()).increment(1);
+            }
             record.via = Some(format!("{}->{}", snapshot.here.name, pick.endpoint.node_name));
             record.probability = Some(pick.probability);
             match reach(context, core, snapshot, &pick.endpoint, record).await {
@@ -80,8 +88,7 @@ impl Tunnel {
                 Err((kind, detail)) => {
                     record.at(None, None);
                     tries.fail(context, snapshot, &pick.endpoint, kind, detail);
-                    record.retries += 1;
-                    metrics::counter!("marram_retries_total", "service" => service.to_owned()).increment(1);
+                    last = Some(tries.refusal(service, true));
                 }
             }
         }
@@ -120,23 +127,20 @@ async fn reach(
     record.at(Some(mine), None);
     let source = format!("spiffe://{}/node/{}", snapshot.here.mesh, snapshot.here.node);
     let head = stream_head(endpoint, Content::Tcp, source, 1, None);
-    let place = place(context, core, endpoint.node).await?;
+    let place = place(context, core, endpoint).await?;
     Ok(Box::new(open_stream(context, core, endpoint.node, &head, place).await?))
 }
 
-/// The right to one more stream to a peer, which may take a kept one's.
+/// The right to one more stream to an endpoint behind a peer, which may take a kept one's.
 pub(super) async fn place(
     context: &Arc<ProxyContext>,
     core: usize,
-    node: NodeId,
+    endpoint: &Endpoint,
 ) -> Result<Place, (OutcomeKind, String)> {
-    let lane = context.lane(core, node);
+    let lane = context.lane(core, endpoint.node).share(&endpoint.service);
     let waiting = async {
         loop {
-            let place = lane.try_place().or_else(|| {
-                context.pool(core).close_one(node);
-                lane.try_place()
-            });
+            let place = lane.place_of(|service| context.pool(core).close_one(endpoint.node, service));
             match place {
                 Some(place) => return place,
                 None => lane.changed().await,

@@ -469,7 +469,7 @@ async fn reach_far(
     let source = format!("spiffe://{}/node/{}", snapshot.here.mesh, snapshot.here.node);
     let head = stream_head(endpoint, Content::Udp, source, 1, None);
     let limit = context.config.connect_timeout;
-    let place = place(context, core, endpoint.node).await?;
+    let place = place(context, core, endpoint).await?;
     let broken = |detail: String| (OutcomeKind::PeerFailed, detail);
     let mut stream = open_stream(context, core, endpoint.node, &head, place).await?;
     let number = match tokio::time::timeout(limit, stream.read_u64()).await {

@@ -24,7 +24,7 @@ use super::body::RequestBody;
 use super::context::ProxyContext;
 use super::http::origin_form;
 use super::http2::{FRAME_BYTES_MAX, RESETS_OWN_MAX, SEND_BYTES_MAX, Windows};
-use super::lanes::Lane;
+use super::lanes::Share;
 use super::tcp::Wire;
 use crate::config::Protocol;
 
@@ -117,13 +117,13 @@ impl fmt::Debug for Shared {
 /// One request on a shared connection, until it is dropped.
 struct Turn {
     streams: Arc<AtomicUsize>,
-    lane: Option<Arc<Lane>>,
+    lane: Option<Share>,
 }
 
 impl Turn {
     fn begin(context: &ProxyContext, core: usize, key: &PoolKey, streams: &Arc<AtomicUsize>) -> Self {
         streams.fetch_add(1, Ordering::AcqRel);
-        let lane = key.through().map(|node| context.lane(core, node));
+        let lane = key.lane(context, core);
         Self { streams: Arc::clone(streams), lane }
     }
 }
@@ -143,6 +143,23 @@ impl PoolKey {
         match self {
             Self::Local(_) => None,
             Self::Remote { node, .. } => Some(*node),
+        }
+    }
+
+    /// The streams it is one of.
+    fn lane(&self, context: &ProxyContext, core: usize) -> Option<Share> {
+        match self {
+            Self::Local(_) => None,
+            Self::Remote { node, service, .. } => Some(context.lane(core, *node).share(service)),
+        }
+    }
+
+    fn is_for(&self, node: NodeId, wanted: Option<&str>) -> bool {
+        match self {
+            Self::Local(_) => false,
+            Self::Remote { node: through, service, .. } => {
+                *through == node && wanted.is_none_or(|wanted| wanted == service)
+            }
         }
     }
 }
@@ -234,9 +251,10 @@ impl Pool {
         self.shared.retain(|_, shared| !shared.is_empty());
     }
 
-    /// Closes the connection through `node` that has been silent longest; its stream ends shortly after.
-    pub(super) fn close_one(&mut self, node: NodeId) {
-        let through = |key: &PoolKey| key.through() == Some(node);
+    /// Closes the connection through `node` that has been silent longest, of `service` where one is named; its stream ends
+    /// shortly after.
+    pub(super) fn close_one(&mut self, node: NodeId, service: Option<&str>) {
+        let through = |key: &PoolKey| key.is_for(node, service);
         let unused = |one: &Shared| one.streams.load(Ordering::Acquire) == 0;
         let shared = self.shared.iter_mut().filter(|(key, _)| through(key)).find_map(|(_, shared)| {
             let at = shared.iter().position(unused)?;
@@ -461,8 +479,8 @@ fn keep(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, sender: SendReq
 
 /// Wakes one request that waits for a stream to the peer a connection leads through.
 fn tell_waiting(context: &ProxyContext, core: usize, key: &PoolKey) {
-    if let Some(node) = key.through() {
-        context.lane(core, node).kept();
+    if let Some(lane) = key.lane(context, core) {
+        lane.kept();
     }
 }
 

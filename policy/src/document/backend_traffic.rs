@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::fields::Fields;
+use super::{fields::Fields, limits};
 use crate::{
     backend::{Algorithm, Draw, lambda_of},
+    limits::ServiceLimits,
     problem::Faults,
 };
 
@@ -22,15 +23,19 @@ pub(crate) struct BackendTrafficSpec {
     pub(crate) interval: Option<Duration>,
     pub(crate) base_ejection: Option<Duration>,
     pub(crate) max_ejection_percent: Option<u32>,
+    pub(crate) limits: ServiceLimits,
 }
 
 /// Reads the spec at `spec`; complete where it leaves no faults.
 pub(crate) fn read(spec: &Value, faults: &mut Faults<'_>) -> BackendTrafficSpec {
     let mut read = BackendTrafficSpec::default();
-    let Some(fields) = Fields::open(spec, "spec", &["loadBalancer", "healthCheck"], faults) else { return read };
+    let known = [&["loadBalancer", "healthCheck"], &limits::SECTIONS[..]].concat();
+    let Some(fields) = Fields::open(spec, "spec", &known, faults) else { return read };
+    read.limits = limits::read(&fields, faults);
     if let Some(check) = fields.get("healthCheck") {
         health_check(check, &fields.at("healthCheck"), &mut read, faults);
-    } else {
+    }
+    if known.iter().all(|section| fields.get(section).is_none()) {
         fields.require("loadBalancer", "add `loadBalancer: { halfDistance: 25ms }`", faults);
     }
     let Some(balancer) = fields.get("loadBalancer") else { return read };

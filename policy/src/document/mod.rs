@@ -6,6 +6,7 @@ pub(crate) mod canonical;
 mod envelope;
 pub(crate) mod fields;
 pub(crate) mod http_route;
+pub(crate) mod limits;
 mod lines;
 mod parse;
 pub(crate) mod peer_authentication;

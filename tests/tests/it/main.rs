@@ -29,6 +29,8 @@ mod joining;
 #[cfg(test)]
 mod leaves;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod moving;

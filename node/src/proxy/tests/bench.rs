@@ -44,6 +44,7 @@ pub(super) struct Bench {
     services: BTreeMap<String, (Vec<Arc<Endpoint>>, Vec<ExcludedEndpoint>)>,
     local: HashMap<(String, String), Arc<LocalInstance>>,
     here: Here,
+    table: Arc<RouteTable>,
 }
 
 pub(super) fn node(number: u8) -> NodeId {
@@ -63,7 +64,7 @@ impl Bench {
             zone: String::new(),
             mesh: "test".into(),
         };
-        let published = Arc::new(Published::new(snapshot(&here, &BTreeMap::new(), &HashMap::new())));
+        let published = Arc::new(Published::new(snapshot(&here, &BTreeMap::new(), &HashMap::new(), &Arc::default())));
         let links = Arc::new(FakeLinks::default());
         let (sender, outcomes) = mpsc::channel(64);
         let context = ProxyContext::new(ProxyParts {
@@ -78,7 +79,8 @@ impl Bench {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(Arc::clone(&context).serve_http(0, listener));
-        Self { context, address, outcomes, links, published, services: BTreeMap::new(), local: HashMap::new(), here }
+        let (services, local) = (BTreeMap::new(), HashMap::new());
+        Self { context, address, outcomes, links, published, services, local, here, table: Arc::default() }
     }
 
     /// Adds an instance of this node; it is found at once.
@@ -148,8 +150,15 @@ impl Bench {
         endpoint
     }
 
+    /// Puts these documents in force, and no others.
+    pub(super) fn apply(&mut self, text: &str) {
+        let documents = policy::accept_documents(text, &policy::Limits::default()).unwrap();
+        self.table = Arc::new(policy::compile(&documents, &policy::Place::default(), 0).table);
+        self.publish();
+    }
+
     fn publish(&self) {
-        self.published.publish(snapshot(&self.here, &self.services, &self.local));
+        self.published.publish(snapshot(&self.here, &self.services, &self.local, &self.table));
     }
 }
 
@@ -157,6 +166,7 @@ fn snapshot(
     here: &Here,
     services: &BTreeMap<String, (Vec<Arc<Endpoint>>, Vec<ExcludedEndpoint>)>,
     local: &HashMap<(String, String), Arc<LocalInstance>>,
+    table: &Arc<RouteTable>,
 ) -> Snapshot {
     let view = |(name, (endpoints, excluded)): (&String, &(Vec<Arc<Endpoint>>, Vec<ExcludedEndpoint>))| {
         let view = ServiceView {
@@ -164,13 +174,14 @@ fn snapshot(
             endpoints: endpoints.clone(),
             excluded: excluded.clone(),
             active_clients: 1.0,
+            stats: Arc::default(),
         };
         (name.clone(), Arc::new(view))
     };
     Snapshot {
         version: 1,
         here: here.clone(),
-        table: Arc::new(RouteTable::default()),
+        table: Arc::clone(table),
         services: services.iter().map(view).collect(),
         local: local.clone(),
     }

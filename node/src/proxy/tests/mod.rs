@@ -6,6 +6,7 @@ mod datagrams;
 mod grpc;
 mod http2;
 mod latency;
+mod limits;
 mod mesh;
 mod refusals;
 mod requests;

@@ -167,6 +167,30 @@ pub const METRICS: &[Metric] = &[
     stable("marram_request_timeouts_total", Counter, &[], "Requests whose answer did not begin within their time"),
     stable("marram_retries_total", Counter, &["service"], "Requests tried again on another candidate"),
     stable(
+        "marram_retries_denied_total",
+        Counter,
+        &["service", "reason"],
+        "Second tries that were not made: budget used up, too many at once, or the client said off",
+    ),
+    stable(
+        "marram_hedges_total",
+        Counter,
+        &["service", "result"],
+        "Requests sent to a second instance beside the first: whose answer counted (won is the second), or denied by the budget",
+    ),
+    stable(
+        "marram_limits_reached_total",
+        Counter,
+        &["service", "limit"],
+        "Times a limit of a service was met, by the field that sets it",
+    ),
+    stable(
+        "marram_faults_injected_total",
+        Counter,
+        &["service", "fault"],
+        "Requests that a policy delayed or answered with an error on purpose",
+    ),
+    stable(
         "marram_mirrored_requests_total",
         Counter,
         &["service", "result"],
