@@ -5,15 +5,16 @@
 //! [`ProxyContext::inbound_stream`] what peers send. Connections are pooled per data thread. A request passes:
 //!
 //! `accept` (a permit) → `gate` (one whole, strictly read head; `framing`), or `http2` where the connection begins so →
-//! `http` (which service, which headers cross; `filters`, `grpc`) → `admit` (limits and faults of policy)
-//! → `forward` (pick, send, once more elsewhere; `retry`, `hedge`) → `attempt` (a kept or new connection; `upstream`) →
+//! `http` (which service, which headers cross; `filters`, `grpc`) → `admit` (limits and faults of policy) → `forward`
+//! (pick, send, once more elsewhere; `retry`, `hedge`) → `attempt` (a kept or new connection; `upstream`) →
 //! `body` (streams, never collected) → `record` (the access line). A peer's side is `inbound`; raw bytes take `tcp` and
 //! `copy`.
 //!
 //! # Which requests are sent twice
 //! At most once more, at another endpoint, and only when nothing of the request was sent, or its method is idempotent
 //! (GET, HEAD, OPTIONS, TRACE, PUT, DELETE) and its body is at hand: empty, or announced by `Content-Length` with at
-//! most 64 KiB. Each takes from the service's retry budget. Such small bodies are read before the request is sent; all others stream and are never kept.
+//! most 64 KiB. Such small bodies are read before the request is sent; all others stream and are never kept. Each second
+//! try takes from the service's retry budget.
 //!
 //! [`Snapshot`]: crate::snapshot::Snapshot
 
