@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use policy::{
-    BackendPolicy, Candidate, Capacity, Contender, Draw, PeakEwma, Report, RouteTable, Weighed, choose, draw,
-    inflight_estimate, weigh,
+    BackendPolicy, Candidate, Capacity, Contender, Draw, Part, PeakEwma, Report, RouteTable, Weighed, choose,
+    choose_within, draw, inflight_estimate, weigh, weigh_parts,
 };
 
 const NOW: Duration = Duration::from_secs(100);
@@ -88,6 +88,15 @@ fn decide(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("better of two draws", count), |bencher| {
             let contender = |at: usize| Some(known.get(at)?.contender(candidates.get(at)?));
             bencher.iter(|| choose(Draw::BestOfTwo, black_box(&weighed), black_box(CHANCES), contender));
+        });
+        let half = candidates.len() / 2;
+        let parts = [Part { len: half, share: 0.8 }, Part { len: candidates.len() - half, share: 0.2 }];
+        group.bench_function(BenchmarkId::new("weigh and choose within two localities", count), |bencher| {
+            let contender = |at: usize| Some(known.get(at)?.contender(candidates.get(at)?));
+            bencher.iter(|| {
+                weigh_parts(policy, black_box(&candidates), black_box(&parts), &mut weighed);
+                choose_within(Draw::BestOfTwo, &weighed, &parts, black_box(CHANCES), contender)
+            });
         });
         for policy in [policy, &single] {
             let (mut candidates, mut weighed) = (Vec::new(), Vec::new());

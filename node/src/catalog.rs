@@ -16,7 +16,7 @@ use transport::trust::Role;
 use crate::config::Protocol;
 use crate::gossip::{Facts, Loads, OFFERS_MAX, Offer, Offers};
 use crate::limits::ServiceStats;
-use crate::snapshot::{Endpoint, EndpointStats, ExcludedEndpoint, LocalInstance, ServiceView};
+use crate::snapshot::{Endpoint, EndpointStats, ExcludedEndpoint, LocalInstance, Missing, ServiceView};
 
 /// Most nodes the catalog holds; facts of one more are refused and counted.
 pub const NODES_MAX: usize = 10_000;
@@ -278,12 +278,15 @@ impl Catalog {
                 let (protocol, capacity) = match usable {
                     Ok(usable) => usable,
                     Err(reason) => {
-                        let node = known.facts.name.clone();
-                        excluded.push(ExcludedEndpoint { instance: offer.instance.clone(), node, reason, protocol });
+                        if let Some(stats) = self.stats.get(&key) {
+                            stats.mark_absent();
+                        }
+                        excluded.push(known.excluded(offer, reason));
                         continue;
                     }
                 };
                 let stats = Arc::clone(self.stats.entry(key).or_default());
+                stats.mark_present(now);
                 let mine = (known.node == self.me)
                     .then(|| local.get(&(offer.service.clone(), offer.instance.clone())).cloned())
                     .flatten();
@@ -298,7 +301,7 @@ impl Catalog {
             .map(|(name, (endpoints, excluded))| {
                 let active_clients = clients.get(&name).copied().unwrap_or(1.0);
                 let stats = Arc::clone(self.service_stats.entry(name.clone()).or_default());
-                let view = ServiceView { name: name.clone(), endpoints, excluded, active_clients, stats };
+                let view = ServiceView { name: name.clone(), endpoints, excluded, active_clients, stats, placed: None };
                 (name, Arc::new(view))
             })
             .collect()
@@ -325,6 +328,22 @@ impl KnownNode {
             Some(age_s) => format!(
                 "its node has not answered a probe since this one started; what it offers was told {age_s} s before that"
             ),
+        }
+    }
+
+    fn excluded(&self, offer: &Offer, reason: String) -> ExcludedEndpoint {
+        let missing = match self.liveness {
+            Liveness::Alive | Liveness::Suspect | Liveness::Dead => Missing::Yes,
+            Liveness::Joining | Liveness::Left => Missing::No,
+        };
+        let (instance, node) = (offer.instance.clone(), self.facts.name.clone());
+        ExcludedEndpoint {
+            instance,
+            node,
+            reason,
+            facts: Arc::clone(&self.facts),
+            protocol: offer.protocol.known(),
+            missing,
         }
     }
 
@@ -363,6 +382,8 @@ fn endpoint(
         node: known.node,
         node_name: known.facts.name.clone(),
         zone: known.facts.zone.clone(),
+        facts: Arc::clone(&known.facts),
+        locality: 0,
         protocol,
         capacity,
         capacity_source: if offer.declared { CapacitySource::Declared } else { CapacitySource::Cores },

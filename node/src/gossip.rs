@@ -23,7 +23,7 @@ pub const RECORD_VERSION: u8 = 1;
 pub const SIGN_CONTEXT: &str = "gossip/1";
 
 /// Who a node is and where.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
     /// The operator's label.
     pub name: String,

@@ -34,6 +34,7 @@ pub mod pressure;
 pub mod proxy;
 pub mod shares;
 pub mod snapshot;
+pub mod spread;
 pub mod state;
 pub mod store;
 pub mod supervise;

@@ -3,12 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use policy::{BackendPolicy, Candidate, Capacity, Choice, Contender, Draw, Weighed, choose};
+use policy::{
+    BackendPolicy, Candidate, Capacity, Choice, Contender, Draw, OnUnmatched, Requirements, Trait, Weighed, choose,
+    choose_within, slow_start_factor,
+};
 
-use crate::snapshot::{Endpoint, ServiceView, Snapshot};
+use crate::gossip::Facts;
+use crate::snapshot::{Endpoint, Missing, ServiceView, Snapshot};
+use crate::spread::Spread;
 
 /// A suspected owner's endpoints count a quarter.
-const SUSPECT_FACTOR: f64 = 0.25;
+pub(crate) const SUSPECT_FACTOR: f64 = 0.25;
 
 /// What the draw decided.
 #[derive(Debug, Clone)]
@@ -30,10 +35,86 @@ pub struct Pick {
     /// The capacity, load and distance that gave each its weight, in the order of `candidates`; loads move with every
     /// request, these are the ones of this decision.
     pub inputs: Arc<[Candidate]>,
+    /// Whether a locality got more than its part because another one has too few sound instances.
+    pub is_spilling: bool,
+    /// Whether so many endpoints are ejected that the ejections did not count.
+    pub is_panic: bool,
+}
+
+/// What one request asks for beside its service.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asked<'a> {
+    /// The endpoints that failed it.
+    pub tried: &'a [Arc<Endpoint>],
+    /// What the node of an instance must be.
+    pub requirements: Option<&'a Arc<Requirements>>,
+}
+
+/// Who takes part in a draw.
+#[derive(Debug, Default)]
+pub struct Eligible {
+    /// Those.
+    pub candidates: Vec<Arc<Endpoint>>,
+    /// Those that do not, with the reason.
+    pub out: Vec<LeftOut>,
+    /// How the candidates spread over localities; `None` where policy tells none apart, or for a second try.
+    pub spread: Option<Spread>,
+    /// Whether so many are ejected that ejections do not count.
+    pub is_panic: bool,
 }
 
 /// An endpoint that takes no part in a draw, with the reason.
-pub type LeftOut = (Arc<Endpoint>, String);
+pub type LeftOut = (Arc<Endpoint>, OutReason);
+
+/// Why an endpoint takes no part in a draw.
+#[derive(Debug, Clone)]
+pub enum OutReason {
+    /// This node ejected it.
+    Ejected {
+        /// For what it answered.
+        is_outlier: bool,
+    },
+    /// It has all that it may have from here.
+    AtLimit {
+        /// The field of the policy.
+        field: &'static str,
+        /// Its value.
+        limit: u32,
+    },
+    /// It came back from errors, has a request, and has yet to show that it is well.
+    OnProbation,
+    /// So many others are nearer, and policy asks for no more.
+    NotNearest(usize),
+    /// It failed last or is suspected, and this is a second try.
+    NotSound,
+    /// Its locality gets nothing.
+    Locality,
+    /// Its node is not what the request requires.
+    Unfit(Arc<Requirements>),
+}
+
+impl OutReason {
+    /// The reason that `endpoint` of `view` is out, for people.
+    #[must_use]
+    pub fn sentence(&self, view: &ServiceView, endpoint: &Endpoint) -> String {
+        match self {
+            Self::Ejected { is_outlier: true } => "ejected here for answering with errors".to_owned(),
+            Self::Ejected { is_outlier: false } => {
+                format!("ejected here after {} failures in a row", endpoint.stats.failures_in_a_row())
+            }
+            Self::AtLimit { field, limit } => format!("at its limit from here: `{field}` is {limit}"),
+            Self::OnProbation => "back after errors, and asked one request at a time until it answers well".to_owned(),
+            Self::NotNearest(count) => format!("not among the nearest {count} that policy asks for"),
+            Self::NotSound => "failed last or is suspected, and a sound one is left for this second try".to_owned(),
+            Self::Locality => {
+                let name =
+                    view.placed.as_ref().map_or_else(String::new, |placed| placed.localities.name(endpoint.locality));
+                format!("its locality ({name}) gets nothing while others have enough sound instances")
+            }
+            Self::Unfit(requirements) => unmet(requirements, &endpoint.facts).unwrap_or_default(),
+        }
+    }
+}
 
 /// Why no endpoint could be picked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,9 +123,13 @@ pub enum NoPick {
     UnknownService,
     /// Everyone who offers it is out; `(instance@node, reason)` for each.
     NoneHealthy(Vec<(String, String)>),
+    /// Somebody could answer, but in no region that a `Residency` allows.
+    Forbidden(Vec<(String, String)>),
+    /// Nobody is what the request's route requires.
+    Unfit(Vec<(String, String)>),
 }
 
-/// Picks an endpoint of `service` by the probabilities P and the draw in force, leaving out those in `tried`.
+/// Picks an endpoint of `service` by the probabilities P and the draw in force, among those that are what is `asked`.
 ///
 /// `chances` are uniform in `[0, 1)`; `now` is monotonic. Unless this is a second try, the statistics of every weighed
 /// candidate record the probability it had: P with a single draw. With the best of two that would take every pair of
@@ -55,23 +140,23 @@ pub enum NoPick {
 pub fn pick(
     snapshot: &Snapshot,
     service: &str,
-    tried: &[Arc<Endpoint>],
+    asked: Asked<'_>,
     chances: [f64; 2],
     now: Duration,
 ) -> Result<Pick, NoPick> {
     let view = snapshot.services.get(service).ok_or(NoPick::UnknownService)?;
     let backend = snapshot.table.backend(service);
-    let (candidates, out) = eligible(view, tried, now, backend);
+    let Eligible { candidates, out, spread, is_panic } = eligible(view, asked, now, backend);
     let latencies_ms: Arc<[Option<f64>]> = candidates.iter().map(|endpoint| endpoint.stats.latency_ms(now)).collect();
-    let (inputs, weighed) = weigh(view, &candidates, &latencies_ms, backend, now);
+    let (inputs, weighed) = weigh(view, &candidates, &latencies_ms, backend, spread.as_ref(), now);
     let contender = |at: usize| Some(contender(candidates.get(at)?, inputs.get(at)?, *latencies_ms.get(at)?));
-    let Some(Choice { chosen, passed_over }) = choose(backend.draw, &weighed, chances, contender) else {
-        return Err(NoPick::NoneHealthy(reasons(view, tried, &out)));
+    let choice = match &spread {
+        Some(spread) => choose_within(backend.draw, &weighed, &spread.parts, chances, contender),
+        None => choose(backend.draw, &weighed, chances, contender),
     };
-    let Some(endpoint) = candidates.get(chosen) else {
-        return Err(NoPick::NoneHealthy(reasons(view, tried, &out)));
-    };
-    if tried.is_empty() {
+    let Some(Choice { chosen, passed_over }) = choice else { return Err(none(view, asked, &out)) };
+    let Some(endpoint) = candidates.get(chosen) else { return Err(none(view, asked, &out)) };
+    if asked.tried.is_empty() {
         record(&candidates, &weighed, chosen, backend.draw);
     }
     Ok(Pick {
@@ -83,6 +168,8 @@ pub fn pick(
         weighed: weighed.into(),
         candidates: candidates.into(),
         inputs: inputs.into(),
+        is_spilling: spread.is_some_and(|spread| spread.is_spilling),
+        is_panic,
     })
 }
 
@@ -91,67 +178,111 @@ pub fn pick(
 pub fn shares(snapshot: &Snapshot, service: &str, now: Duration) -> Vec<(Arc<Endpoint>, f64)> {
     let Some(view) = snapshot.services.get(service) else { return Vec::new() };
     let backend = snapshot.table.backend(service);
-    let (candidates, _) = eligible(view, &[], now, backend);
+    let Eligible { candidates, spread, .. } = eligible(view, Asked::default(), now, backend);
     let latencies_ms: Vec<Option<f64>> = candidates.iter().map(|endpoint| endpoint.stats.latency_ms(now)).collect();
-    let (_, weighed) = weigh(view, &candidates, &latencies_ms, backend, now);
+    let (_, weighed) = weigh(view, &candidates, &latencies_ms, backend, spread.as_ref(), now);
     candidates.into_iter().zip(weighed).map(|(endpoint, share)| (endpoint, share.probability)).collect()
 }
 
-/// Candidates of `view` at `now`: not tried, not ejected unless all are, the nearest n where policy asks for it.
+/// Candidates of `view` at `now`: not tried, what is required, neither ejected nor held back, of a locality that gets
+/// something, the nearest n where policy asks for it.
 ///
-/// The second list holds those left out with the reason. When every endpoint is ejected the ejections are ignored:
-/// a wrong guess beats a certain refusal.
+/// The ejections of this node are ignored where every endpoint is ejected, or so many that policy takes it for a fault of
+/// the judgement: a wrong guess beats a certain refusal. A second try goes to any locality.
 #[must_use]
-pub fn eligible(
-    view: &ServiceView,
-    tried: &[Arc<Endpoint>],
-    now: Duration,
-    backend: &BackendPolicy,
-) -> (Vec<Arc<Endpoint>>, Vec<LeftOut>) {
+pub fn eligible(view: &ServiceView, asked: Asked<'_>, now: Duration, backend: &BackendPolicy) -> Eligible {
+    let Asked { tried, requirements } = asked;
     let untried = view.endpoints.iter().filter(|e| !tried.iter().any(|t| Arc::ptr_eq(&t.stats, &e.stats)));
-    let (mut inside, mut out) = (Vec::with_capacity(view.endpoints.len()), Vec::new());
-    for endpoint in untried {
-        if endpoint.stats.is_ejected(now) {
-            let reason = if endpoint.stats.is_outlier(now) {
-                "ejected here for answering with errors".to_owned()
-            } else {
-                format!("ejected here after {} failures in a row", endpoint.stats.failures_in_a_row())
-            };
-            out.push((Arc::clone(endpoint), reason));
-        } else if let Some(reason) = held_back(endpoint, backend) {
-            out.push((Arc::clone(endpoint), reason));
-        } else {
-            inside.push(Arc::clone(endpoint));
-        }
+    let mut inside: Vec<Arc<Endpoint>> = Vec::with_capacity(view.endpoints.len());
+    inside.extend(untried.cloned());
+    let mut out = Vec::new();
+    let unfit =
+        requirements.map_or_else(Vec::new, |requirements| leave_unfit(view, requirements, &mut inside, &mut out));
+    let is_panic = is_panic(view, now, backend.panic_threshold_percent);
+    if !is_panic && inside.iter().any(|endpoint| !endpoint.stats.is_ejected(now)) {
+        let ejected = inside.extract_if(.., |endpoint| endpoint.stats.is_ejected(now));
+        out.extend(ejected.map(|endpoint| {
+            let is_outlier = endpoint.stats.is_outlier(now);
+            (endpoint, OutReason::Ejected { is_outlier })
+        }));
     }
-    if inside.is_empty() {
-        inside = out.drain(..).map(|(endpoint, _)| endpoint).collect();
+    if inside.iter().any(|endpoint| held_back(endpoint, backend).is_none()) {
+        let held = inside.extract_if(.., |endpoint| held_back(endpoint, backend).is_some());
+        out.extend(held.filter_map(|endpoint| held_back(&endpoint, backend).map(|why| (endpoint, why))));
     }
     if !tried.is_empty() {
         prefer_sound(&mut inside, &mut out);
+    } else if let Some(placed) = &view.placed {
+        let leave_out = |endpoint, reason| out.push((endpoint, reason));
+        let spread = placed.spread(&mut inside, &unfit, backend.nearest, leave_out);
+        return Eligible { candidates: inside, out, spread: Some(spread), is_panic };
     }
     if let Some(count) = backend.nearest
         && inside.len() > count
     {
         inside.sort_by(|a, b| a.distance_ms.total_cmp(&b.distance_ms));
-        for far in inside.split_off(count) {
-            out.push((far, format!("not among the nearest {count} that policy asks for")));
-        }
+        out.extend(inside.split_off(count).into_iter().map(|far| (far, OutReason::NotNearest(count))));
     }
-    (inside, out)
+    Eligible { candidates: inside, out, spread: None, is_panic }
+}
+
+/// Whether fewer than so many percent of the endpoints are left by the verdicts of this node. The verdicts of an
+/// endpoint's owner are not among them: what it calls down is not in `view.endpoints` at all.
+fn is_panic(view: &ServiceView, now: Duration, threshold_percent: u32) -> bool {
+    if threshold_percent == 0 {
+        return false;
+    }
+    let left = view.endpoints.iter().filter(|endpoint| !endpoint.stats.is_ejected(now)).count();
+    let threshold = usize::try_from(threshold_percent).unwrap_or(100);
+    left * 100 < view.endpoints.len() * threshold
+}
+
+/// Leaves those whose node is what is required; where nobody is and the rule says so, all. Returns for each locality how
+/// many of the instances that should be there do not count for this request.
+fn leave_unfit(
+    view: &ServiceView,
+    requirements: &Arc<Requirements>,
+    inside: &mut Vec<Arc<Endpoint>>,
+    out: &mut Vec<LeftOut>,
+) -> Vec<f64> {
+    let is_fit = |facts: &Facts| requirements.are_met(|name| tell(facts, name));
+    let passes = requirements.on_unmatched == OnUnmatched::PassThrough;
+    if passes && !inside.iter().any(|endpoint| is_fit(&endpoint.facts)) {
+        return Vec::new();
+    }
+    let unfit = inside.extract_if(.., |endpoint| !is_fit(&endpoint.facts));
+    out.extend(unfit.map(|endpoint| (endpoint, OutReason::Unfit(Arc::clone(requirements)))));
+    view.placed.as_ref().map_or_else(Vec::new, |placed| placed.count_unfit(view, is_fit))
+}
+
+/// The first of `requirements` that a node with these facts does not meet, for people.
+#[must_use]
+pub fn unmet(requirements: &Requirements, facts: &Facts) -> Option<String> {
+    requirements.unmet(|name| tell(facts, name))
+}
+
+/// What a node tells of itself under `name`.
+fn tell<'a>(facts: &'a Facts, name: &str) -> Option<Trait<'a>> {
+    let machine = &facts.capabilities;
+    #[expect(clippy::cast_precision_loss, reason = "bytes of memory are far below 2^52")]
+    let memory = || machine.memory_bytes as f64;
+    match name {
+        "arch" => Some(Trait::Text(&machine.arch)),
+        "os" => Some(Trait::Text(&machine.os)),
+        "cores" => Some(Trait::Number(machine.cores)),
+        "memory" => Some(Trait::Number(memory())),
+        "gpu" => Some(Trait::Number(f64::from(machine.gpu))),
+        label => machine.labels.get(label).map(|value| Trait::Text(value)),
+    }
 }
 
 /// Why an endpoint that is not ejected gets no request at the moment: it has all that it may have from here, or came back
 /// from errors and has yet to show that it is well.
-fn held_back(endpoint: &Endpoint, backend: &BackendPolicy) -> Option<String> {
+fn held_back(endpoint: &Endpoint, backend: &BackendPolicy) -> Option<OutReason> {
     let limit = backend.limits.breaker.endpoint_limit(endpoint.holds_connection());
     match limit {
-        Some((limit, field)) if endpoint.stats.own_inflight() >= limit => {
-            Some(format!("at its limit from here: `{field}` is {limit}"))
-        }
-        _ if endpoint.stats.is_on_probation() => {
-            Some("back after errors, and asked one request at a time until it answers well".to_owned())
-        }
+        Some((limit, field)) if endpoint.stats.own_inflight() >= limit => Some(OutReason::AtLimit { field, limit }),
+        _ if endpoint.stats.is_on_probation() => Some(OutReason::OnProbation),
         _ => None,
     }
 }
@@ -163,9 +294,8 @@ fn prefer_sound(inside: &mut Vec<Arc<Endpoint>>, out: &mut Vec<LeftOut>) {
     if !inside.iter().any(|endpoint| is_sound(endpoint)) {
         return;
     }
-    for endpoint in inside.extract_if(.., |endpoint| !is_sound(endpoint)) {
-        out.push((endpoint, "failed last or is suspected, and a sound one is left for this second try".to_owned()));
-    }
+    let unsound = inside.extract_if(.., |endpoint| !is_sound(endpoint));
+    out.extend(unsound.map(|endpoint| (endpoint, OutReason::NotSound)));
 }
 
 /// Weighs `candidates` by the policy in force, with the load as estimated here and now; the inputs come back too.
@@ -174,13 +304,20 @@ fn weigh(
     candidates: &[Arc<Endpoint>],
     latencies_ms: &[Option<f64>],
     backend: &BackendPolicy,
+    spread: Option<&Spread>,
     now: Duration,
 ) -> (Vec<Candidate>, Vec<Weighed>) {
     let mut weighed = Vec::with_capacity(candidates.len());
     let inputs: Vec<Candidate> = (candidates.iter().zip(latencies_ms))
-        .map(|(endpoint, latency_ms)| candidate(endpoint, estimate(view, endpoint, *latency_ms, now)))
+        .map(|(endpoint, latency_ms)| {
+            let inflight = estimate(view, endpoint, *latency_ms, now);
+            Candidate::with_inflight(capacity(endpoint, backend, now), inflight, endpoint.distance_ms)
+        })
         .collect();
-    policy::weigh(backend, &inputs, &mut weighed);
+    match spread {
+        Some(spread) => policy::weigh_parts(backend, &inputs, &spread.parts, &mut weighed),
+        None => policy::weigh(backend, &inputs, &mut weighed),
+    }
     (inputs, weighed)
 }
 
@@ -217,24 +354,46 @@ fn estimate(view: &ServiceView, endpoint: &Endpoint, latency_ms: Option<f64>, no
     policy::inflight_estimate(endpoint.stats.reported(now), own, view.active_clients, latency_ms)
 }
 
-/// The capacity that is weighed: the endpoint's, or a quarter of it while its owner is suspected.
+/// The capacity that is weighed: the endpoint's, or a quarter of it while its owner is suspected, and less of it while it
+/// is new and policy has newcomers start slowly.
 #[must_use]
-pub fn capacity(endpoint: &Endpoint) -> Capacity {
-    if !endpoint.suspect {
-        return endpoint.capacity;
+pub fn capacity(endpoint: &Endpoint, backend: &BackendPolicy, now: Duration) -> Capacity {
+    let suspect = if endpoint.suspect { SUSPECT_FACTOR } else { 1.0 };
+    let factor = suspect * slow_start(endpoint, backend, now).unwrap_or(1.0);
+    if factor < 1.0 {
+        return Capacity::new(endpoint.capacity.requests() * factor).unwrap_or(endpoint.capacity);
     }
-    Capacity::new(endpoint.capacity.requests() * SUSPECT_FACTOR).unwrap_or(endpoint.capacity)
+    endpoint.capacity
 }
 
-fn candidate(endpoint: &Endpoint, inflight: f64) -> Candidate {
-    Candidate::with_inflight(capacity(endpoint), inflight, endpoint.distance_ms)
+/// The part of its weight that a newcomer has; `None` for one that has all of it.
+#[must_use]
+pub fn slow_start(endpoint: &Endpoint, backend: &BackendPolicy, now: Duration) -> Option<f64> {
+    let window = backend.slow_start?;
+    let factor = slow_start_factor(endpoint.stats.age(now)?, window);
+    (factor < 1.0).then_some(factor)
+}
+
+/// Why nobody takes a request.
+fn none(view: &ServiceView, asked: Asked<'_>, out: &[LeftOut]) -> NoPick {
+    let reasons = reasons(view, asked.tried, out);
+    if !asked.tried.is_empty() {
+        return NoPick::NoneHealthy(reasons);
+    }
+    if out.iter().any(|(_, reason)| matches!(reason, OutReason::Unfit(_))) {
+        return NoPick::Unfit(reasons);
+    }
+    if view.excluded.iter().any(|out| out.missing == Missing::Forbidden) {
+        return NoPick::Forbidden(reasons);
+    }
+    NoPick::NoneHealthy(reasons)
 }
 
 fn reasons(view: &ServiceView, tried: &[Arc<Endpoint>], out: &[LeftOut]) -> Vec<(String, String)> {
     let label = |instance: &str, node: &str| format!("{instance}@{node}");
     let mut all: Vec<(String, String)> =
         view.excluded.iter().map(|e| (label(&e.instance, &e.node), e.reason.clone())).collect();
-    all.extend(out.iter().map(|(e, reason)| (label(&e.instance, &e.node_name), reason.clone())));
+    all.extend(out.iter().map(|(e, reason)| (label(&e.instance, &e.node_name), reason.sentence(view, e))));
     all.extend(
         tried.iter().map(|e| (label(&e.instance, &e.node_name), "tried for this request and failed".to_owned())),
     );

@@ -16,8 +16,10 @@ use policy::{Capacity, Outlier, PeakEwma, Report, RouteTable};
 use transport::NodeId;
 
 use crate::config::Protocol;
+use crate::gossip::Facts;
 use crate::limits::{ServiceStats, take_within};
 use crate::outlier::Streak;
+use crate::spread::{Placed, settle};
 
 /// Where readers find the newest snapshot.
 #[derive(Debug)]
@@ -59,6 +61,21 @@ pub struct Snapshot {
     pub local: HashMap<(String, String), Arc<LocalInstance>>,
 }
 
+impl Snapshot {
+    /// Of `services` as they are known, what `table` lets requests see.
+    #[must_use]
+    pub fn new(
+        version: u64,
+        here: Here,
+        table: Arc<RouteTable>,
+        mut services: BTreeMap<String, Arc<ServiceView>>,
+        local: HashMap<(String, String), Arc<LocalInstance>>,
+    ) -> Self {
+        settle(&mut services, &table, &here);
+        Self { version, here, table, services, local }
+    }
+}
+
 /// This node's own names and place.
 #[derive(Debug, Clone)]
 pub struct Here {
@@ -75,7 +92,7 @@ pub struct Here {
 }
 
 /// One service as this node sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ServiceView {
     /// The name requests ask for.
     pub name: String,
@@ -87,6 +104,8 @@ pub struct ServiceView {
     pub active_clients: f64,
     /// What this node has under way to it, the same object in every snapshot that names the service.
     pub stats: Arc<ServiceStats>,
+    /// The localities that policy tells apart; the endpoints stand in their order.
+    pub placed: Option<Placed>,
 }
 
 /// An instance that is known but cannot be drawn.
@@ -100,10 +119,25 @@ pub struct ExcludedEndpoint {
     pub reason: String,
     /// What it speaks; `None` for what this version does not know.
     pub protocol: Option<Protocol>,
+    /// What its node is.
+    pub facts: Arc<Facts>,
+    /// Whether it should be there.
+    pub missing: Missing,
+}
+
+/// Whether an instance that is out leaves a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// It is down, drains, or its node is dead: its locality has less than it should.
+    Yes,
+    /// It has left, was never there, or has no business there.
+    No,
+    /// It is well, but a `Residency` forbids it to answer.
+    Forbidden,
 }
 
 /// One place that answers for a service.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Endpoint {
     /// The service's name.
     pub service: String,
@@ -115,6 +149,10 @@ pub struct Endpoint {
     pub node_name: String,
     /// The owning node's zone.
     pub zone: String,
+    /// What the owning node is.
+    pub facts: Arc<Facts>,
+    /// The number of its locality among those of [`ServiceView::placed`]; 0 where there are none.
+    pub locality: usize,
     /// What it speaks.
     pub protocol: Protocol,
     /// Concurrent requests it can serve well.
@@ -138,6 +176,19 @@ impl Endpoint {
     #[must_use]
     pub fn holds_connection(&self) -> bool {
         self.protocol != Protocol::Http2
+    }
+
+    /// The same as one that cannot be drawn.
+    #[must_use]
+    pub fn excluded(&self, reason: String, missing: Missing) -> ExcludedEndpoint {
+        ExcludedEndpoint {
+            instance: self.instance.clone(),
+            node: self.node_name.clone(),
+            reason,
+            protocol: Some(self.protocol),
+            facts: Arc::clone(&self.facts),
+            missing,
+        }
     }
 }
 
@@ -174,6 +225,8 @@ pub struct EndpointStats {
     is_outlier: AtomicBool,
     /// A [`Streak`] in its bits.
     streak: AtomicU64,
+    /// Since when it is there and healthy; 0 while it is not.
+    present_since_ms: AtomicU64,
     failures_in_a_row: AtomicU32,
     successes: AtomicU64,
     failures: AtomicU64,
@@ -327,6 +380,25 @@ impl EndpointStats {
     #[must_use]
     pub fn failures_in_a_row(&self) -> u32 {
         self.failures_in_a_row.load(Ordering::Relaxed)
+    }
+
+    /// The endpoint is there and healthy by its owner's word, at `now` at the latest.
+    pub fn mark_present(&self, now: Duration) {
+        if self.present_since_ms.load(Ordering::Relaxed) == 0 {
+            self.present_since_ms.store(whole_ms(now).max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// It is not there, or not healthy.
+    pub fn mark_absent(&self) {
+        self.present_since_ms.store(0, Ordering::Relaxed);
+    }
+
+    /// How long it has been there without a break; `None` while it is not.
+    #[must_use]
+    pub fn age(&self, now: Duration) -> Option<Duration> {
+        let since = self.present_since_ms.load(Ordering::Relaxed);
+        (since > 0).then(|| now.saturating_sub(Duration::from_millis(since)))
     }
 
     /// Answered and failed requests since the start.

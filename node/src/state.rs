@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use policy::explain::{DistanceSource, Excluded, Explanation, Subject};
-use policy::{DocId, Filed, Library, Place, Problem, RouteTable, ServiceTraffic};
+use policy::explain::{DistanceSource, Excluded, Explanation, Subject, explain_parts};
+use policy::{BackendPolicy, DocId, Filed, Library, Place, Problem, RouteTable, ServiceTraffic};
 use transport::NodeId;
 use transport::rtt::RttFilter;
 use transport::swim::{Liveness, Swim};
@@ -19,9 +19,10 @@ use transport::vivaldi::Vivaldi;
 use crate::catalog::{Catalog, DEFAULT_DISTANCE_MS, Distance, KnownNode, great_circle_ms};
 use crate::gossip::{Facts, Loads, Offers};
 use crate::local::LocalInstances;
-use crate::pick;
+use crate::pick::{self, Asked, Eligible};
 use crate::shares::{EndpointKey, Shares};
 use crate::snapshot::{Endpoint, Here, ServiceView, Snapshot};
+use crate::spread;
 use crate::store::{Acks, StoreNumbers, StoreState};
 use crate::view::{
     InstanceView, LinkView, MemberCounts, NodeView, PeerSyncView, PolicyStatus, ProblemView, ServiceSummary, Status,
@@ -227,7 +228,7 @@ impl State {
         let unknown = Distance { ms: DEFAULT_DISTANCE_MS, source: DistanceSource::Unknown };
         let services =
             self.catalog.services(&local, |known| distances.get(&known.node).copied().unwrap_or(unknown), now);
-        Snapshot { version: self.version, here: self.here.clone(), table: Arc::clone(&self.table), services, local }
+        Snapshot::new(self.version, self.here.clone(), Arc::clone(&self.table), services, local)
     }
 
     /// How far `known` is: the smaller of the probes' filtered round trip and the link's, else coordinates, else the great
@@ -288,8 +289,8 @@ impl State {
     pub fn explain(&self, snapshot: &Snapshot, service: &str, now: Duration) -> Option<Explanation> {
         let view = snapshot.services.get(service)?;
         let backend = snapshot.table.backend(service);
-        let (candidates, out) = pick::eligible(view, &[], now, backend);
-        let subjects = candidates.iter().map(|endpoint| subject(view, endpoint, now)).collect();
+        let Eligible { candidates, out, spread, is_panic } = pick::eligible(view, Asked::default(), now, backend);
+        let subjects = candidates.iter().map(|endpoint| subject(view, endpoint, backend, is_panic, now)).collect();
         let mut excluded: Vec<Excluded> = view
             .excluded
             .iter()
@@ -298,9 +299,12 @@ impl State {
         excluded.extend(out.into_iter().map(|(endpoint, reason)| Excluded {
             instance: endpoint.instance.clone(),
             node: endpoint.node_name.clone(),
-            reason,
+            reason: reason.sentence(view, &endpoint),
         }));
-        let mut explanation = policy::explain::explain(service, backend, &self.here.name, subjects, excluded);
+        let localities = spread::explained(view, spread.as_ref());
+        let mut explanation = explain_parts(service, backend, &self.here.name, subjects, localities, excluded);
+        explanation.panic = is_panic;
+        explanation.requirements = spread::requirements(view, &snapshot.table);
         let picks: Vec<(EndpointKey, u64)> =
             candidates.iter().map(|endpoint| (share_key(endpoint), endpoint.stats.picks().0)).collect();
         let shares = self.shares.observed(&picks);
@@ -521,9 +525,11 @@ fn share_key(endpoint: &Endpoint) -> EndpointKey {
     (endpoint.service.clone(), endpoint.instance.clone(), endpoint.node_name.clone())
 }
 
-fn subject(view: &ServiceView, endpoint: &Endpoint, now: Duration) -> Subject {
+fn subject(view: &ServiceView, endpoint: &Endpoint, backend: &BackendPolicy, is_panic: bool, now: Duration) -> Subject {
     let (picks, expected_picks) = endpoint.stats.picks();
-    let state = if endpoint.stats.is_ejected(now) {
+    let state = if endpoint.stats.is_ejected(now) && is_panic {
+        "ejected, but too many are: panic"
+    } else if endpoint.stats.is_ejected(now) {
         "ejected, but nobody else is left"
     } else if endpoint.suspect {
         "suspect: capacity counts a quarter"
@@ -534,7 +540,7 @@ fn subject(view: &ServiceView, endpoint: &Endpoint, now: Duration) -> Subject {
         instance: endpoint.instance.clone(),
         node: endpoint.node_name.clone(),
         zone: endpoint.zone.clone(),
-        capacity: pick::capacity(endpoint),
+        capacity: pick::capacity(endpoint, backend, now),
         capacity_source: endpoint.capacity_source,
         inflight: pick::inflight(view, endpoint, now),
         distance_ms: endpoint.distance_ms,
@@ -543,6 +549,7 @@ fn subject(view: &ServiceView, endpoint: &Endpoint, now: Duration) -> Subject {
         picks,
         expected_picks,
         state: state.to_owned(),
+        slow_start: pick::slow_start(endpoint, backend, now),
     }
 }
 

@@ -5,6 +5,7 @@ use std::{f64::consts::LN_2, fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::ServiceLimits;
+use crate::locality::LocalityPolicy;
 
 /// The distance, in milliseconds of round trip, at which a candidate counts half, unless a policy says otherwise.
 pub const HALF_DISTANCE_DEFAULT_MS: f64 = 25.0;
@@ -90,6 +91,12 @@ pub struct BackendPolicy {
     pub outlier: Outlier,
     /// What happens on failures and on too much.
     pub limits: ServiceLimits,
+    /// Which part of the requests each locality gets; `None` tells none apart.
+    pub locality: Option<LocalityPolicy>,
+    /// Where fewer than so many percent of the instances are left by the verdicts of this node, these do not count.
+    pub panic_threshold_percent: u32,
+    /// Over how long the weight of an instance grows that is new or newly healthy; `None` gives it all at once.
+    pub slow_start: Option<Duration>,
     /// The documents that set at least one of the fields, narrowest scope first, joined by a comma and a blank, each as
     /// `scope/kind/name`; or `default`.
     pub source: String,
@@ -113,6 +120,9 @@ impl Default for BackendPolicy {
             nearest: None,
             outlier: Outlier::default(),
             limits: ServiceLimits::default(),
+            locality: None,
+            panic_threshold_percent: 0,
+            slow_start: None,
             source: "default".to_owned(),
         }
     }

@@ -115,6 +115,9 @@ fn backend(layers: &[Layer<'_>]) -> BackendPolicy {
             max_ejection_percent: spec.max_ejection_percent.unwrap_or(default.outlier.max_ejection_percent),
         },
         limits: spec.limits,
+        locality: spec.locality,
+        panic_threshold_percent: spec.panic_threshold_percent.unwrap_or(default.panic_threshold_percent),
+        slow_start: spec.slow_start,
         source: if sources.is_empty() { default.source } else { sources.join(", ") },
     }
 }

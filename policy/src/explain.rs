@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::{Algorithm, BackendPolicy, Draw},
+    locality::{Part, weigh_parts},
     weigh::{Candidate, Capacity, Weighed, weigh},
 };
 
@@ -25,10 +26,50 @@ pub struct Explanation {
     pub policy: String,
     /// The node whose view this is.
     pub as_known_by: String,
+    /// Whether so many instances are out by the verdicts of this node that these do not count, see
+    /// [`BackendPolicy::panic_threshold_percent`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub panic: bool,
+    /// What each locality gets; absent where policy tells none apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub localities: Vec<ExplainedLocality>,
+    /// What rules that lead to the service require of a node, and who does not meet it; absent where none does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requirements: Vec<ExplainedRequirements>,
     /// Who takes part in the draw, in the order given.
     pub candidates: Vec<ExplainedCandidate>,
     /// Who does not.
     pub excluded: Vec<Excluded>,
+}
+
+/// One locality with its part of the requests.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExplainedLocality {
+    /// `REGION/ZONE`, `REGION/*` or `*` of a split; `own zone`, `own region` or `anywhere` for a tier.
+    pub name: String,
+    /// What a split gives it while all is well, in percent; `null` for a tier.
+    pub percent: Option<u32>,
+    /// Instances that can be drawn; one whose owner is suspected counts a quarter.
+    pub sound: f64,
+    /// Instances that should be there.
+    pub known: f64,
+    /// What it gets now, within 0 and 1.
+    pub share: f64,
+    /// How many candidates are its, one locality's after the other's.
+    pub candidates: usize,
+}
+
+/// What one rule requires of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainedRequirements {
+    /// The rule's name.
+    pub route: String,
+    /// Each as `gpu >= 1`.
+    pub requires: Vec<String>,
+    /// Whether a request that nobody meets goes to anybody; else it is refused.
+    pub passes_through: bool,
+    /// Those that its requests skip, each with what is missing.
+    pub skipped: Vec<Excluded>,
 }
 
 /// One candidate with every number of its decision.
@@ -40,6 +81,9 @@ pub struct ExplainedCandidate {
     pub node: String,
     /// The zone of that node.
     pub zone: String,
+    /// The locality it is of; absent where policy tells none apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locality: Option<String>,
     /// C, in concurrent requests.
     pub capacity: f64,
     /// Requests in flight, estimated.
@@ -52,8 +96,11 @@ pub struct ExplainedCandidate {
     pub distance_source: DistanceSource,
     /// w = C / (L + epsilon) * exp(-lambda * d).
     pub weight: f64,
-    /// P = w / sum of w: of the draw, or of the first of two.
+    /// P = w / sum of w: of the draw, or of the first of two. With localities P within its own times the share of that.
     pub probability: f64,
+    /// The part of its weight that a newcomer has, contained in C; absent where it has all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<f64>,
     /// How long it takes to answer, as this node has seen it: what decides between two draws, together with the requests
     /// in flight. `null` where no answer has come yet.
     pub latency_ms: Option<f64>,
@@ -138,6 +185,8 @@ pub struct Subject {
     pub expected_picks: f64,
     /// `ok`, or a word for what holds it back without excluding it.
     pub state: String,
+    /// The part of its weight that a newcomer has; `None` where it has all of it.
+    pub slow_start: Option<f64>,
 }
 
 /// Explains the decision over `subjects`, with the same [`weigh`] that takes it. The filters that the subjects passed
@@ -150,16 +199,40 @@ pub fn explain(
     subjects: Vec<Subject>,
     excluded: Vec<Excluded>,
 ) -> Explanation {
+    explain_parts(service, policy, as_known_by, subjects, Vec::new(), excluded)
+}
+
+/// As [`explain`], over `subjects` that stand in the order of their `localities`. None of them tells none apart.
+#[must_use]
+pub fn explain_parts(
+    service: &str,
+    policy: &BackendPolicy,
+    as_known_by: &str,
+    subjects: Vec<Subject>,
+    localities: Vec<ExplainedLocality>,
+    excluded: Vec<Excluded>,
+) -> Explanation {
     let candidate =
         |subject: &Subject| Candidate::with_inflight(subject.capacity, subject.inflight, subject.distance_ms);
     let candidates: Vec<Candidate> = subjects.iter().map(candidate).collect();
     let mut weighed = Vec::with_capacity(candidates.len());
-    weigh(policy, &candidates, &mut weighed);
+    if localities.is_empty() {
+        weigh(policy, &candidates, &mut weighed);
+    } else {
+        let part = |one: &ExplainedLocality| Part { len: one.candidates, share: one.share };
+        weigh_parts(policy, &candidates, &localities.iter().map(part).collect::<Vec<_>>(), &mut weighed);
+    }
+    let names = localities.iter().flat_map(|one| std::iter::repeat_n(Some(one.name.clone()), one.candidates));
+    let names = names.chain(std::iter::repeat(None));
     let picks: u64 = subjects.iter().fold(0, |sum, subject| sum.saturating_add(subject.picks));
     let candidates = subjects
         .into_iter()
         .zip(candidates.iter().zip(weighed))
-        .map(|(subject, (candidate, weighed))| explained(subject, candidate, weighed, picks, policy.draw))
+        .zip(names)
+        .map(|((subject, (candidate, weighed)), locality)| ExplainedCandidate {
+            locality,
+            ..explained(subject, candidate, weighed, picks, policy.draw)
+        })
         .collect();
     Explanation {
         service: service.to_owned(),
@@ -169,6 +242,9 @@ pub fn explain(
         draw: policy.draw,
         policy: policy.source.clone(),
         as_known_by: as_known_by.to_owned(),
+        panic: false,
+        localities,
+        requirements: Vec::new(),
         candidates,
         excluded,
     }
@@ -180,6 +256,7 @@ fn explained(subject: Subject, candidate: &Candidate, weighed: Weighed, picks: u
         instance: subject.instance,
         node: subject.node,
         zone: subject.zone,
+        locality: None,
         capacity: subject.capacity.requests(),
         inflight: finite(subject.inflight),
         load: candidate.load_used(),
@@ -187,6 +264,7 @@ fn explained(subject: Subject, candidate: &Candidate, weighed: Weighed, picks: u
         distance_source: subject.distance_source,
         weight: weighed.weight,
         probability: weighed.probability,
+        slow_start: subject.slow_start,
         latency_ms: subject.latency_ms.map(finite),
         observed_share: share(subject.picks, picks),
         picks: subject.picks,

@@ -14,7 +14,9 @@ use crate::{
     document::{DocId, Document, route_filter::Filters, route_match::RouteMatch},
     host::HostPattern,
     in_force::Sorted,
+    priority::Priority,
     reading::Reading,
+    requirements::Requirements,
     routes::{self, Contest},
     scope::{Place, Scope},
     table::{RouteTable, Rule},
@@ -138,6 +140,8 @@ struct Led {
     services: Vec<(String, f64)>,
     timeouts: [Option<Duration>; 2],
     filters: Option<Arc<Filters>>,
+    requirements: Option<Arc<Requirements>>,
+    priority: Option<Priority>,
     is_locked: bool,
 }
 
@@ -167,7 +171,8 @@ impl Led {
         let services = services.map(|service| (rule.share_of(&service), service));
         let services = services.map(|(share, service)| (service, share)).collect();
         let timeouts = [rule.timeout, rule.try_timeout];
-        Self { services, timeouts, filters: rule.filters.clone(), is_locked }
+        let (filters, requirements) = (rule.filters.clone(), rule.requirements.clone());
+        Self { services, timeouts, filters, requirements, priority: rule.priority, is_locked }
     }
 }
 
@@ -189,8 +194,19 @@ fn differences(old: &View, new: &View, traffic: &[ServiceTraffic]) -> BTreeMap<S
 }
 
 fn service_differences(old: &RouteTable, new: &RouteTable, service: &str) -> Vec<&'static str> {
-    let BackendPolicy { algorithm, lambda_per_ms, epsilon, draw, nearest, outlier, limits, source: _ } =
-        old.backend(service);
+    let BackendPolicy {
+        algorithm,
+        lambda_per_ms,
+        epsilon,
+        draw,
+        nearest,
+        outlier,
+        limits,
+        locality,
+        panic_threshold_percent,
+        slow_start,
+        source: _,
+    } = old.backend(service);
     let next = new.backend(service);
     let differs = |left: f64, right: f64| left.to_bits() != right.to_bits();
     // By its own name a service is reached only where no route is for that host.
@@ -203,7 +219,9 @@ fn service_differences(old: &RouteTable, new: &RouteTable, service: &str) -> Vec
         ("epsilon", differs(*epsilon, next.epsilon)),
         ("draw", *draw != next.draw),
         ("nearest", *nearest != next.nearest),
-        ("healthCheck", *outlier != next.outlier),
+        ("slowStart", *slow_start != next.slow_start),
+        ("locality", *locality != next.locality),
+        ("healthCheck", *outlier != next.outlier || *panic_threshold_percent != next.panic_threshold_percent),
         ("limits", *limits != next.limits),
         ("authorization", old.authorization(service) != new.authorization(service)),
         ("mtls", old.peer_mode(service) != new.peer_mode(service)),
@@ -247,13 +265,15 @@ fn neighbours<'v>(place: &'v (HostPattern, RouteMatch), view: &'v View) -> impl 
 }
 
 /// What may change, in the order told.
-const WHAT: [&str; 11] = [
+const WHAT: [&str; 13] = [
     "routes",
     "algorithm",
     "halfDistance",
     "epsilon",
     "draw",
     "nearest",
+    "slowStart",
+    "locality",
     "healthCheck",
     "limits",
     "authorization",

@@ -12,8 +12,10 @@
 //! - the same, again and again while single documents change: [`Library`];
 //! - what holds and whose word it is: [`effective`]; what a change would touch: [`impact`]; what a narrower document may
 //!   not say: [`locked_conflicts`]; edits and differences: [`merge_patch`], [`diff`], [`three_way`];
-//! - instances to one instance: [`nearest`], [`weigh`], [`choose`], which is one [`draw`] or the better of two;
+//! - instances to one instance: [`nearest`], [`weigh`], [`choose`], which is one [`draw`] or the better of two; by parts
+//!   for localities: [`Localities`], [`weigh_parts`], [`choose_within`]; for newcomers: [`slow_start_factor`];
 //! - what the better of two knows of each: [`inflight_estimate`], [`PeakEwma`];
+//! - what the node of an instance must be: [`Requirements`];
 //! - why it went there: [`explain`].
 //!
 //! ```
@@ -57,16 +59,20 @@ mod in_force;
 mod inflight;
 mod library;
 mod limits;
+mod locality;
 mod lock;
 mod name;
 mod overlay;
 mod patch;
 mod pattern;
 mod peak_ewma;
+mod priority;
 mod problem;
 mod reading;
+mod requirements;
 mod routes;
 mod scope;
+mod slow_start;
 mod strictest;
 mod table;
 mod validate;
@@ -91,13 +97,20 @@ pub use library::{Filed, Library};
 pub use limits::{
     CircuitBreaker, FaultAbort, FaultDelay, FaultInjection, Hedging, RateLimit, RetryConstraint, ServiceLimits,
 };
+pub use locality::{
+    Distribution, FAILOVER_THRESHOLD_DEFAULT, Health, Localities, Locality, LocalityPolicy, Part, Tier, choose_within,
+    weigh_parts,
+};
 pub use lock::locked_conflicts;
 pub use name::{is_label, is_name};
 pub use patch::merge_patch;
 pub use peak_ewma::PeakEwma;
+pub use priority::Priority;
 pub use problem::{Problem, nearest_name};
 pub use reading::Reading;
+pub use requirements::{OnUnmatched, Requirement, Requirements, Test, Trait};
 pub use scope::{Place, Scope, ScopeError};
+pub use slow_start::slow_start_factor;
 pub use table::{DEFAULT_ROUTE, RequestHead, RouteDecision, RouteTable};
 pub use validate::{notes, validate};
 pub use weigh::{Candidate, Capacity, CapacityError, DISTANCE_MS_MAX, LOAD_MAX, Weighed, nearest, weigh};

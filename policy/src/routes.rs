@@ -188,7 +188,15 @@ pub(crate) fn rule(id: &DocId, index: usize, spec: &RuleSpec) -> Rule {
         backends.push(Backend { service: Arc::from(service.as_str()), cumulated });
     }
     let filters = (!spec.filters.are_none()).then(|| Arc::new(spec.filters.clone()));
-    Rule { name: Arc::from(name), backends, filters, timeout: spec.timeout, try_timeout: spec.try_timeout }
+    Rule {
+        name: Arc::from(name),
+        backends,
+        filters,
+        timeout: spec.timeout,
+        try_timeout: spec.try_timeout,
+        requirements: spec.requirements.clone().map(Arc::new),
+        priority: spec.priority,
+    }
 }
 
 /// [`crate::Scope::breadth`] of everywhere.

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::Arc,
     time::Duration,
@@ -17,6 +17,8 @@ use crate::{
         route_match::{Conditions, Headers, Pattern, is_below},
     },
     host::{host_of, parents, service_of},
+    priority::Priority,
+    requirements::Requirements,
 };
 
 /// The name of the route that leads from `SERVICE.mesh` to SERVICE where no `HTTPRoute` is for that host.
@@ -67,6 +69,10 @@ pub enum RouteDecision {
         filters: Option<Arc<Filters>>,
         /// Bytes of the path that the rule matched as a prefix.
         prefix: usize,
+        /// What the node of an instance must be.
+        requirements: Option<Arc<Requirements>>,
+        /// How important it is; `None` leaves it to whoever sends it.
+        priority: Option<Priority>,
     },
     /// Back to whoever asked, by [`Filters::redirect`].
     Redirect {
@@ -143,6 +149,8 @@ pub(crate) struct Rule {
     pub(crate) filters: Option<Arc<Filters>>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) try_timeout: Option<Duration>,
+    pub(crate) requirements: Option<Arc<Requirements>>,
+    pub(crate) priority: Option<Priority>,
 }
 
 /// A service with a weight above zero.
@@ -183,6 +191,8 @@ impl RouteTable {
                 route_name: Arc::from(DEFAULT_ROUTE),
                 filters: None,
                 prefix: 0,
+                requirements: None,
+                priority: None,
             },
             Some(_) | None => RouteDecision::NoRoute,
         }
@@ -218,6 +228,17 @@ impl RouteTable {
     #[must_use]
     pub fn may_answer_in(&self, service: &str, region: &str) -> bool {
         self.residency(service).is_none_or(|regions| regions.contains(region))
+    }
+
+    /// What rules that lead to `service` require of a node, each with the rule's name, in order of the names.
+    #[must_use]
+    pub fn requirements(&self, service: &str) -> Vec<(Arc<str>, Arc<Requirements>)> {
+        let rules = self.routes.exact.values().chain(self.routes.below.values()).flat_map(HostRules::all);
+        let leading = rules.filter(|rule| rule.share_of(service) > 0.0);
+        let required: BTreeMap<_, _> = leading
+            .filter_map(|rule| Some((Arc::clone(&rule.name), Arc::clone(rule.requirements.as_ref()?))))
+            .collect();
+        required.into_iter().collect()
     }
 
     /// The hosts that routes are for, `*.suffix` included, in no particular order.
@@ -267,6 +288,12 @@ impl Tier {
 }
 
 impl HostRules {
+    fn all(&self) -> impl Iterator<Item = &Rule> {
+        let exact = self.exact.values().flatten();
+        let by_regex = self.regexes.iter().map(|(_, case)| case);
+        exact.chain(by_regex).chain(self.prefixes.iter().map(|(_, case)| case)).map(|case| &*case.rule)
+    }
+
     /// The rule for a request, with the bytes of the path that it matched as a prefix.
     fn find(&self, asked: &Asked<'_>) -> Option<(&Rule, usize)> {
         let exact = self.exact.get(asked.path).into_iter().flatten().find(|case| case.holds(asked));
@@ -321,6 +348,8 @@ impl Rule {
             route_name: Arc::clone(&self.name),
             filters: self.filters.clone(),
             prefix,
+            requirements: self.requirements.clone(),
+            priority: self.priority,
         })
     }
 }

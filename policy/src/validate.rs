@@ -59,8 +59,11 @@ pub fn validate(document: &Document) -> Result<(), Vec<Problem>> {
 pub fn notes(document: &Document) -> Vec<Problem> {
     let kind = document.kind.as_str();
     if STRICTEST_KINDS.contains(&kind) {
-        let message = format!("`{kind}` is checked and composed, but not yet enforced on requests by this version");
-        let mut notes = vec![Problem::new("kind", message, None)];
+        let mut notes = Vec::new();
+        if kind != "Residency" {
+            let message = format!("`{kind}` is checked and composed, but not yet enforced on requests by this version");
+            notes.push(Problem::new("kind", message, None));
+        }
         if !document.metadata.locked.is_empty() {
             let message = "has no effect: a narrower document of this kind can only permit less, never more";
             notes.push(Problem::new("metadata.locked", message, Some("leave it out".to_owned())));

@@ -48,6 +48,12 @@ pub(super) struct ExplanationBody {
     policy: String,
     /// The node whose view this is.
     as_known_by: String,
+    /// `true` while so many instances are out by the verdicts of this node that these do not count; else absent.
+    panic: bool,
+    /// What each locality gets; absent where policy tells none apart.
+    localities: Vec<LocalityBody>,
+    /// What rules that lead to the service require of a node; absent where none does.
+    requirements: Vec<RequirementsBody>,
     /// Who takes part in the draw.
     candidates: Vec<CandidateBody>,
     /// Who does not, and why.
@@ -65,6 +71,8 @@ pub(super) struct CandidateBody {
     node: String,
     /// The owning node's zone.
     zone: String,
+    /// The locality it is of; absent where policy tells none apart.
+    locality: Option<String>,
     /// C, in concurrent requests.
     capacity: f64,
     /// Requests in flight, estimated.
@@ -77,8 +85,10 @@ pub(super) struct CandidateBody {
     distance_source: String,
     /// w = C / (L + epsilon) * exp(-lambda * d).
     weight: f64,
-    /// P = w / sum of w: of the draw, or of the first of two.
+    /// P = w / sum of w: of the draw, or of the first of two. With localities P within its own times the share of that.
     probability: f64,
+    /// The part of its weight that a newcomer has, contained in C; absent where it has all of it.
+    slow_start: Option<f64>,
     /// How long it takes to answer as seen from this node; `null` where no answer has come yet.
     latency_ms: Option<f64>,
     /// Its part of the picks of late, 0..=1; `null` where there were none.
@@ -91,6 +101,40 @@ pub(super) struct CandidateBody {
     state: String,
     /// `declared`, `learned` or `cores`.
     capacity_source: String,
+}
+
+/// One locality with its part of the requests.
+#[derive(ToSchema)]
+#[schema(as = ExplainedLocality)]
+#[expect(dead_code, reason = "a description for machines; nobody builds one")]
+pub(super) struct LocalityBody {
+    /// `REGION/ZONE`, `REGION/*` or `*` of a split; `own zone`, `own region` or `anywhere` for a tier.
+    name: String,
+    /// What a split gives it while all is well, in percent; `null` for a tier.
+    percent: Option<u32>,
+    /// Instances that can be drawn; one whose owner is suspected counts a quarter.
+    sound: f64,
+    /// Instances that should be there.
+    known: f64,
+    /// What it gets now, 0..=1.
+    share: f64,
+    /// How many candidates are its, one locality's after the other's.
+    candidates: usize,
+}
+
+/// What one rule requires of a node.
+#[derive(ToSchema)]
+#[schema(as = ExplainedRequirements)]
+#[expect(dead_code, reason = "a description for machines; nobody builds one")]
+pub(super) struct RequirementsBody {
+    /// The rule's name.
+    route: String,
+    /// Each as `gpu >= 1`.
+    requires: Vec<String>,
+    /// Whether a request that nobody meets goes to anybody; else it is refused.
+    passes_through: bool,
+    /// Those that its requests skip, each with what is missing.
+    skipped: Vec<ExcludedBody>,
 }
 
 /// One instance that does not take part.

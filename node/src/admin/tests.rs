@@ -72,6 +72,8 @@ fn the_description_of_an_explanation_has_the_fields_that_are_answered() {
     for (schema, value) in [
         ("Explanation", &answered),
         ("ExplainedCandidate", &answered["candidates"][0]),
+        ("ExplainedLocality", &answered["localities"][0]),
+        ("ExplainedRequirements", &answered["requirements"][0]),
         ("Excluded", &answered["excluded"][0]),
     ] {
         let described: BTreeSet<&String> = schemas[schema]["properties"].as_object().unwrap().keys().collect();

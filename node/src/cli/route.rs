@@ -1,7 +1,7 @@
 //! `route explain`: the formula with the numbers of now.
 
 use ::policy::Draw;
-use ::policy::explain::{ExplainedCandidate, Explanation};
+use ::policy::explain::{ExplainedCandidate, ExplainedLocality, ExplainedRequirements, Explanation};
 
 use super::client::segment;
 use super::look::percent;
@@ -50,6 +50,12 @@ impl Explain {
 /// The explanation as people read it: the parameters on one line, a row per candidate, a line per absent one.
 pub(super) fn explained(explanation: &Explanation) -> String {
     let mut text = headline(explanation);
+    if explanation.panic {
+        text.push_str("panic: too many instances are ejected by this node, so its ejections do not count\n");
+    }
+    if !explanation.localities.is_empty() {
+        text.push_str(&localities(&explanation.localities));
+    }
     if !explanation.candidates.is_empty() {
         text.push_str(&candidates(&explanation.candidates, explanation.draw));
     }
@@ -59,6 +65,7 @@ pub(super) fn explained(explanation: &Explanation) -> String {
     if explanation.candidates.is_empty() {
         text.push_str("nothing to draw: requests are answered 503\n");
     }
+    explanation.requirements.iter().for_each(|required| text.push_str(&requirements(required)));
     text
 }
 
@@ -81,6 +88,32 @@ fn headline(explanation: &Explanation) -> String {
         explanation.draw,
         explanation.policy
     )
+}
+
+/// A row for each locality that has instances.
+fn localities(localities: &[ExplainedLocality]) -> String {
+    let columns =
+        [("LOCALITY", Align::Left), ("POLICY", Align::Right), ("SOUND", Align::Right), ("SHARE", Align::Right)];
+    let mut sheet = Sheet::new(&columns, None);
+    for locality in localities.iter().filter(|locality| locality.known > 0.0 || locality.percent.is_some()) {
+        sheet.row(&[
+            locality.name.clone(),
+            locality.percent.map_or_else(|| "tier".to_owned(), |percent| format!("{percent}%")),
+            format!("{} of {}", trimmed(locality.sound), trimmed(locality.known)),
+            percent(locality.share),
+        ]);
+    }
+    sheet.render()
+}
+
+/// A line for the rule, and one for each instance that its requests skip.
+fn requirements(required: &ExplainedRequirements) -> String {
+    let otherwise = if required.passes_through { "else to anybody" } else { "else refused" };
+    let mut text = format!("rule {} needs {}, {otherwise}\n", required.route, required.requires.join(", "));
+    for skipped in &required.skipped {
+        text.push_str(&format!("  skips {}@{}: {}\n", skipped.instance, skipped.node, skipped.reason));
+    }
+    text
 }
 
 fn candidates(candidates: &[ExplainedCandidate], draw: Draw) -> String {
@@ -110,7 +143,7 @@ fn candidates(candidates: &[ExplainedCandidate], draw: Draw) -> String {
             format!("{:.2}", candidate.weight),
             percent(candidate.probability),
             observed(candidate.observed_share),
-            candidate.state.clone(),
+            state(candidate),
         ];
         if compares {
             row.insert(LATENCY_AT, candidate.latency_ms.map_or_else(|| "-".to_owned(), millis));
@@ -131,6 +164,14 @@ const BEST_OF_TWO: &str = "\
 P is of each draw; of two drawn, the smaller LATENCY·max(1,(INFLIGHT+1)/C) gets the request,
 so OBSERVED may differ from P
 ";
+
+/// With what a newcomer has of its weight.
+fn state(candidate: &ExplainedCandidate) -> String {
+    match candidate.slow_start {
+        Some(factor) => format!("{}, new: {} of its weight", candidate.state, percent(factor)),
+        None => candidate.state.clone(),
+    }
+}
 
 fn observed(share: Option<f64>) -> String {
     match share {

@@ -3,7 +3,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ::policy::Problem;
-use ::policy::explain::{CapacitySource, DistanceSource, Excluded, Subject, explain};
+use ::policy::explain::{
+    CapacitySource, DistanceSource, Excluded, ExplainedLocality, ExplainedRequirements, Explanation, Subject, explain,
+    explain_parts,
+};
 use ::policy::{BackendPolicy, Capacity, Draw};
 use clap::{CommandFactory as _, Parser as _};
 use crdt_store::{BundleError, BundleFault, StoreError};
@@ -284,6 +287,7 @@ fn subject(node: &str, capacity: f64, inflight: f64, distance_ms: f64, picks: u6
         picks,
         expected_picks: 0.0,
         state: "ok".to_owned(),
+        slow_start: None,
     }
 }
 
@@ -328,6 +332,51 @@ so OBSERVED may differ from P
 ";
     assert_eq!(text, expected);
     assert!(text.lines().skip(1).all(|line| line.chars().count() <= 100), "the table fits 100 columns");
+}
+
+#[test]
+fn an_explanation_shows_localities_newcomers_panic_and_what_rules_require() {
+    let subjects = vec![
+        subject("west", 100.0, 0.0, 0.2, 0),
+        Subject { slow_start: Some(0.25), ..subject("east", 25.0, 0.0, 0.2, 0) },
+    ];
+    let part = |name: &str, percent, sound, share, candidates| ExplainedLocality {
+        name: name.to_owned(),
+        percent,
+        sound,
+        known: 2.0,
+        share,
+        candidates,
+    };
+    let localities = vec![
+        part("eu/z1", Some(80), 1.0, 0.737, 1),
+        part("eu/z2", Some(20), 2.0, 0.263, 1),
+        ExplainedLocality { known: 0.0, ..part("own zone", None, 0.0, 0.0, 0) },
+    ];
+    let skipped =
+        Excluded { instance: "hello".into(), node: "east".into(), reason: "needs gpu >= 1, node has 0".into() };
+    let required = ExplainedRequirements {
+        route: "global/HTTPRoute/see#0".to_owned(),
+        requires: vec!["gpu >= 1".to_owned()],
+        passes_through: false,
+        skipped: vec![skipped],
+    };
+    let single = BackendPolicy { draw: Draw::Single, ..BackendPolicy::default() };
+    let explained = explain_parts("hello", &single, "west", subjects, localities, Vec::new());
+    let text = route::explained(&Explanation { panic: true, requirements: vec![required], ..explained });
+    let expected = "\
+SERVICE hello  from west  algorithm EdgeDecay  λ=0.0277/ms (half-distance 25ms)  ε=1  draw Single  policy: default
+panic: too many instances are ejected by this node, so its ejections do not count
+LOCALITY  POLICY   SOUND  SHARE
+eu/z1        80%  1 of 2  73.7%
+eu/z2        20%  2 of 2  26.3%
+INSTANCE      C  INFLIGHT     L     RTT  w=C/(L+ε)·e^(−λd)      P  OBSERVED  STATE
+hello@west  100       0.0  0.00  0.20ms              99.45  73.7%  -         ok
+hello@east   25       0.0  0.00  0.20ms              24.86  26.3%  -         ok, new: 25.0% of its weight
+rule global/HTTPRoute/see#0 needs gpu >= 1, else refused
+  skips hello@east: needs gpu >= 1, node has 0
+";
+    assert_eq!(text, expected);
 }
 
 #[test]

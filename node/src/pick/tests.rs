@@ -18,6 +18,8 @@ fn endpoint(name: &str, capacity: f64, distance_ms: f64) -> Arc<Endpoint> {
         node: NodeId::from_bytes([1; 16]),
         node_name: format!("on-{name}"),
         zone: String::new(),
+        facts: Arc::default(),
+        locality: 0,
         protocol: Protocol::Http,
         capacity: Capacity::new(capacity).unwrap(),
         capacity_source: CapacitySource::Declared,
@@ -35,8 +37,11 @@ fn view(endpoints: Vec<Arc<Endpoint>>) -> ServiceView {
         node: "far".to_owned(),
         reason: "its node is dead".to_owned(),
         protocol: None,
+        facts: Arc::default(),
+        missing: Missing::Yes,
     };
-    ServiceView { name: "hello".to_owned(), endpoints, excluded: vec![out], active_clients: 1.0, stats: Arc::default() }
+    let (excluded, stats) = (vec![out], Arc::default());
+    ServiceView { name: "hello".to_owned(), endpoints, excluded, active_clients: 1.0, stats, placed: None }
 }
 
 fn snapshot(view: ServiceView, table: RouteTable) -> Snapshot {
@@ -48,7 +53,26 @@ fn snapshot(view: ServiceView, table: RouteTable) -> Snapshot {
         mesh: "shop".to_owned(),
     };
     let services = BTreeMap::from([("hello".to_owned(), Arc::new(view))]);
-    Snapshot { version: 1, here, table: Arc::new(table), services, local: HashMap::new() }
+    Snapshot::new(1, here, Arc::new(table), services, HashMap::new())
+}
+
+/// Candidates, and those left out with the reason as people read it.
+fn eligible(
+    view: &ServiceView,
+    tried: &[Arc<Endpoint>],
+    now: Duration,
+    backend: &BackendPolicy,
+) -> (Vec<Arc<Endpoint>>, Vec<(Arc<Endpoint>, String)>) {
+    let Eligible { candidates, out, .. } = super::eligible(view, Asked { tried, requirements: None }, now, backend);
+    let told = out.into_iter().map(|(endpoint, reason)| {
+        let sentence = reason.sentence(view, &endpoint);
+        (endpoint, sentence)
+    });
+    (candidates, told.collect())
+}
+
+fn asked(tried: &[Arc<Endpoint>]) -> Asked<'_> {
+    Asked { tried, requirements: None }
 }
 
 fn balanced(load_balancer: &str) -> RouteTable {
@@ -106,14 +130,14 @@ fn only_the_nearest_that_policy_asks_for_take_part_and_the_rest_say_so() {
 #[test]
 fn a_suspected_owner_counts_a_quarter() {
     let suspect = Endpoint { suspect: true, ..Arc::into_inner(endpoint("a", 8.0, 1.0)).unwrap() };
-    assert!((capacity(&suspect).requests() - 2.0).abs() < 1e-12);
+    assert!((capacity(&suspect, &BackendPolicy::default(), NOW).requests() - 2.0).abs() < 1e-12);
 }
 
 #[test]
 fn no_pick_names_every_known_instance_and_why() {
     let known = snapshot(view(Vec::new()), RouteTable::default());
-    assert_eq!(pick(&known, "nobody", &[], [0.5; 2], NOW).unwrap_err(), NoPick::UnknownService);
-    let NoPick::NoneHealthy(reasons) = pick(&known, "hello", &[], [0.5; 2], NOW).unwrap_err() else {
+    assert_eq!(pick(&known, "nobody", asked(&[]), [0.5; 2], NOW).unwrap_err(), NoPick::UnknownService);
+    let NoPick::NoneHealthy(reasons) = pick(&known, "hello", asked(&[]), [0.5; 2], NOW).unwrap_err() else {
         panic!("hello is known");
     };
     assert_eq!(reasons, [("z@far".to_owned(), "its node is dead".to_owned())]);
@@ -126,7 +150,7 @@ fn picks_follow_the_sum_of_the_probabilities_recorded_at_each_decision() {
     let mut chance = rand::rngs::StdRng::seed_from_u64(7);
     let mut held = Vec::new();
     for turn in 0..20_000 {
-        let chosen = pick(&known, "hello", &[], [chance.random(), chance.random()], NOW).unwrap();
+        let chosen = pick(&known, "hello", asked(&[]), [chance.random(), chance.random()], NOW).unwrap();
         // Requests stay in flight for a while, so that the probabilities move.
         held.push(chosen.endpoint.stats.begin());
         if turn % 50 == 49 {
@@ -147,8 +171,8 @@ fn picks_follow_the_sum_of_the_probabilities_recorded_at_each_decision() {
 #[test]
 fn a_second_try_is_not_counted_as_a_decision() {
     let known = snapshot(view(vec![endpoint("a", 1.0, 1.0), endpoint("b", 1.0, 1.0)]), RouteTable::default());
-    let first = pick(&known, "hello", &[], [0.0; 2], NOW).unwrap();
-    let second = pick(&known, "hello", &[Arc::clone(&first.endpoint)], [0.0; 2], NOW).unwrap();
+    let first = pick(&known, "hello", asked(&[]), [0.0; 2], NOW).unwrap();
+    let second = pick(&known, "hello", asked(&[Arc::clone(&first.endpoint)]), [0.0; 2], NOW).unwrap();
     assert_ne!(first.endpoint.instance, second.endpoint.instance);
     assert_eq!(second.endpoint.stats.picks().0, 0);
 }
@@ -174,7 +198,7 @@ fn picks_by_best_of_two(endpoints: &[Arc<Endpoint>]) -> Vec<u64> {
     let known = snapshot(view(endpoints.to_vec()), balanced("{ draw: BestOfTwo }"));
     let mut chance = rand::rngs::StdRng::seed_from_u64(11);
     for _ in 0..10_000 {
-        let chosen = pick(&known, "hello", &[], [chance.random(), chance.random()], NOW).unwrap();
+        let chosen = pick(&known, "hello", asked(&[]), [chance.random(), chance.random()], NOW).unwrap();
         assert!(chosen.passed_over.is_some() && chosen.draw == Draw::BestOfTwo, "two were drawn");
     }
     endpoints.iter().map(|endpoint| endpoint.stats.picks().0).collect()

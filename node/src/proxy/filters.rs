@@ -114,6 +114,7 @@ async fn send(context: Arc<ProxyContext>, settled: Settled, service: String, mut
         snapshot: &snapshot,
         service: &service,
         filters: None,
+        requirements: None,
         timeout,
         try_timeout: None,
         hops,

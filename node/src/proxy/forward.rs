@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode, Version};
-use policy::Filters;
+use policy::{Filters, Requirements};
 
 use super::admit::Denied;
 use super::attempt::{self, Answer, Blame, Failure, Outgoing, stream_head};
@@ -49,6 +49,8 @@ pub(super) struct Job<'a> {
     pub(super) service: &'a str,
     /// What becomes of the request and its response on the way.
     pub(super) filters: Option<&'a Filters>,
+    /// What the node of an instance must be.
+    pub(super) requirements: Option<&'a Arc<Requirements>>,
     /// From the whole request to the response head.
     pub(super) timeout: Duration,
     /// The same for one try; a request that may be repeated goes to another instance after it.
@@ -82,7 +84,7 @@ impl Job<'_> {
     /// # Errors
     /// The refusal to answer with.
     pub(super) async fn carry(&self, mut outgoing: Outgoing, record: &mut Record) -> Result<Reply, Refusal> {
-        let mut tries = Tries::default();
+        let mut tries = Tries::requiring(self.requirements);
         let mut via = None;
         // What the client is told when the request is not sent once more.
         let mut last: Option<Refusal> = None;

@@ -40,10 +40,12 @@ impl Code {
     const fn of(reason: Reason) -> Self {
         match reason {
             Reason::BadRequest | Reason::UnknownExpectation | Reason::LoopDetected => Self::Internal,
-            Reason::HeadTooLarge | Reason::RateLimited => Self::ResourceExhausted,
+            Reason::HeadTooLarge | Reason::RateLimited | Reason::Shed => Self::ResourceExhausted,
             Reason::NotOfTheMesh | Reason::NoRoute | Reason::NotHttp | Reason::Http2NotSupported => Self::Unimplemented,
             Reason::UnknownService
             | Reason::NoHealthyInstance
+            | Reason::Residency
+            | Reason::Unfit
             | Reason::InstanceFailed
             | Reason::ShortOfMemory
             | Reason::Overloaded

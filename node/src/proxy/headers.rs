@@ -7,6 +7,7 @@ use hyper::header::{
     TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use hyper::{HeaderMap, Version};
+use policy::Priority;
 
 /// Everything with this prefix belongs to the mesh and never comes from an application.
 const PREFIX: &str = "marram-";
@@ -14,6 +15,7 @@ const PREFIX: &str = "marram-";
 /// Response: from which node to which, `from->to`.
 pub(crate) const MARRAM_VIA: HeaderName = HeaderName::from_static("marram-via");
 /// Request, from an application: `1` asks for the decision.
+pub(crate) const MARRAM_PRIORITY: HeaderName = HeaderName::from_static("marram-priority");
 pub(crate) const MARRAM_EXPLAIN: HeaderName = HeaderName::from_static("marram-explain");
 /// Response: the decision as compact JSON.
 pub(crate) const MARRAM_DECISION: HeaderName = HeaderName::from_static("marram-decision");
@@ -123,6 +125,11 @@ pub(crate) fn wants_explanation(headers: &HeaderMap) -> bool {
 /// Whether the application leaves it to the proxy to send the request once more.
 pub(crate) fn may_retry(headers: &HeaderMap) -> bool {
     headers.get(MARRAM_RETRY).is_none_or(|value| value != "off")
+}
+
+/// How important the application says the request is; a word that is none counts as nothing said.
+pub(crate) fn wanted_priority(headers: &HeaderMap) -> Option<Priority> {
+    Priority::of(headers.get(MARRAM_PRIORITY)?.to_str().ok()?)
 }
 
 /// Removes everything an application may not say to the mesh, and the mesh may not say to an application.

@@ -16,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
-use policy::{Filters, Headers, RequestHead, RouteDecision};
+use policy::{Filters, Headers, Priority, RequestHead, Requirements, RouteDecision};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -29,12 +29,13 @@ use super::gate::{Gate, GateLimits};
 use super::grpc;
 use super::head::HOPS_MAX;
 use super::headers::{
-    add_via, may_retry, strip_marram, strip_proxy_only, strip_request, times_via, wanted_upgrade, wants_explanation,
-    write_upgrade,
+    add_via, may_retry, strip_marram, strip_proxy_only, strip_request, times_via, wanted_priority, wanted_upgrade,
+    wants_explanation, write_upgrade,
 };
 use super::http2;
 use super::record::{Direction, Record};
 use super::refuse::{Reason, Refusal};
+use super::retry::Tries;
 use super::tcp::{Tunnel, TunnelSlot};
 use crate::snapshot::Snapshot;
 
@@ -189,6 +190,7 @@ async fn proxy(
     if snapshot.services.contains_key(&*routed.service) {
         record.service = Some(routed.service.to_string());
     }
+    shed(context, &routed, &parts.headers)?;
     let crossed = times_via(&parts.headers, &routed.service);
     if crossed >= usize::from(HOPS_MAX) {
         return Err(Refusal::new(
@@ -220,6 +222,7 @@ async fn proxy(
         snapshot: &snapshot,
         service: &routed.service,
         filters: routed.filters.as_deref(),
+        requirements: routed.requirements.as_ref(),
         timeout,
         try_timeout: routed.try_timeout,
         hops: u8::try_from(crossed).unwrap_or(HOPS_MAX).saturating_add(1),
@@ -305,6 +308,8 @@ struct Routed {
     timeout: Option<Duration>,
     try_timeout: Option<Duration>,
     filters: Option<Arc<Filters>>,
+    requirements: Option<Arc<Requirements>>,
+    priority: Option<Priority>,
     /// Bytes of the path that the rule matched as a prefix.
     prefix: usize,
 }
@@ -329,9 +334,16 @@ fn route(
     let (method, headers) = (parts.method.as_str(), Named(&parts.headers));
     let head = RequestHead { host, path: target, method, headers: &headers };
     match snapshot.table.route(&head, context.chance(core)) {
-        RouteDecision::Service { service, timeout, try_timeout, filters, prefix, route_name: _ } => {
-            Ok(Way::To(Routed { service, timeout, try_timeout, filters, prefix }))
-        }
+        RouteDecision::Service {
+            service,
+            timeout,
+            try_timeout,
+            filters,
+            prefix,
+            requirements,
+            priority,
+            route_name: _,
+        } => Ok(Way::To(Routed { service, timeout, try_timeout, filters, requirements, priority, prefix })),
         RouteDecision::Redirect { filters, prefix, route_name: _ } => Ok(Way::Elsewhere(filters, prefix)),
         RouteDecision::NoRoute if is_of_the_mesh(snapshot, host) => {
             let path = target.split('?').next().unwrap_or_default();
@@ -340,6 +352,20 @@ fn route(
         }
         RouteDecision::NoRoute => Err(not_of_the_mesh(format!("`{host}` is not a name of this mesh"))),
     }
+}
+
+/// Refuses what is least important while the node has too much to do. What the rule says of a request counts, else what
+/// the application says.
+fn shed(context: &ProxyContext, routed: &Routed, headers: &HeaderMap) -> Result<(), Refusal> {
+    let priority = routed.priority.or_else(|| wanted_priority(headers)).unwrap_or_default();
+    let (in_flight, most) = (context.in_flight(), context.config.connections_max);
+    if priority.is_taken(in_flight, most) {
+        return Ok(());
+    }
+    metrics::counter!("marram_requests_shed_total", "priority" => priority.as_str()).increment(1);
+    let detail =
+        format!("{in_flight} requests are in flight here, too many for one of priority `{}`", priority.as_str());
+    Err(Refusal::new(Reason::Shed, detail).hint("ask again later; `proxy.connections_max` is the measure"))
 }
 
 /// Whether a host that leads nowhere is one that a route is for, so that only the path is wrong.
@@ -438,7 +464,11 @@ async fn connect(
         }
         Err(refusal) => return Err((refusal, record)),
     };
-    match Tunnel::open(context, core, &snapshot, &routed.service, &mut record).await {
+    if let Err(refusal) = shed(context, &routed, &parts.headers) {
+        return Err((refusal, record));
+    }
+    let tries = Tries::requiring(routed.requirements.as_ref());
+    match Tunnel::open(context, core, &snapshot, &routed.service, tries, &mut record).await {
         Ok(instance) => {
             record.status = Some(StatusCode::OK);
             Ok(Tunnel::new(instance, record))

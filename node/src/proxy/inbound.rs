@@ -94,13 +94,25 @@ fn admit(context: &ProxyContext, head: &[u8]) -> Result<Admitted, ResetCode> {
         return Err(ResetCode::Loop);
     }
     let key = (head.service.clone(), head.instance.clone());
-    let instance = context.published.load().local.get(&key).cloned().ok_or(ResetCode::UnknownInstance)?;
+    let instance = instance_here(context, &key).ok_or(ResetCode::UnknownInstance)?;
     let is_raw = matches!(instance.protocol, Protocol::Tcp | Protocol::Udp);
     let is_mixed = (head.content == Content::Udp) != (instance.protocol == Protocol::Udp);
     if is_mixed || (matches!(head.content, Content::Http | Content::Http2) && is_raw) {
         return Err(ResetCode::UnknownInstance);
     }
     Ok(Admitted::Instance(head, instance))
+}
+
+/// The instance of this node by (service, instance), unless a `Residency` says that this region is none to answer in: a
+/// sender that has not heard of it yet sends here all the same. To its node that is as if the instance were gone.
+fn instance_here(context: &ProxyContext, key: &(String, String)) -> Option<Arc<LocalInstance>> {
+    let snapshot = context.published.load();
+    let instance = snapshot.local.get(key)?;
+    if !snapshot.table.may_answer_in(&key.0, &snapshot.here.region) {
+        metrics::counter!("marram_proxy_refused_total", "reason" => "stream_residency").increment(1);
+        return None;
+    }
+    Some(Arc::clone(instance))
 }
 
 fn refuse(from: &PeerInfo, stream: &mut impl Duplex, code: ResetCode) {
@@ -173,7 +185,7 @@ async fn serve_http<S: Duplex>(
     let slot = TunnelSlot::default();
     let service = service_fn(|request| {
         let (context, from, slot) = (Arc::clone(context), Arc::clone(from), slot.clone());
-        let instance = context.published.load().local.get(&key).cloned();
+        let instance = instance_here(&context, &key);
         let service = key.0.clone();
         Box::pin(async move { Ok(respond(&context, core, &from, service, instance, request, &slot).await) })
             as ResponseFuture
@@ -215,7 +227,7 @@ async fn serve_http2<S: Duplex>(
         let key = (instance.service.clone(), instance.instance.clone());
         Box::new(move |mut request| {
             let (context, from, in_use) = (Arc::clone(&context), Arc::clone(&from), usage.begin());
-            let instance = context.published.load().local.get(&key).cloned();
+            let instance = instance_here(&context, &key);
             let service = key.0.clone();
             Box::pin(async move {
                 let (mut parts, body) = request.into_parts();

@@ -38,6 +38,12 @@ pub(crate) enum Reason {
     UnknownService,
     /// Everybody who offers the service is out.
     NoHealthyInstance,
+    /// Somebody could answer, but in no region that a `Residency` allows.
+    Residency,
+    /// Nobody is what the route requires.
+    Unfit,
+    /// The node has too much to do for what is so unimportant.
+    Shed,
     /// The instance failed and the request could not be sent to another one.
     InstanceFailed,
     /// No response head in time.
@@ -68,6 +74,9 @@ impl Reason {
             Self::NotHttp | Self::InstanceFailed => StatusCode::BAD_GATEWAY,
             Self::UnknownService
             | Self::NoHealthyInstance
+            | Self::Residency
+            | Self::Unfit
+            | Self::Shed
             | Self::ShortOfMemory
             | Self::Overloaded
             | Self::FaultInjected => StatusCode::SERVICE_UNAVAILABLE,
@@ -90,6 +99,9 @@ impl Reason {
             Self::NotHttp => "not_http",
             Self::UnknownService => "unknown_service",
             Self::NoHealthyInstance => "no_healthy_instance",
+            Self::Residency => "residency",
+            Self::Unfit => "requirements_unmet",
+            Self::Shed => "shed",
             Self::InstanceFailed => "instance_failed",
             Self::Timeout => "timeout",
             Self::LoopDetected => "loop_detected",
@@ -112,6 +124,9 @@ impl Reason {
             Self::NotHttp => "the service does not speak HTTP",
             Self::UnknownService => "no node offers this service",
             Self::NoHealthyInstance => "no instance of the service can take the request",
+            Self::Shed => "the node has too much to do",
+            Self::Residency => "the request may not leave its regions",
+            Self::Unfit => "no instance is what the route requires",
             Self::InstanceFailed => "the instance failed while it had the request",
             Self::Timeout => "no answer in time",
             Self::LoopDetected => "the request goes in circles",

@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use policy::Requirements;
+
 use super::context::{Outcome, OutcomeKind, ProxyContext};
 use super::refuse::{Reason, Refusal};
 use crate::config::Protocol;
-use crate::pick::{NoPick, Pick, pick};
+use crate::pick::{Asked, NoPick, Pick, pick};
 use crate::snapshot::{Endpoint, Snapshot};
 
 /// Tries beyond the first. One: a second failure in a row is news for the client, not a reason to load a third.
@@ -21,9 +23,16 @@ pub(super) struct Tries {
     failures: Vec<(String, String)>,
     /// Whether datagrams are to be sent, and not a request or bytes.
     datagrams: bool,
+    /// What the node of an instance must be.
+    requirements: Option<Arc<Requirements>>,
 }
 
 impl Tries {
+    /// None yet, of a request that goes to nodes with these traits only.
+    pub(super) fn requiring(requirements: Option<&Arc<Requirements>>) -> Self {
+        Self { requirements: requirements.cloned(), ..Self::default() }
+    }
+
     /// For datagrams, which only go to endpoints that speak them; all else only goes to the others.
     pub(super) fn for_datagrams() -> Self {
         Self { datagrams: true, ..Self::default() }
@@ -87,16 +96,25 @@ impl Tries {
         let chances = [context.chance(core), context.chance(core)];
         let now = context.clock.now();
         let out = self.out(snapshot, service);
-        let picked = pick(snapshot, service, &out, chances, now).or_else(|none| {
+        let draw = |tried: &[Arc<Endpoint>]| {
+            let asked = Asked { tried, requirements: self.requirements.as_ref() };
+            pick(snapshot, service, asked, chances, now)
+        };
+        let picked = draw(&out).or_else(|none| {
             // Nobody else is left. The way to a peer may be another by now, so what is behind one gets the second try too.
             let stays = |endpoint: &Endpoint| endpoint.local.is_some() || self.is_unfit(endpoint);
             let here: Vec<_> = out.iter().filter(|endpoint| stays(endpoint)).cloned().collect();
             let is_worth_it = here.len() < out.len() && matches!(none, NoPick::NoneHealthy(_));
-            if is_worth_it { pick(snapshot, service, &here, chances, now).map_err(|_same| none) } else { Err(none) }
+            if is_worth_it { draw(&here).map_err(|_same| none) } else { Err(none) }
         });
+        if let Ok(pick) = &picked {
+            count(service, pick);
+        }
         picked.map_err(|none| match none {
             NoPick::UnknownService => Refusal::unknown_service(service, snapshot.services.keys()),
             NoPick::NoneHealthy(reasons) => self.none_healthy(snapshot, service, reasons),
+            NoPick::Forbidden(reasons) => forbidden(snapshot, service, reasons),
+            NoPick::Unfit(reasons) => unfit(service, reasons),
         })
     }
 
@@ -183,6 +201,35 @@ impl Tries {
             .hint(format!("`marram route explain {service}` shows every instance and its state"))
             .candidates(reasons)
     }
+}
+
+/// Decisions that were not as they are while all is well.
+fn count(service: &str, pick: &Pick) {
+    if pick.is_spilling {
+        metrics::counter!("marram_locality_spills_total", "service" => service.to_owned()).increment(1);
+    }
+    if pick.is_panic {
+        metrics::counter!("marram_panic_picks_total", "service" => service.to_owned()).increment(1);
+    }
+}
+
+/// The request would have to leave the regions it may be answered in.
+fn forbidden(snapshot: &Snapshot, service: &str, reasons: Vec<(String, String)>) -> Refusal {
+    let allowed: Vec<&str> = snapshot.table.residency(service).into_iter().flatten().map(String::as_str).collect();
+    let allowed = if allowed.is_empty() { "no region at all".to_owned() } else { allowed.join(", ") };
+    let detail = format!("requests for `{service}` may be answered in {allowed} only, and nobody there can");
+    Refusal::new(Reason::Residency, detail)
+        .hint(format!("`marram policy effective {service}` shows which Residency says so"))
+        .candidates(reasons)
+}
+
+/// No node is what the route requires.
+fn unfit(service: &str, reasons: Vec<(String, String)>) -> Refusal {
+    let detail =
+        format!("no instance of `{service}` that could answer is on a node that the route's requirements let it go to");
+    Refusal::new(Reason::Unfit, detail)
+        .hint("`onUnmatched: pass-through` on the rule lets such requests go to any instance")
+        .candidates(reasons)
 }
 
 /// Tells that the endpoint was too slow; that alone does not take it out.

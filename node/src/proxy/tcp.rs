@@ -59,6 +59,7 @@ impl Tunnel {
         core: usize,
         snapshot: &Snapshot,
         service: &str,
+        mut tries: Tries,
         record: &mut Record,
     ) -> Result<Box<dyn Wire>, Refusal> {
         if snapshot.services.contains_key(service) {
@@ -66,7 +67,6 @@ impl Tunnel {
         }
         let admission = Admission::of(context, snapshot, service);
         admission.tunnel(record)?;
-        let mut tries = Tries::default();
         let mut last: Option<Refusal> = None;
         loop {
             let pick = tries.pick(context, core, snapshot, service)?;
@@ -157,7 +157,7 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, mut cli
     let mut record = Record::new(context, Direction::Outbound, &Method::CONNECT, String::new(), "");
     let snapshot = context.published.load();
     let opened = match context.has_memory() {
-        Ok(()) => Tunnel::open(context, core, &snapshot, service, &mut record).await,
+        Ok(()) => Tunnel::open(context, core, &snapshot, service, Tries::default(), &mut record).await,
         Err(refusal) => Err(refusal),
     };
     match opened {

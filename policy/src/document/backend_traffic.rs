@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{fields::Fields, limits};
+use super::{fields::Fields, limits, locality};
 use crate::{
     backend::{Algorithm, Draw, lambda_of},
     limits::ServiceLimits,
+    locality::LocalityPolicy,
     problem::Faults,
 };
 
 /// What one document settles; what it leaves out a wider scope or the default does.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct BackendTrafficSpec {
     pub(crate) algorithm: Option<Algorithm>,
     pub(crate) lambda_per_ms: Option<f64>,
@@ -24,16 +25,22 @@ pub(crate) struct BackendTrafficSpec {
     pub(crate) base_ejection: Option<Duration>,
     pub(crate) max_ejection_percent: Option<u32>,
     pub(crate) limits: ServiceLimits,
+    pub(crate) panic_threshold_percent: Option<u32>,
+    pub(crate) slow_start: Option<Duration>,
+    pub(crate) locality: Option<LocalityPolicy>,
 }
 
 /// Reads the spec at `spec`; complete where it leaves no faults.
 pub(crate) fn read(spec: &Value, faults: &mut Faults<'_>) -> BackendTrafficSpec {
     let mut read = BackendTrafficSpec::default();
-    let known = [&["loadBalancer", "healthCheck"], &limits::SECTIONS[..]].concat();
+    let known = [&["loadBalancer", "healthCheck", "locality"], &limits::SECTIONS[..]].concat();
     let Some(fields) = Fields::open(spec, "spec", &known, faults) else { return read };
     read.limits = limits::read(&fields, faults);
     if let Some(check) = fields.get("healthCheck") {
         health_check(check, &fields.at("healthCheck"), &mut read, faults);
+    }
+    if let Some(section) = fields.get("locality") {
+        read.locality = locality::read(section, &fields.at("locality"), faults);
     }
     if known.iter().all(|section| fields.get(section).is_none()) {
         fields.require("loadBalancer", "add `loadBalancer: { halfDistance: 25ms }`", faults);
@@ -51,13 +58,23 @@ pub(crate) fn read(spec: &Value, faults: &mut Faults<'_>) -> BackendTrafficSpec 
         let nearest = subset.whole("nearest", 1, NEAREST_MOST, faults);
         read.nearest = nearest.and_then(|count| usize::try_from(count).ok());
     }
+    if let Some(slow) = balancer.get("slowStart")
+        && let Some(slow) = Fields::open(slow, &balancer.at("slowStart"), &["window"], faults)
+    {
+        slow.require("window", "add `window: 30s`", faults);
+        read.slow_start = slow.duration("window", WINDOW_MOST, faults);
+    }
     read
 }
 
-/// What answers tell of an instance: the passive check.
+/// What answers tell of an instance, the passive check, and when that is not believed.
 fn health_check(check: &Value, path: &str, read: &mut BackendTrafficSpec, faults: &mut Faults<'_>) {
-    let Some(check) = Fields::open(check, path, &["passive"], faults) else { return };
-    let Some(passive) = check.require("passive", "add `passive: { consecutive5XxErrors: 5 }`", faults) else { return };
+    let Some(check) = Fields::open(check, path, &["passive", "panicThreshold"], faults) else { return };
+    read.panic_threshold_percent = check.whole("panicThreshold", 0, 100, faults);
+    if check.get("panicThreshold").is_none() {
+        check.require("passive", "add `passive: { consecutive5XxErrors: 5 }`", faults);
+    }
+    let Some(passive) = check.get("passive") else { return };
     let Some(passive) = Fields::open(passive, &check.at("passive"), &PASSIVE, faults) else { return };
     read.consecutive_errors = passive.whole("consecutive5XxErrors", 0, ERRORS_MOST, faults);
     read.interval = passive.duration("interval", EJECTION_MOST, faults);
@@ -85,9 +102,10 @@ fn within(fields: &Fields<'_>, name: &str, least: f64, most: f64, faults: &mut F
     None
 }
 
-const BALANCER: [&str; 6] = ["algorithm", "halfDistance", "lambda", "epsilon", "draw", "subset"];
+const BALANCER: [&str; 7] = ["algorithm", "halfDistance", "lambda", "epsilon", "draw", "subset", "slowStart"];
 const PASSIVE: [&str; 4] = ["consecutive5XxErrors", "interval", "baseEjectionTime", "maxEjectionPercent"];
 const ERRORS_MOST: u32 = 1000;
+const WINDOW_MOST: Duration = Duration::from_secs(3600);
 const EJECTION_MOST: Duration = Duration::from_secs(3600);
 const LATER_ALGORITHMS: [&str; 2] = ["EdgeAdditive", "PredictedLatency"];
 const DRAWS: [(&str, Draw); 2] = [("Single", Draw::Single), ("BestOfTwo", Draw::BestOfTwo)];

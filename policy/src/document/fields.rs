@@ -222,7 +222,7 @@ pub(crate) const LIST_MOST: usize = 64;
 /// Letters of an author's text that a message repeats.
 const SHOWN_MAX: usize = 80;
 
-fn describe(value: &Value) -> String {
+pub(super) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "nothing".to_owned(),
         Value::Bool(fact) => format!("`{fact}`"),

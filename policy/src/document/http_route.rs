@@ -6,13 +6,16 @@ use serde_json::Value;
 
 use super::{
     fields::{Fields, LIST_MOST, item, shown, text},
+    requirements,
     route_filter::{self, Filters},
     route_match::{self, RouteMatch},
 };
 use crate::{
     host::HostPattern,
     name::{bend, is_label},
+    priority::Priority,
     problem::Faults,
+    requirements::Requirements,
 };
 
 /// What one document says.
@@ -34,6 +37,8 @@ pub(crate) struct RuleSpec {
     pub(crate) timeout: Option<Duration>,
     /// For one try at one instance.
     pub(crate) try_timeout: Option<Duration>,
+    pub(crate) requirements: Option<Requirements>,
+    pub(crate) priority: Option<Priority>,
 }
 
 /// Reads the spec at `spec`; complete where it leaves no faults.
@@ -68,11 +73,7 @@ fn rules(fields: &Fields<'_>, faults: &mut Faults<'_>) -> Vec<RuleSpec> {
     let path = fields.at("rules");
     for (index, value) in fields.at_least_one("rules", hint, faults).iter().enumerate() {
         let path = item(&path, index);
-        let Some(fields) =
-            Fields::open(value, &path, &["name", "matches", "filters", "backendRefs", "timeouts"], faults)
-        else {
-            continue;
-        };
+        let Some(fields) = Fields::open(value, &path, &RULE, faults) else { continue };
         let rule = rule(&fields, faults);
         if rule.name.is_some() && rules.iter().any(|other| other.name == rule.name) {
             faults.hint(&fields.at("name"), "another rule of this document has this name", "rename one of them");
@@ -95,7 +96,9 @@ fn rule(fields: &Fields<'_>, faults: &mut Faults<'_>) -> RuleSpec {
     let filters = route_filter::read(fields, &matches, faults);
     let backends = if filters.redirect.is_some() { no_backends(fields, faults) } else { backends(fields, faults) };
     let (timeout, try_timeout) = timeouts(fields, faults);
-    RuleSpec { name, matches, backends, filters, timeout, try_timeout }
+    let requirements = requirements::read(fields, faults);
+    let priority = fields.word("priority", &Priority::WORDS, &[], faults);
+    RuleSpec { name, matches, backends, filters, timeout, try_timeout, requirements, priority }
 }
 
 fn no_backends(fields: &Fields<'_>, faults: &mut Faults<'_>) -> Vec<(String, u32)> {
@@ -177,6 +180,8 @@ pub(super) fn label(fields: &Fields<'_>, name: &str, faults: &mut Faults<'_>) ->
     None
 }
 
+const RULE: [&str; 8] =
+    ["name", "matches", "filters", "backendRefs", "timeouts", "requirements", "onUnmatched", "priority"];
 /// As in Gateway API.
 const WEIGHT_MOST: u32 = 1_000_000;
 const TIMEOUT_MOST: Duration = Duration::from_secs(24 * 3600);

@@ -1,6 +1,8 @@
 use serde_json::{Value, json};
 
-use super::{CapacitySource, DistanceSource, Excluded, Explanation, Subject, explain};
+use super::{
+    CapacitySource, DistanceSource, Excluded, ExplainedLocality, Explanation, Subject, explain, explain_parts,
+};
 use crate::{
     backend::{BackendPolicy, Draw},
     weigh::Capacity,
@@ -20,6 +22,7 @@ fn subject(node: &str, capacity: f64, inflight: f64, distance_ms: f64, picks: u6
         picks,
         expected_picks: 1.5,
         state: "ok".to_owned(),
+        slow_start: None,
     }
 }
 
@@ -104,6 +107,27 @@ fn the_answer_has_the_shape_that_scripts_rely_on() {
         })
     );
     assert_eq!(serde_json::from_value::<Explanation>(value).unwrap(), explanation);
+}
+
+#[test]
+fn localities_stand_in_the_answer_with_their_shares_and_p_is_within_them() {
+    let part = |name: &str, percent, share, candidates| ExplainedLocality {
+        name: name.to_owned(),
+        percent,
+        sound: 1.0,
+        known: 1.0,
+        share,
+        candidates,
+    };
+    let localities = vec![part("eu/z1", Some(80), 0.8, 1), part("eu/z2", Some(20), 0.2, 2)];
+    let subjects = ["a", "b", "c"].map(|node| subject(node, 4.0, 0.0, 1.0, 0)).to_vec();
+    let policy = BackendPolicy::default();
+    let explanation = explain_parts("hello", &policy, "west", subjects, localities, Vec::new());
+    let rows =
+        explanation.candidates.iter().map(|row| (row.locality.as_deref(), (row.probability * 1e3).round() / 10.0));
+    assert_eq!(rows.collect::<Vec<_>>(), [(Some("eu/z1"), 80.0), (Some("eu/z2"), 10.0), (Some("eu/z2"), 10.0)]);
+    let value = serde_json::to_value(&explanation).unwrap();
+    assert_eq!((&value["localities"][0]["percent"], &value["localities"][1]["share"]), (&json!(80), &json!(0.2)));
 }
 
 #[test]

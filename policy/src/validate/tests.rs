@@ -26,6 +26,7 @@ fn a_backend_policy_may_say_much_or_nothing() {
         json!({"algorithm": "EdgeDecay", "draw": "Single", "subset": {"nearest": 3}}),
         json!({"draw": "BestOfTwo"}),
         json!({"subset": {}}),
+        json!({"slowStart": {"window": "30s"}}),
     ] {
         assert_eq!(validate(&backend(&balancer)), Ok(()), "{balancer}");
     }
@@ -49,6 +50,8 @@ fn each_fault_of_a_backend_policy_is_named() {
         (json!({"epsilon": 0}), ".epsilon: 0 is outside 0.000000001..=1000000000"),
         (json!({"subset": {"nearest": 2.5}}), ".subset.nearest: 2.5 is outside 1..=10000"),
         (json!({"subset": {"nearest": "3"}}), ".subset.nearest: expected a whole number, found the text `3`"),
+        (json!({"slowStart": {}}), ".slowStart.window: is missing"),
+        (json!({"slowStart": {"window": "2h"}}), ".slowStart.window: `2h` is not above zero and at most 1h"),
         (json!({"subset": 3}), ".subset: expected an object, found the number 3"),
         (json!({"lambda": 1, "halfDistance": "1ms"}), ".halfDistance: stands beside `lambda`, which says the same"),
     ] {
@@ -212,8 +215,10 @@ fn locks_and_expiry_are_checked_with_a_way_out() {
 fn kinds_that_compose_to_the_strictest_come_with_their_notes() {
     let mut document = Document::new("Residency", "global", "a");
     let messages = |document: &Document| notes(document).into_iter().map(|note| note.field).collect::<Vec<_>>();
-    assert_eq!(messages(&document), ["kind"]);
+    assert_eq!(messages(&document), [""; 0], "it is enforced");
     document.metadata.locked = vec!["allowRegions".into()];
+    assert_eq!(messages(&document), ["metadata.locked"]);
+    document.kind = "AuthorizationPolicy".into();
     assert_eq!(messages(&document), ["kind", "metadata.locked"]);
 }
 

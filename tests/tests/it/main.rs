@@ -31,6 +31,8 @@ mod leaves;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod locality;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod moving;
@@ -40,6 +42,8 @@ mod outlier;
 mod policy;
 #[cfg(test)]
 mod policy_work;
+#[cfg(test)]
+mod priority;
 #[cfg(test)]
 mod protocols;
 #[cfg(test)]

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use crdt_store::Dot;
-use policy::explain::{CapacitySource, DistanceSource, Excluded, Explanation, Subject, explain};
+use policy::explain::{
+    CapacitySource, DistanceSource, Excluded, ExplainedLocality, ExplainedRequirements, Explanation, Subject,
+    explain_parts,
+};
 use policy::{BackendPolicy, Capacity, DocId, Document};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -54,9 +57,26 @@ pub(super) fn explanation() -> Explanation {
         picks: 63,
         expected_picks: 62.5,
         state: "ok".to_owned(),
+        slow_start: Some(0.5),
     };
     let out = Excluded { instance: "8082".to_owned(), node: "b".to_owned(), reason: "owner is dead".to_owned() };
-    explain("hello", &BackendPolicy::default(), "a", vec![subject], vec![out])
+    let locality = ExplainedLocality {
+        name: "eu/z".to_owned(),
+        percent: Some(100),
+        sound: 1.0,
+        known: 2.0,
+        share: 1.0,
+        candidates: 1,
+    };
+    let required = ExplainedRequirements {
+        route: "global/HTTPRoute/hello#0".to_owned(),
+        requires: vec!["gpu >= 1".to_owned()],
+        passes_through: false,
+        skipped: Vec::new(),
+    };
+    let policy = BackendPolicy::default();
+    let explained = explain_parts("hello", &policy, "a", vec![subject], vec![locality], vec![out]);
+    Explanation { panic: true, requirements: vec![required], ..explained }
 }
 
 pub(super) fn status() -> Status {

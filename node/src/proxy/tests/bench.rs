@@ -27,7 +27,7 @@ use super::super::{Duplex, NotSent, Outcome, ProxyContext, ProxyParts, ServiceLi
 use crate::clock::SystemClock;
 use crate::config::{Protocol, ProxyConfig};
 use crate::snapshot::{
-    Endpoint, EndpointStats, ExcludedEndpoint, Here, LocalInstance, Published, ServiceView, Snapshot,
+    Endpoint, EndpointStats, ExcludedEndpoint, Here, LocalInstance, Missing, Published, ServiceView, Snapshot,
 };
 
 /// A limit for waits that must not be reached.
@@ -113,6 +113,8 @@ impl Bench {
             node: "n9".to_owned(),
             reason: reason.to_owned(),
             protocol: Some(Protocol::Http),
+            facts: Arc::default(),
+            missing: Missing::Yes,
         };
         self.services.entry(service.to_owned()).or_default().1.push(out);
         self.publish();
@@ -132,6 +134,8 @@ impl Bench {
             node,
             node_name: node_name.to_owned(),
             zone: String::new(),
+            facts: Arc::default(),
+            locality: 0,
             protocol,
             capacity: Capacity::new(10.0).unwrap(),
             capacity_source: CapacitySource::Declared,
@@ -175,16 +179,11 @@ fn snapshot(
             excluded: excluded.clone(),
             active_clients: 1.0,
             stats: Arc::default(),
+            placed: None,
         };
         (name.clone(), Arc::new(view))
     };
-    Snapshot {
-        version: 1,
-        here: here.clone(),
-        table: Arc::clone(table),
-        services: services.iter().map(view).collect(),
-        local: local.clone(),
-    }
+    Snapshot::new(1, here.clone(), Arc::clone(table), services.iter().map(view).collect(), local.clone())
 }
 
 /// The endpoint gets all first picks, as if nothing else were there; only retries go elsewhere.

@@ -165,6 +165,19 @@ pub const METRICS: &[Metric] = &[
     ),
     stable("marram_inflight", Gauge, &[], "Requests and tunnels in flight through this node"),
     stable("marram_request_timeouts_total", Counter, &[], "Requests whose answer did not begin within their time"),
+    stable(
+        "marram_locality_spills_total",
+        Counter,
+        &["service"],
+        "Decisions while a locality had too few sound instances and others got of its part",
+    ),
+    stable(
+        "marram_panic_picks_total",
+        Counter,
+        &["service"],
+        "Decisions while so many instances were ejected that ejections did not count",
+    ),
+    stable("marram_requests_shed_total", Counter, &["priority"], "Requests refused for more important ones"),
     stable("marram_retries_total", Counter, &["service"], "Requests tried again on another candidate"),
     stable(
         "marram_retries_denied_total",
