@@ -13,7 +13,7 @@ use crate::{
 pub(crate) fn read(value: &Value, path: &str, faults: &mut Faults<'_>) -> Option<LocalityPolicy> {
     let known = ["distribute", "tiers", "failoverThreshold"];
     let fields = Fields::open(value, path, &known, faults)?;
-    if known.iter().all(|name| fields.get(name).is_none()) {
+    if fields.iter().next().is_none() {
         faults.hint(path, "says nothing", "write `locality: { tiers: [ zone, region, any ] }`");
     }
     let distribute = distribute(&fields, faults);

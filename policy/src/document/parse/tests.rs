@@ -124,7 +124,7 @@ field `documents[0].metadata.labels.owner`: line 8: `-x` is not a label's value
 field `documents[0].targetRef.kind`: line 9: `Node` is not what this kind is about
   hint: write `targetRef: { kind: Service, name: SERVICE }`
 field `documents[0].spec.outlier`: line 18: unknown field
-  hint: known here: loadBalancer, healthCheck, retryConstraint, circuitBreaker, rateLimit, faultInjection, hedging
+  hint: known here: loadBalancer, healthCheck, locality, retryConstraint, circuitBreaker, rateLimit, faultInjection, hedging
 field `documents[0].spec.loadBalancer.half_distance`: line 13: unknown field
   hint: did you mean `halfDistance`?
 field `documents[0].spec.loadBalancer.algorithm`: line 12: `EdgeAdditive` is not carried by this version
