@@ -56,13 +56,16 @@ fn snapshot(view: ServiceView, table: RouteTable) -> Snapshot {
     Snapshot::new(1, here, Arc::new(table), services, HashMap::new())
 }
 
+/// One that is left out, with the reason.
+type Told = (Arc<Endpoint>, String);
+
 /// Candidates, and those left out with the reason as people read it.
 fn eligible(
     view: &ServiceView,
     tried: &[Arc<Endpoint>],
     now: Duration,
     backend: &BackendPolicy,
-) -> (Vec<Arc<Endpoint>>, Vec<(Arc<Endpoint>, String)>) {
+) -> (Vec<Arc<Endpoint>>, Vec<Told>) {
     let Eligible { candidates, out, .. } = super::eligible(view, Asked { tried, requirements: None }, now, backend);
     let told = out.into_iter().map(|(endpoint, reason)| {
         let sentence = reason.sentence(view, &endpoint);
