@@ -142,3 +142,22 @@ fn the_great_circle_from_london_to_new_york_takes_about_56_ms() {
     let ms = great_circle_ms(london, new_york);
     assert!((ms - 55.7).abs() < 0.5, "{ms}");
 }
+
+#[test]
+fn one_that_was_down_is_new_when_it_is_back_and_one_that_has_left_is_not_missed() {
+    let mut catalog = catalog();
+    let second = Duration::from_secs;
+    let at = |catalog: &mut Catalog, now: Duration| {
+        let far = Distance { ms: 1.0, source: DistanceSource::Rtt };
+        let view = catalog.services(&HashMap::new(), |_| far, now).remove("hello").unwrap();
+        let age = view.endpoints.iter().find(|endpoint| endpoint.node == id(1)).and_then(|one| one.stats.age(now));
+        (age, view.excluded.iter().map(|out| out.missing).collect::<Vec<_>>())
+    };
+    assert_eq!(at(&mut catalog, NOW), (Some(Duration::ZERO), vec![]));
+    assert_eq!(at(&mut catalog, NOW + second(5)), (Some(second(5)), vec![]));
+    catalog.take_offers(id(1), (1, 2), offer(Some("GET /healthz: 503"))).unwrap();
+    assert_eq!(at(&mut catalog, NOW + second(6)), (None, vec![Missing::Yes]));
+    catalog.take_offers(id(1), (1, 3), offer(None)).unwrap();
+    catalog.take_verdict(id(2), Liveness::Left, 2, "it said so", NOW);
+    assert_eq!(at(&mut catalog, NOW + second(7)), (Some(Duration::ZERO), vec![Missing::No]));
+}

@@ -61,6 +61,14 @@ spec:
   rules: [ { backendRefs: [ { name: hello, weight: 90 }, { name: next, weight: 10 } ] } ]
 ";
 
+const ONLY_AT_THE_OWNER: &str = "
+apiVersion: marram.dev/v1
+kind: Residency
+metadata: { name: next, scope: 'node:n2' }
+targetRef: { kind: Service, name: next }
+spec: { allowRegions: [ eu ] }
+";
+
 /// Requests come in at the first, in `z1` of `eu`; the second is beside it, the third in another region.
 fn three(apps: &[App; 3]) -> Fleet {
     let fleet = Fleet::start(3, &|n, config| {
@@ -213,6 +221,19 @@ fn a_request_that_would_leave_its_regions_or_finds_no_fit_node_is_refused_and_sa
     let next = percent(&counts, "next");
     assert!((next - 10.0).abs() <= 1.5, "{next} % of {counts:?}");
     println!("10 % of a split came to {next:.2} % of {REQUESTS}");
+
+    // In force at the owner alone, as while the others have not heard of it: it refuses what they send.
+    apply(&fleet.nodes[2], ONLY_AT_THE_OWNER);
+    let before = apps[2].requests();
+    eventually("the owner refuses", Duration::from_secs(10), || {
+        let answer = ask(&fleet, "next.mesh", "/");
+        if answer.status == 503 { Ok(()) } else { Err(format!("{answer:?}")) }
+    });
+    let after = apps[2].requests();
+    assert!((0..10).all(|_| ask(&fleet, "next.mesh", "/").status == 503), "and goes on to");
+    assert_eq!(apps[2].requests(), after, "{before} before: nothing reaches the application any more");
+    let counted = fleet.nodes[2].metric("marram_proxy_refused_total", "reason=\"stream_residency\"").unwrap();
+    assert!(counted >= 1.0, "{counted}");
 }
 
 #[test]
