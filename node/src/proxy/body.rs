@@ -13,6 +13,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::watch;
 
 use super::grpc::Ending;
+use super::headers::strip_trailers;
 use super::http2::InUse;
 use super::record::Record;
 use super::upstream::Lease;
@@ -91,7 +92,9 @@ impl RequestBody {
         let mut frames = VecDeque::new();
         let mut length = 0;
         while length <= bytes_max {
-            match body.frame().now_or_never() {
+            let mut arrived = body.frame().now_or_never();
+            settle_trailers(arrived.as_mut().unwrap_or(&mut None));
+            match arrived {
                 Some(Some(frame)) => {
                     let frame = frame?;
                     length += frame.data_ref().map_or(0, Bytes::len);
@@ -140,7 +143,8 @@ impl Body for RequestBody {
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }
-                let frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                let mut frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                settle_trailers(&mut frame);
                 match &frame {
                     Some(Err(_)) => upload.ended(UploadAt::Broken),
                     Some(Ok(_)) if !incoming.is_end_stream() => {}
@@ -164,6 +168,15 @@ impl Body for RequestBody {
             Self::Stream(arrived, incoming, _) if arrived.is_empty() => incoming.size_hint(),
             Self::Stream(..) => SizeHint::default(),
         }
+    }
+}
+
+/// Takes out of trailers what may not stand in them.
+fn settle_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>) {
+    if let Some(Ok(frame)) = frame
+        && let Some(trailers) = frame.trailers_mut()
+    {
+        strip_trailers(trailers);
     }
 }
 
@@ -273,7 +286,7 @@ impl Body for ResponseBody {
         {
             return Poll::Ready(this.end_with(trailers));
         }
-        let frame = match &mut this.source {
+        let mut frame = match &mut this.source {
             Source::Own(bytes) if bytes.is_empty() => None,
             Source::Own(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
             Source::Instance { incoming, lease } => match std::task::ready!(Pin::new(incoming).poll_frame(cx)) {
@@ -296,6 +309,7 @@ impl Body for ResponseBody {
                 }
             },
         };
+        settle_trailers(&mut frame);
         if let (Some(Ok(frame)), Some(record)) = (&frame, &mut this.record)
             && let Some(data) = frame.data_ref()
         {

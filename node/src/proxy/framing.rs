@@ -81,23 +81,96 @@ impl<'a> RequestLine<'a> {
         if !is_token(method) {
             return Err(bad("the method is not a token"));
         }
-        if target.is_empty() || !target.iter().all(u8::is_ascii_graphic) {
-            return Err(bad("the request target has characters that must be percent-encoded"));
-        }
         let is_http_11 = match version {
             b"HTTP/1.1" => true,
             b"HTTP/1.0" => false,
             [b'H', b'T', b'T', b'P', b'/', b'2' | b'3', ..] => return Err(http2()),
             _ => return Err(bad("the version is neither HTTP/1.1 nor HTTP/1.0")),
         };
+        check_target(method, target)?;
         Ok(Self { method, is_http_11 })
     }
+}
+
+/// Checks that a target has the form that goes with its method (RFC 9112 section 3.2).
+///
+/// Those behind this reader are lenient: they cut a target at its `#`, and take `GET host` for a request of that host.
+fn check_target(method: &[u8], target: &[u8]) -> Result<(), Refusal> {
+    if target.is_empty() || !target.iter().all(u8::is_ascii_graphic) {
+        return Err(bad("the request target has characters that must be percent-encoded"));
+    }
+    if target.contains(&b'#') {
+        return Err(bad("the request target has a fragment"));
+    }
+    let is_fitting = match (method, target) {
+        (b"CONNECT", target) => !target.contains(&b'/') && !target.contains(&b'?'),
+        (b"OPTIONS", b"*") => true,
+        (_, [b'/', ..]) => true,
+        (_, target) => is_absolute(target),
+    };
+    is_fitting.then_some(()).ok_or_else(|| bad("the request target is neither a path nor an absolute URI"))
+}
+
+/// Whether a target begins with a scheme and an authority.
+fn is_absolute(target: &[u8]) -> bool {
+    let Some(colon) = target.iter().position(|byte| *byte == b':') else { return false };
+    let scheme = target.get(..colon).unwrap_or_default();
+    scheme.first().is_some_and(u8::is_ascii_alphabetic)
+        && scheme.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte))
+        && target.get(colon..).is_some_and(|rest| rest.starts_with(b"://"))
+}
+
+/// Checks a whole head of an answer and returns its status.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn check_answer_head(head: &[u8]) -> Result<u16, String> {
+    let text = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
+    let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let (status, is_http_11) = status_line(lines.next().unwrap_or_default()).ok_or("it has no status line")?;
+    let mut seen = Seen::default();
+    for (count, line) in lines.enumerate() {
+        if count >= FIELDS_MAX {
+            return Err(format!("it has more than {FIELDS_MAX} header fields"));
+        }
+        seen.field(line).map_err(|refusal| refusal.detail().to_owned())?;
+    }
+    if seen.is_chunked && seen.length.is_some() {
+        return Err("`content-length` and `transfer-encoding` exclude each other".into());
+    }
+    if seen.is_chunked && !is_http_11 {
+        return Err("an HTTP/1.0 answer cannot be chunked".into());
+    }
+    let has_body = seen.is_chunked || seen.length.is_some_and(|length| length > 0);
+    if has_body && matches!(status, 100..=199 | 204) {
+        return Err(format!("an answer {status} has no body"));
+    }
+    Ok(status)
+}
+
+/// Status and whether the version is HTTP/1.1; a server may leave out the reason, and the space before it.
+fn status_line(line: &[u8]) -> Option<(u16, bool)> {
+    let (version, rest) = line.split_at_checked(9)?;
+    let is_http_11 = match version {
+        b"HTTP/1.1 " => true,
+        b"HTTP/1.0 " => false,
+        _ => return None,
+    };
+    let (digits, reason) = rest.split_at_checked(3)?;
+    let is_reason = matches!(reason, [] | [b' ', ..]) && reason.iter().copied().all(is_text);
+    if !digits.iter().all(u8::is_ascii_digit) || !is_reason {
+        return None;
+    }
+    let status = str::from_utf8(digits).ok()?.parse().ok()?;
+    (status >= 100).then_some((status, is_http_11))
 }
 
 #[derive(Default)]
 struct Seen {
     hosts: usize,
     length: Option<u64>,
+    /// The length is written with zeros first: C would take `010` for 8.
+    is_padded: bool,
     is_chunked: bool,
 }
 
@@ -113,7 +186,7 @@ impl Seen {
         if !is_token(name) {
             return Err(bad("a header name is not a token; no space may stand before the colon"));
         }
-        if value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+        if !value.iter().copied().all(is_text) {
             return Err(bad("a header value has control characters"));
         }
         let value = value.trim_ascii();
@@ -134,6 +207,7 @@ impl Seen {
         if self.length.is_some() {
             return Err(bad("`content-length` is given more than once"));
         }
+        self.is_padded = value.len() > 1 && value.first() == Some(&b'0');
         let digits = (!value.is_empty() && value.iter().all(u8::is_ascii_digit)).then_some(value);
         let length = digits.and_then(|digits| str::from_utf8(digits).ok()?.parse().ok());
         self.length = Some(length.ok_or_else(|| bad("`content-length` is not a number"))?);
@@ -146,6 +220,9 @@ impl Seen {
         }
         if self.hosts == 0 && request.is_http_11 {
             return Err(bad("an HTTP/1.1 request needs a `host` header"));
+        }
+        if self.is_padded {
+            return Err(bad("`content-length` begins with a zero"));
         }
         if self.is_chunked && self.length.is_some() {
             return Err(bad("`content-length` and `transfer-encoding` exclude each other"));
@@ -179,7 +256,16 @@ fn bad(what: &str) -> Refusal {
 }
 
 fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+    !bytes.is_empty() && bytes.iter().all(|byte| is_token_byte(*byte))
+}
+
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Whether a byte may stand in a value: anything but the control characters other than tab.
+const fn is_text(byte: u8) -> bool {
+    !byte.is_ascii_control() || byte == b'\t'
 }
 
 /// Follows a chunked body to its end without copying or keeping it.
@@ -187,6 +273,7 @@ fn is_token(bytes: &[u8]) -> bool {
 pub(super) struct Chunks {
     at: At,
     line_bytes: usize,
+    trailers: usize,
     trailer_bytes_max: usize,
 }
 
@@ -194,6 +281,8 @@ pub(super) struct Chunks {
 enum At {
     /// In the digits of a size; whether one was seen, and the size so far.
     Size(bool, u64),
+    /// In the blanks behind the digits of a size: nothing but an extension may follow.
+    Blank(u64),
     /// In the extensions of a size line.
     Extension(u64),
     /// Before the line feed of a size line.
@@ -206,7 +295,9 @@ enum At {
     DataLf,
     /// At the start of a trailer line, or of the empty line that ends the body.
     LineStart,
-    /// Inside a trailer line.
+    /// Inside the name of a trailer.
+    TrailerName,
+    /// Inside the value of a trailer.
     Trailer,
     /// Before the line feed of a trailer line.
     TrailerEnd,
@@ -228,7 +319,7 @@ pub(super) enum Followed {
 impl Chunks {
     /// At the start of a body whose trailers may have `trailer_bytes_max` bytes in all.
     pub(super) const fn new(trailer_bytes_max: usize) -> Self {
-        Self { at: At::Size(false, 0), line_bytes: 0, trailer_bytes_max }
+        Self { at: At::Size(false, 0), line_bytes: 0, trailers: 0, trailer_bytes_max }
     }
 
     /// Follows the next piece.
@@ -262,9 +353,13 @@ impl Chunks {
                 let digit = u64::from(char::from(byte).to_digit(16)?);
                 At::Size(true, size.checked_mul(16)?.checked_add(digit)?)
             }
-            (At::Size(true, size), b'\r') | (At::Extension(size), b'\r') => At::SizeEnd(size),
-            (At::Size(true, size), b';' | b' ' | b'\t') => At::Extension(size),
-            (At::Extension(size), byte) if byte != b'\n' => {
+            (At::Size(true, size) | At::Blank(size) | At::Extension(size), b'\r') => At::SizeEnd(size),
+            (At::Size(true, size) | At::Blank(size), b' ' | b'\t') => {
+                self.count_line()?;
+                At::Blank(size)
+            }
+            (At::Size(true, size) | At::Blank(size), b';') => At::Extension(size),
+            (At::Extension(size), byte) if is_text(byte) => {
                 self.count_line()?;
                 At::Extension(size)
             }
@@ -275,11 +370,21 @@ impl Chunks {
             (At::DataCr, b'\r') => At::DataLf,
             (At::DataLf, b'\n') => At::Size(false, 0),
             (At::LineStart, b'\r') => At::LastLf,
-            (At::LineStart | At::Trailer, byte) if byte != b'\n' && byte != b'\r' => {
-                self.line_bytes += 1;
-                if self.line_bytes > self.trailer_bytes_max {
+            (At::LineStart, byte) if is_token_byte(byte) => {
+                self.trailers += 1;
+                if self.trailers > FIELDS_MAX {
                     return None;
                 }
+                self.count_trailer()?;
+                At::TrailerName
+            }
+            (At::TrailerName, byte) if is_token_byte(byte) => {
+                self.count_trailer()?;
+                At::TrailerName
+            }
+            (At::TrailerName, b':') => At::Trailer,
+            (At::Trailer, byte) if is_text(byte) => {
+                self.count_trailer()?;
                 At::Trailer
             }
             (At::Trailer, b'\r') => At::TrailerEnd,
@@ -292,6 +397,11 @@ impl Chunks {
     fn count_line(&mut self) -> Option<()> {
         self.line_bytes += 1;
         (self.line_bytes <= CHUNK_LINE_BYTES_MAX).then_some(())
+    }
+
+    fn count_trailer(&mut self) -> Option<()> {
+        self.line_bytes += 1;
+        (self.line_bytes <= self.trailer_bytes_max).then_some(())
     }
 }
 
@@ -309,6 +419,40 @@ mod tests {
         assert_eq!(check("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"), Ok(Framing::Length(5)));
         assert_eq!(check("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n"), Ok(Framing::Chunked));
         assert_eq!(check("GET / HTTP/1.0\r\n\r\n"), Ok(Framing::None));
+        assert_eq!(check("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::None));
+        assert_eq!(check("GET http://a/b?c HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::None));
+    }
+
+    #[test]
+    fn heads_of_answers_are_read_as_strictly() {
+        let check = |head: &str| check_answer_head(format!("{head}\r\n\r\n").as_bytes());
+        for (head, status) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5", 200),
+            ("HTTP/1.0 404 Not Found", 404),
+            ("HTTP/1.1 200", 200),
+            ("HTTP/1.1 200 \r\nX: \u{e9}", 200),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5", 304),
+        ] {
+            assert_eq!(check(head), Ok(status), "{head:?}");
+        }
+        for head in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5, 5",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked",
+            "HTTP/1.1 204 No Content\r\nContent-Length: 5",
+            "HTTP/1.1 200 OK\r\nX : y",
+            "HTTP/1.1 200 OK\r\nX: y\r\n z",
+            "HTTP/1.1 2000 OK",
+            "HTTP/1.1 99 OK",
+            "HTTP/1.1  200 OK",
+            "HTTP/2.0 200 OK",
+            "200 OK",
+            "",
+        ] {
+            assert!(check(head).is_err(), "{head:?}");
+        }
     }
 
     #[test]
@@ -318,6 +462,7 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 010\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -332,6 +477,10 @@ mod tests {
             "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
             "CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
+            "CONNECT http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET a HTTP/1.1\r\nHost: b\r\n\r\n",
+            "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
         ] {
             assert_eq!(check(head), Err(Reason::BadRequest), "{head:?}");
         }
@@ -386,6 +535,12 @@ mod tests {
             "11111111111111111\r\n",
             "0\r\nX: 1\n\r\n",
             "1;\n",
+            "5 5\r\nhello\r\n",
+            "5;\0\r\nhello\r\n",
+            "0\r\nX : 1\r\n\r\n",
+            "0\r\nX\r\n\r\n",
+            "0\r\nX: 1\r\n 2\r\n\r\n",
+            "0\r\nX: \0\r\n\r\n",
         ] {
             assert!(Chunks::new(100).follow(body.as_bytes()).is_err(), "{body:?}");
         }
@@ -393,5 +548,7 @@ mod tests {
         assert!(Chunks::new(100).follow(long.as_bytes()).is_err());
         let trailers = format!("0\r\nX: {}", "e".repeat(101));
         assert!(Chunks::new(100).follow(trailers.as_bytes()).is_err());
+        let many = format!("0\r\n{}\r\n", "X: 1\r\n".repeat(101));
+        assert!(Chunks::new(10_000).follow(many.as_bytes()).is_err());
     }
 }

@@ -39,8 +39,8 @@ pub(super) struct GateLimits {
 
 /// A client's connection that only lets whole, checked request heads through.
 #[derive(Debug)]
-pub(super) struct Gate {
-    io: TcpStream,
+pub(super) struct Gate<S = TcpStream> {
+    io: S,
     /// Read from the client, not handed on.
     unread: BytesMut,
     state: State,
@@ -107,8 +107,8 @@ impl Timer {
     }
 }
 
-impl Gate {
-    pub(super) fn new(io: TcpStream, limits: GateLimits) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
+    pub(super) fn new(io: S, limits: GateLimits) -> Self {
         Self {
             io,
             unread: BytesMut::new(),
@@ -134,7 +134,7 @@ impl Gate {
     }
 
     /// The bare connection and what the client sent ahead.
-    pub(super) fn into_parts(self) -> (TcpStream, BytesMut) {
+    pub(super) fn into_parts(self) -> (S, BytesMut) {
         (self.io, self.unread)
     }
 
@@ -147,9 +147,10 @@ impl Gate {
     /// Collects a head; ready with `true` when a checked one is there, with `false` at the end of the connection.
     fn poll_head(&mut self, cx: &mut Context<'_>, mut scanned: usize) -> Poll<Result<bool, Refusal>> {
         loop {
-            // RFC 9112 section 2.2: empty lines before a request line are ignored.
-            while scanned == 0 && self.unread.starts_with(b"\r\n") {
+            // RFC 9112 section 2.2: empty lines before a request line are ignored, also one that arrived in two pieces.
+            while scanned <= 1 && self.unread.starts_with(b"\r\n") {
                 self.unread.advance(2);
+                scanned = 0;
             }
             if self.unread.starts_with(HTTP2_BEGINNING) {
                 // In the middle of a connection it cannot begin.
@@ -272,7 +273,7 @@ impl Gate {
     }
 }
 
-impl AsyncRead for Gate {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gate<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if buf.remaining() == 0 {
@@ -303,7 +304,7 @@ impl AsyncRead for Gate {
     }
 }
 
-impl Gate {
+impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
     fn after_write(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.is_write_blocked = written.is_pending();
         if written.is_ready() {
@@ -315,7 +316,7 @@ impl Gate {
     }
 }
 
-impl AsyncWrite for Gate {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
         self.after_write(cx, written)

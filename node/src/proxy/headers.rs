@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE, VIA,
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderName,
+    HeaderValue, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use hyper::{HeaderMap, Version};
 use policy::Priority;
@@ -170,6 +170,18 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes from trailers what has a meaning before the body only, or for one connection, or between proxies
+/// (RFC 9110 section 6.5.1): who merges trailers into the headers would act on it.
+pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
+    strip_marram(trailers);
+    strip_hop_by_hop(trailers);
+    for name in
+        [HOST, CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, COOKIE, AUTHORIZATION, PROXY_AUTHORIZATION]
+    {
+        trailers.remove(name);
+    }
+}
+
 /// Makes one `Cookie` of several: only HTTP/2 may send them apart (RFC 9113 section 8.2.3).
 pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -316,6 +328,21 @@ mod tests {
         let mut headers = map(&[("marram-hops", "0"), ("Marram-Anything", "x"), ("x-marram", "stays")]);
         strip_marram(&mut headers);
         assert_eq!(headers, map(&[("x-marram", "stays")]));
+    }
+
+    #[test]
+    fn trailers_cannot_frame_address_or_speak_for_the_mesh() {
+        let mut trailers = map(&[
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("host", "other.mesh"),
+            ("authorization", "x"),
+            ("marram-source", "x"),
+            ("grpc-status", "0"),
+            ("x-sum", "1"),
+        ]);
+        strip_trailers(&mut trailers);
+        assert_eq!(trailers, map(&[("grpc-status", "0"), ("x-sum", "1")]));
     }
 
     #[test]

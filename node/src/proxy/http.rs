@@ -62,13 +62,7 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
         let (context, slot) = (Arc::clone(context), slot.clone());
         Box::pin(async move { Ok(respond(&context, core, request, &slot).await) }) as ResponseFuture
     });
-    let mut connection = http1::Builder::new()
-        .half_close(true)
-        .header_read_timeout(None)
-        // The gate has counted already; these bounds only must not be the tighter ones.
-        .max_header_size(config.head_bytes_max.saturating_add(1))
-        .max_buf_size(config.head_bytes_max.saturating_mul(2).max(64 * 1024))
-        .serve_connection(TokioIo::new(gate), service);
+    let mut connection = machine(config.head_bytes_max).serve_connection(TokioIo::new(gate), service);
     let served = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
     if let Err(error) = served {
         tracing::debug!(%error, "client connection ended");
@@ -88,6 +82,18 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
     }
     // Past its time the connection is closed whether the client took the answer or not.
     tokio::time::timeout(LAST_WORDS, close(stream, refusal)).await.ok();
+}
+
+/// The HTTP machine behind a gate that lets heads of `head_bytes_max` through.
+pub(super) fn machine(head_bytes_max: usize) -> http1::Builder {
+    let mut machine = http1::Builder::new();
+    machine
+        .half_close(true)
+        .header_read_timeout(None)
+        // The gate has counted already; these bounds only must not be the tighter ones.
+        .max_header_size(head_bytes_max.saturating_add(1))
+        .max_buf_size(head_bytes_max.saturating_mul(2).max(64 * 1024));
+    machine
 }
 
 /// The answer to one request, of whatever service a connection is served by.
@@ -266,32 +272,52 @@ fn check_request(parts: &Parts) -> Result<(), Refusal> {
     }
     if parts.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
         return Err(Refusal::new(Reason::BadRequest, "only `http` URIs are forwarded")
-            .hint("use CONNECT for TLS to an instance"));
+            .hint("use CONNECT for TLS to an instance")
+            .closing());
     }
     Ok(())
 }
 
-/// The host a request names, in lower case, without port and final dot. An absolute URI or the target of CONNECT wins
-/// over `Host` (RFC 9112 section 3.2.2).
+/// The host a request names, in lower case, without port and final dot.
+///
+/// An absolute URI and the target of CONNECT name it too. A client has to say the same in `Host` (RFC 9112 section 3.2);
+/// where it does not, two readers of the request could send it to two services, so nobody gets it.
 fn host_of(parts: &Parts) -> Result<String, Refusal> {
-    let authority = match parts.uri.authority() {
-        Some(authority) => authority.clone(),
-        None if parts.method == Method::CONNECT => {
-            return Err(Refusal::new(Reason::BadRequest, "the target of CONNECT is not HOST:PORT"));
-        }
-        None => {
-            let Some(host) = parts.headers.get(HOST) else {
-                return Err(not_of_the_mesh("the request names no host".to_owned()));
-            };
+    let refuse = |what: &str| Refusal::new(Reason::BadRequest, what).closing();
+    let header = match parts.headers.get(HOST) {
+        Some(host) => Some(
             Authority::try_from(host.as_bytes())
-                .map_err(|_invalid| Refusal::new(Reason::BadRequest, "`host` is not HOST or HOST:PORT"))?
-        }
+                .ok()
+                .and_then(|authority| host_name(&authority))
+                .ok_or_else(|| refuse("`host` is not HOST or HOST:PORT"))?,
+        ),
+        None => None,
     };
-    if authority.as_str().contains('@') {
-        return Err(Refusal::new(Reason::BadRequest, "a host with user information is not accepted"));
+    let target = match parts.uri.authority() {
+        Some(authority) => {
+            Some(host_name(authority).ok_or_else(|| refuse("the request target does not name HOST or HOST:PORT"))?)
+        }
+        None if parts.method == Method::CONNECT => return Err(refuse("the target of CONNECT is not HOST:PORT")),
+        None => None,
+    };
+    match (target, header) {
+        (Some(target), Some(header)) if target != header => {
+            Err(refuse("the request target and `host` name different hosts"))
+        }
+        (Some(host), _) | (None, Some(host)) => Ok(host),
+        (None, None) => Err(not_of_the_mesh("the request names no host".to_owned())),
     }
+}
+
+/// The name alone, unless there is more than a name and the number of a port.
+fn host_name(authority: &Authority) -> Option<String> {
     let host = authority.host();
-    Ok(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase())
+    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok();
+    let port = authority.as_str().strip_prefix(host)?;
+    if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
+        return None;
+    }
+    Some(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase())
 }
 
 /// Where a request goes.

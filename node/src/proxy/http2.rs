@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, EXPECT, HOST, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -192,8 +192,18 @@ pub(super) fn arrived(parts: &mut Parts) -> Result<(), Refusal> {
         let told = format!("the request has more than {FIELDS_MAX} header fields");
         return Err(Refusal::new(Reason::HeadTooLarge, told));
     }
-    if parts.headers.get_all(HOST).iter().count() > 1 {
-        return Err(Refusal::new(Reason::BadRequest, "`host` is given more than once"));
+    for name in [HOST, CONTENT_LENGTH] {
+        if parts.headers.get_all(&name).iter().count() > 1 {
+            return Err(Refusal::new(Reason::BadRequest, format!("`{name}` is given more than once")));
+        }
+    }
+    // A target that HTTP/1.1 would refuse (`framing`); hyper has cut it at its `#` before.
+    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+    let is_fitting = parts.method == Method::CONNECT
+        || target.starts_with('/')
+        || (parts.method == Method::OPTIONS && target == "*");
+    if !is_fitting || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Refusal::new(Reason::BadRequest, "`:path` is not a path of percent-encoded ASCII"));
     }
     if parts.headers.contains_key(EXPECT) {
         // Nothing here can say 100, and a client may wait for it; after this answer it asks again without.
@@ -202,7 +212,9 @@ pub(super) fn arrived(parts: &mut Parts) -> Result<(), Refusal> {
             "over HTTP/2 no expectation is met, `100-continue` included",
         ));
     }
-    if let Some(authority) = parts.uri.authority()
+    // Where there is a `host` as well, both have to name the same one: `http` compares them.
+    if !parts.headers.contains_key(HOST)
+        && let Some(authority) = parts.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
         parts.headers.insert(HOST, host);

@@ -6,7 +6,8 @@
 //!
 //! `accept` (a permit) → `gate` (one whole, strictly read head; `framing`), or `http2` where the connection begins so →
 //! `http` (which service, which headers cross; `filters`, `grpc`) → `admit` (limits and faults of policy) → `forward`
-//! (pick, send, once more elsewhere; `retry`, `hedge`) → `attempt` (a kept or new connection; `upstream`) →
+//! (pick, send, once more elsewhere; `retry`, `hedge`) → `attempt` (a kept or new connection; `upstream`, whose answers
+//! `answers` reads strictly) →
 //! `body` (streams, never collected) → `record` (the access line). A peer's side is `inbound`; raw bytes take `tcp` and
 //! `copy`.
 //!
@@ -20,6 +21,7 @@
 
 mod accept;
 mod admit;
+mod answers;
 mod attempt;
 mod body;
 mod context;
@@ -48,6 +50,8 @@ mod transparent;
 mod udp;
 mod upstream;
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1;
 use hyper::client::conn::http2;
 use hyper::header::{CONNECTION, HOST, HeaderValue, TE, UPGRADE};
 use hyper::http::uri::Scheme;
@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::watch;
 use transport::NodeId;
 
+use super::answers::{Answers, Asked, Asking};
 use super::body::RequestBody;
 use super::context::ProxyContext;
 use super::http::origin_form;
@@ -165,7 +166,7 @@ impl PoolKey {
 }
 
 struct Idle {
-    sender: SendRequest<RequestBody>,
+    sender: Asking,
     since: Duration,
 }
 
@@ -177,7 +178,7 @@ impl fmt::Debug for Idle {
 
 impl Pool {
     /// A connection that was usable when last seen, silent for at most [`FRESH_ENOUGH`] if `fresh`.
-    fn take(&mut self, key: &PoolKey, fresh: bool, now: Duration) -> Option<SendRequest<RequestBody>> {
+    fn take(&mut self, key: &PoolKey, fresh: bool, now: Duration) -> Option<Asking> {
         let idle = self.idle.get_mut(key)?;
         let taken = loop {
             let Some(last) = idle.pop() else { break None };
@@ -199,7 +200,7 @@ impl Pool {
         taken
     }
 
-    fn put(&mut self, key: PoolKey, sender: SendRequest<RequestBody>, now: Duration) {
+    fn put(&mut self, key: PoolKey, sender: Asking, now: Duration) {
         if self.count >= IDLE_MAX {
             return;
         }
@@ -303,7 +304,7 @@ pub(super) struct Lease {
 }
 
 enum Sender {
-    One(SendRequest<RequestBody>),
+    One(Asking),
     Two { sender: http2::SendRequest<RequestBody>, _turn: Turn },
 }
 
@@ -399,6 +400,11 @@ impl Lease {
         S: Wire + 'static,
     {
         let head_bytes_max = context.config.head_bytes_max.max(8 * 1024);
+        let asked = Asked::default();
+        let io = match key {
+            PoolKey::Local(_) => Answers::new(io, asked.clone()),
+            PoolKey::Remote { .. } => Answers::trusting(io, asked.clone()),
+        };
         let (sender, connection) = http1::Builder::new()
             .max_header_size(head_bytes_max)
             .max_buf_size(head_bytes_max.saturating_mul(4))
@@ -408,7 +414,8 @@ impl Lease {
             // Whoever waits for a response learns of the error; a silent connection may end as it likes.
             connection.with_upgrades().await.ok();
         });
-        Ok(Self { context: Arc::clone(context), core, key, sender: Sender::One(sender) })
+        let sender = Sender::One(Asking::new(sender, asked));
+        Ok(Self { context: Arc::clone(context), core, key, sender })
     }
 
     /// Sends one request and waits for the response head.
@@ -471,7 +478,7 @@ impl Lease {
     }
 }
 
-fn keep(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, sender: SendRequest<RequestBody>) {
+fn keep(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, sender: Asking) {
     context.pool(core).put(key.clone(), sender, context.clock.now());
     tell_waiting(context, core, key);
     begin_sweeping(context, core);

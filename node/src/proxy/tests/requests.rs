@@ -42,14 +42,18 @@ async fn every_spelling_of_the_host_reaches_the_service() {
 }
 
 #[tokio::test]
-async fn an_absolute_target_wins_over_host_and_becomes_it() {
+async fn an_absolute_target_is_taken_with_the_same_host_beside_it_only() {
     let (bench, _) = hello().await;
     let mut client = Client::connect(bench.address).await;
-    let reply = client.ask("GET http://hello.mesh:80/p?q HTTP/1.1\r\nHost: other.mesh\r\n\r\n").await;
-    assert_eq!(reply.status, 200, "{reply:?}");
-    let text = reply.text();
-    assert!(text.starts_with("GET /p?q HTTP/1.1\r\n") && text.contains("host: hello.mesh:80\r\n"), "{text}");
-    assert!(!text.contains("other.mesh"), "{text}");
+    for host in ["hello.mesh:80", "Hello.mesh", "hello.mesh."] {
+        let reply = client.ask(format!("GET http://hello.mesh:80/p?q HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let text = reply.text();
+        assert!(text.starts_with("GET /p?q HTTP/1.1\r\n") && text.contains("host: hello.mesh:80\r\n"), "{text}");
+    }
+    let reply = client.ask("GET http://hello.mesh/ HTTP/1.1\r\nHost: other.mesh\r\n\r\n").await;
+    assert_eq!(reply.problem(400), "bad_request");
+    assert!(client.is_closed().await);
 }
 
 #[tokio::test]
