@@ -1,8 +1,8 @@
 """Servers and clients as people have them: gRPC by grpcio, WebSocket by websockets.
 
-`serve` prints the ports it listens on and serves until its standard input ends. `call HOST:PORT CALLS` asks them by name
-through a proxy, CALLS unary calls and as many messages in streams and over WebSocket, and ends with an error at the
-first thing that is not as it should be. Messages are plain bytes, so that no compiler of protobuf is needed.
+`serve` prints the ports it listens on and serves until its standard input ends. `call HOST:PORT UNARY MESSAGES` asks them
+by name through a proxy, UNARY unary calls and MESSAGES messages in streams and over WebSocket, and ends with an error at
+the first thing that is not as it should be. Messages are plain bytes, so that no compiler of protobuf is needed.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ def expect(what, found, wanted):
         raise SystemExit(f"{what}: {found!r} instead of {wanted!r}")
 
 
-async def grpc_calls(proxy, calls):
+async def grpc_calls(proxy, unary_calls, calls):
     options = [("grpc.default_authority", "grpc.mesh"), ("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(proxy, options) as channel:
         ask = channel.unary_unary("/demo/unary")
@@ -100,7 +100,7 @@ async def grpc_calls(proxy, calls):
                 trailers = dict(await call.trailing_metadata())
                 expect("trailer", trailers.get("x-digest"), hashlib.sha256(request).hexdigest())
 
-        await asyncio.gather(*(some(n * (calls // 40), calls // 40) for n in range(40)))
+        await asyncio.gather(*(some(n * (unary_calls // 40), unary_calls // 40) for n in range(40)))
         expect("empty", await ask(b""), b"")
         large = bytes(range(256)) * 4096 * 8
         expect("8 MiB", await ask(large, timeout=60) == large[::-1], True)
@@ -160,9 +160,9 @@ async def websocket_messages(proxy, messages):
     expect("close", (connection.close_code, connection.close_reason), (1000, ""))
 
 
-async def call(proxy, calls):
+async def call(proxy, unary_calls, calls):
     began = time.monotonic()
-    await grpc_calls(proxy, calls)
+    await grpc_calls(proxy, unary_calls, calls)
     between = time.monotonic()
     await websocket_messages(proxy, calls)
     end = time.monotonic()
@@ -173,4 +173,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         asyncio.run(serve())
     else:
-        asyncio.run(call(sys.argv[2], int(sys.argv[3])))
+        asyncio.run(call(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

@@ -6,11 +6,13 @@
 
 mod app;
 mod fleet;
+pub mod frames;
 mod http;
 mod load;
 mod namespace;
 mod ports;
 mod process;
+mod recorder;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,7 @@ pub use load::{Load, Sent};
 pub use namespace::Cable;
 pub use ports::free_port;
 pub use process::{Process, Said, run, run_command};
+pub use recorder::{Recorded, Recorder, Script};
 
 /// The path of the `marram` binary: as [`use_binary`] said, else built when first asked for.
 ///

@@ -17,11 +17,15 @@ mod dns;
 #[cfg(test)]
 mod drain;
 #[cfg(test)]
+mod floods;
+#[cfg(test)]
 mod frozen;
 #[cfg(test)]
 mod full_disk;
 #[cfg(test)]
 mod health;
+#[cfg(test)]
+mod http2;
 #[cfg(test)]
 mod isolated;
 #[cfg(test)]
@@ -54,6 +58,8 @@ mod restart;
 mod routes;
 #[cfg(test)]
 mod shares;
+#[cfg(test)]
+mod smuggling;
 #[cfg(test)]
 mod store_recovery;
 #[cfg(test)]

@@ -261,6 +261,8 @@ fn python() -> Option<PathBuf> {
 #[test]
 fn clients_of_grpc_and_websocket_work_through_both_nodes() {
     const CALLS: &str = "2000";
+    // So many in a row through the caller's node and its peer; the first node has the servers to itself.
+    const CALLS_FAR: &str = "2000";
     let Some(python) = python() else {
         return skip("clients_of_grpc_and_websocket_work_through_both_nodes", "no target/ci/clients; .ci/run makes it");
     };
@@ -280,9 +282,9 @@ fn clients_of_grpc_and_websocket_work_through_both_nodes() {
     });
     fleet.wait_service("grpc", 1);
     fleet.wait_service("websocket", 1);
-    for node in &fleet.nodes {
+    for (node, unary) in fleet.nodes.iter().zip([CALLS, CALLS_FAR]) {
         let mut command = Command::new(&python);
-        let said = run_command(command.arg(&script).arg("call").arg(node.proxy.to_string()).arg(CALLS));
+        let said = run_command(command.arg(&script).arg("call").arg(node.proxy.to_string()).args([unary, CALLS]));
         assert_eq!(said.code, 0, "{}: {said:?}\n{}", node.name, fleet.logs());
         eprintln!("{}: {}", node.name, said.out.trim());
         eventually("nothing is left in flight", Duration::from_secs(5), || {
@@ -293,4 +295,32 @@ fn clients_of_grpc_and_websocket_work_through_both_nodes() {
     // It ends with its standard input.
     drop(servers.stdin.take());
     servers.wait().unwrap();
+}
+
+#[test]
+fn h2load_gets_every_answer_through_both_nodes() {
+    if !has_program("h2load") {
+        return skip("h2load_gets_every_answer_through_both_nodes", "no h2load (Debian's nghttp2-client)");
+    }
+    let app = App::start("a");
+    let fleet = Fleet::start(2, &|n, config| {
+        if n == 0 {
+            Node::serve(config, "hello", app.address(), None);
+        }
+    });
+    fleet.wait_service("hello", 1);
+    for node in &fleet.nodes {
+        let url = format!("http://{}/", node.proxy);
+        // Over HTTP/1.1 it writes what stands for `:authority` into `Host`.
+        for words in [&["-m", "10"][..], &["--h1"]] {
+            let mut command = Command::new("h2load");
+            command.args(["-n", "4000", "-c", "10", "-H", ":authority: hello.mesh"]).args(words);
+            let said = run_command(command.arg(&url));
+            let is_whole = said.out.contains("4000 succeeded, 0 failed, 0 errored, 0 timeout")
+                && said.out.contains("status codes: 4000 2xx, 0 3xx, 0 4xx, 0 5xx");
+            assert!(said.code == 0 && is_whole, "{} {words:?}: {said:?}", node.name);
+            let speed = said.out.lines().find(|line| line.starts_with("finished in")).unwrap_or_default();
+            eprintln!("{} {words:?}: {speed}", node.name);
+        }
+    }
 }
