@@ -127,9 +127,7 @@ fn cases() -> Vec<Case> {
 fn beginnings_and_frames(cases: &mut Cases) {
     use Expect::{Answer, Connection, Either, End};
     let preface = |rest: &[u8]| [PREFACE, rest].concat();
-    cases
-        .add("3.4", "a preface with another end", &[b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n".to_vec()], End)
-        .is_bare = true;
+    cases.add("3.4", "a preface with another end", &[b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n".to_vec()], End).is_bare = true;
     cases.add("3.4", "SETTINGS with settings nobody knows", &[setting(0xff, 1), get(&[])], Answer(200));
     let empty = frame(kind::SETTINGS, 0, 0, &[]);
     cases.add("3.4", "a request right behind the preface", &[preface(&empty), get(&[])], Answer(200)).is_bare = true;
@@ -335,12 +333,7 @@ fn messages(cases: &mut Cases) {
     let open = [post(&[]), data(1, 0, b"hello"), headers(1, 0, &[("x-sum", "1")])];
     cases.add("8.1", "trailers that do not end the stream", &open, Either(&[PROTOCOL_ERROR]));
     cases.add("8.1", "a pseudo field in trailers", &[post(&[]), data(1, 0, b"x"), trailers(&[PATH])], Dropped);
-    cases.add(
-        "8.1",
-        "a status in trailers",
-        &[post(&[]), data(1, 0, b"x"), trailers(&[(":status", "200")])],
-        Malformed,
-    );
+    cases.add("8.1", "a status in trailers", &[post(&[]), data(1, 0, b"x"), trailers(&[(":status", "200")])], Dropped);
     cases.add("8.1", "an uppercase trailer", &[post(&[]), data(1, 0, b"x"), trailers(&[("X-Sum", "1")])], Malformed);
     cases.add("8.1.1", "a body as long as announced", &[length("5"), data(1, END_STREAM, b"hello")], Answer(200));
     cases.add("8.1.1", "a body that is shorter", &[length("5"), data(1, END_STREAM, b"hell")], Malformed);
@@ -374,7 +367,7 @@ fn messages(cases: &mut Cases) {
 
 fn field_names_and_values(cases: &mut Cases) {
     use Expect::{Answer, Malformed};
-    for name in ["X", "xY", "x y", "x:y", "x\u{1}", "x\u{7f}", "", "x\r\ny", "x\0", "x\u{e9}", "x("] {
+    for name in ["X", "xY", "x y", "x:y", "x\u{1}", "x\u{7f}", "", "x\r\ny", "x\0", "x\u{e9}", "x(", "x\""] {
         cases.add("8.2.1", format!("the name {name:?}"), &[get(&[(name, "v")])], Malformed);
     }
     for value in ["\0", "a\0b", "a\rb", "a\nb", "a\r\nx: y", "\r", "\n"] {
