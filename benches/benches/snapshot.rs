@@ -9,6 +9,8 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use node::catalog::{Catalog, Distance};
 use node::config::Protocol;
+use node::gossip::Spoken;
+use node::pick::Asked;
 use node::snapshot::{Here, Snapshot};
 use node::view::Capabilities;
 use policy::explain::DistanceSource;
@@ -62,7 +64,7 @@ fn catalog() -> Catalog {
         let instances = (0..100).map(|number| node::gossip::Offer {
             service: format!("s{}", usize::from(byte % 10) * 100 + number),
             instance: "1".to_owned(),
-            protocol: Protocol::Http,
+            protocol: Spoken::Known(Protocol::Http),
             capacity: 64.0,
             declared: true,
             down: None,
@@ -99,7 +101,7 @@ fn snapshot(criterion: &mut Criterion) {
     };
     let snapshot = Snapshot { version: 1, here, table: RouteTable::default().into(), services, local: HashMap::new() };
     group.bench_function("pick one of 10 endpoints", |bencher| {
-        bencher.iter(|| node::pick::pick(&snapshot, black_box("s7"), &[], [0.7, 0.3], NOW));
+        bencher.iter(|| node::pick::pick(&snapshot, black_box("s7"), Asked::default(), [0.7, 0.3], NOW));
     });
     group.finish();
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use node::config::{ListenerConfig, Protocol};
+use node::config::{ListenerConfig, ListenerProtocol, Protocol};
 use tests::{Fleet, Node, free_port};
 
 use crate::load::{self, Asking, Outcome};
@@ -193,7 +193,11 @@ fn marram(backend: SocketAddr) -> anyhow::Result<(Fleet, SocketAddr)> {
                 last.protocol = Protocol::Tcp;
             }
         } else {
-            config.listeners.push(ListenerConfig { service: "bench-tcp".to_owned(), address: listener });
+            config.listeners.push(ListenerConfig {
+                service: "bench-tcp".to_owned(),
+                address: listener,
+                protocol: ListenerProtocol::Tcp,
+            });
         }
     });
     fleet.wait_service("bench", 1);

@@ -178,9 +178,9 @@ impl Carrier {
             }
             while let Some(packet) = self.line.arrived(began.elapsed()) {
                 match (&*self.to).write(&packet) {
-                    Ok(_) => self.carried.fetch_add(1, Ordering::Relaxed),
+                    Ok(length) if length == packet.len() => self.carried.fetch_add(1, Ordering::Relaxed),
                     // A full queue of the device loses packets as any device does.
-                    Err(_) => self.lost.fetch_add(1, Ordering::Relaxed),
+                    Ok(_) | Err(_) => self.lost.fetch_add(1, Ordering::Relaxed),
                 };
             }
         }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
-use node::config::{ListenerConfig, MeshTransport, Protocol};
+use node::config::{ListenerConfig, ListenerProtocol, MeshTransport, Protocol};
 use node::view::Status;
 use tests::{
     App, Fleet, Load, Node, Sent, Stopwatch, TcpEcho, eventually, free_port, has_program, is_root, run_command, skip,
@@ -47,7 +47,11 @@ fn nodes_without_udp_agree_and_carry_requests_streams_and_raw_tcp_with_the_codes
                     last.protocol = Protocol::Tcp;
                 }
             }
-            _ => config.listeners.push(ListenerConfig { service: "echo".to_owned(), address: listener }),
+            _ => config.listeners.push(ListenerConfig {
+                service: "echo".to_owned(),
+                address: listener,
+                protocol: ListenerProtocol::Tcp,
+            }),
         }
     });
     for (service, count) in [("hello", 2), ("streams", 1), ("echo", 1)] {
