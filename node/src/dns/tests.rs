@@ -12,7 +12,7 @@ use super::wire::reply;
 use super::zone::{Data, Said};
 use super::*;
 use crate::config::{ListenerConfig, ListenerProtocol, Protocol};
-use crate::snapshot::{Endpoint, EndpointStats, ExcludedEndpoint, Here, ServiceView, Snapshot};
+use crate::snapshot::{Endpoint, EndpointStats, ExcludedEndpoint, Here, Missing, ServiceView, Snapshot};
 
 const NOW: Duration = Duration::from_secs(100);
 
@@ -23,6 +23,8 @@ fn endpoint(service: &str, instance: &str, protocol: Protocol) -> Arc<Endpoint> 
         node: NodeId::from_bytes([1; 16]),
         node_name: "far".to_owned(),
         zone: "z1".to_owned(),
+        facts: Arc::default(),
+        locality: 0,
         protocol,
         capacity: Capacity::new(10.0).unwrap(),
         capacity_source: CapacitySource::Declared,
@@ -41,12 +43,16 @@ fn view(name: &str, protocols: &[Protocol], out: Option<Protocol>) -> (String, A
         node: "far".to_owned(),
         reason: "its node is dead".to_owned(),
         protocol: Some(protocol),
+        facts: Arc::default(),
+        missing: Missing::Yes,
     });
     let view = ServiceView {
         name: name.to_owned(),
         endpoints: endpoints.collect(),
         excluded: excluded.into_iter().collect(),
         active_clients: 1.0,
+        stats: Arc::default(),
+        placed: None,
     };
     (name.to_owned(), Arc::new(view))
 }

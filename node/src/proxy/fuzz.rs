@@ -344,7 +344,7 @@ async fn read(request: Request<Incoming>) -> Message {
         is_whole: true,
     };
     while let Some(frame) = incoming.frame().await {
-        match frame.map(|frame| frame.into_data().map_err(|frame| frame.into_trailers())) {
+        match frame.map(|frame| frame.into_data().map_err(hyper::body::Frame::into_trailers)) {
             Ok(Ok(data)) => message.body.extend_from_slice(&data),
             Ok(Err(trailers)) => message.trailers = listed(&trailers.unwrap_or_default()),
             Err(_) => {

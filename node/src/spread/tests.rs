@@ -73,6 +73,7 @@ fn snapshot(endpoints: &[Arc<Endpoint>], excluded: Vec<ExcludedEndpoint>, table:
         endpoints: endpoints.to_vec(),
         excluded,
         active_clients: 1.0,
+        stats: Arc::default(),
         placed: None,
     };
     let services = BTreeMap::from([("hello".to_owned(), Arc::new(view))]);

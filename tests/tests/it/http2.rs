@@ -1,5 +1,5 @@
 //! HTTP/2 by the letter of RFC 9113: each case is a connection of single frames to a real agent, with what the RFC says has
-//! to come of it. No independent suite was found in Debian or PyPI, so the cases are driven by hand.
+//! to come of it. No independent suite was found in Debian or on `PyPI`, so the cases are driven by hand.
 
 use std::fmt;
 

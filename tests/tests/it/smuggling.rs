@@ -228,7 +228,7 @@ fn sizes(cases: &mut Vec<Case>) {
     let long = format!("GET /{} HTTP/1.1\r\nhost: raw.mesh\r\n\r\n", "y".repeat(17_000));
     cases.push(Case::refused("a long target", 431, long));
     cases.push(Case::refused("a long name", 431, post(&format!("{}: y", "x".repeat(17_000)), "")));
-    cases.push(Case::refused("many fields", 431, post(&"x: y\r\n".repeat(100).trim_end().to_owned(), "")));
+    cases.push(Case::refused("many fields", 431, post("x: y\r\n".repeat(100).trim_end(), "")));
     cases.push(Case::refused("a head without an end", 431, "x".repeat(17_000)));
 }
 

@@ -67,7 +67,7 @@ fn nodes_without_udp_agree_and_carry_requests_streams_and_raw_tcp_with_the_codes
     eventually("the write is in force everywhere", Duration::from_secs(5), || {
         fleet.nodes.iter().try_for_each(|node| in_force(node, "hello", 0.5))
     });
-    fleet.wait_roots_equal(Duration::from_secs(5));
+    let (_root, _took) = fleet.wait_roots_equal(Duration::from_secs(5));
 
     // One of the two instances is gone: its node says so with a code before anything was sent, and the other answers.
     let client = &fleet.nodes[2];
@@ -132,7 +132,8 @@ impl BlockedUdp {
 impl Drop for BlockedUdp {
     fn drop(&mut self) {
         for rule in &self.0 {
-            run_command(Command::new("iptables").args(["-w", "-D", "INPUT"]).args(rule));
+            let removed = run_command(Command::new("iptables").args(["-w", "-D", "INPUT"]).args(rule));
+            assert!(removed.code == 0 || std::thread::panicking(), "{}", removed.err);
         }
     }
 }

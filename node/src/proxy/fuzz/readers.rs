@@ -69,7 +69,7 @@ impl Tolerances {
             }
             match fields.last_mut() {
                 Some(last) if self.unfolds && matches!(line.first(), Some(b' ' | b'\t')) => {
-                    last.extend_from_slice(line)
+                    last.extend_from_slice(line);
                 }
                 _ => fields.push(line.to_vec()),
             }

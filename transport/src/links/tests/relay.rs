@@ -1,6 +1,7 @@
 //! A way to a node on which UDP can be blocked and let through again, as a firewall would.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,7 +48,7 @@ async fn pass_udp(front: Arc<UdpSocket>, to: SocketAddr, is_blocked: Arc<AtomicB
         if is_blocked.load(Ordering::SeqCst) {
             continue;
         }
-        if !backs.contains_key(&from) {
+        if let Entry::Vacant(place) = backs.entry(from) {
             let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
             back.connect(to).await.expect("connected");
             let (front, reader, is_blocked) = (Arc::clone(&front), Arc::clone(&back), Arc::clone(&is_blocked));
@@ -60,7 +61,7 @@ async fn pass_udp(front: Arc<UdpSocket>, to: SocketAddr, is_blocked: Arc<AtomicB
                     }
                 }
             });
-            backs.insert(from, back);
+            place.insert(back);
         }
         backs[&from].send(&packet[..len]).await.ok();
     }
