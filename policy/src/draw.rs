@@ -10,14 +10,16 @@ pub fn draw(weighed: &[Weighed], u: f64) -> Option<usize> {
     quick(weighed, unit(u)).or_else(|| scan(weighed, &[], u))
 }
 
-/// The draw where the probabilities are what they should be: they sum to 1, so the sum need not be taken first. Groups are
-/// added up before the one that holds the target is looked through, because additions that wait for each other are what a scan
-/// takes its time with. `None` where the target is not found in this way: rounding, or no such probabilities.
-fn quick(weighed: &[Weighed], target: f64) -> Option<usize> {
+/// The scan without anybody to leave out. Groups are added up before the one that holds the target is looked through,
+/// because additions that wait for each other are what a scan takes its time with. `None` where the target is not found in
+/// this way: by rounding, or because no probability is above zero.
+fn quick(weighed: &[Weighed], u: f64) -> Option<usize> {
+    let share = |group: &[Weighed]| group.iter().map(|weighed| weighed.probability).sum::<f64>();
+    let target = u * weighed.chunks(GROUP).map(share).sum::<f64>();
     let mut cumulated = 0.0;
     for (number, group) in weighed.chunks(GROUP).enumerate() {
-        let share: f64 = group.iter().map(|weighed| weighed.probability).sum();
-        if target < cumulated + share {
+        let after = cumulated + share(group);
+        if target < after {
             for (index, weighed) in group.iter().enumerate() {
                 cumulated += weighed.probability;
                 if target < cumulated {
@@ -26,7 +28,7 @@ fn quick(weighed: &[Weighed], target: f64) -> Option<usize> {
             }
             return None;
         }
-        cumulated += share;
+        cumulated = after;
     }
     None
 }

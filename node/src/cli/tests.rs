@@ -501,8 +501,8 @@ shop  node a (abc)  ready for 5m  version 0.1.0
 members  2 alive, 0 suspect, 1 dead, 0 joining, 0 left
 policy   root 00ff, 3 documents, 1 in conflict, the disk refuses writes
 certs    leaf ends 2027-01-15 08:00 UTC (in 12h), admission ends 2023-11-14 22:13 UTC (1157d ago)
-LINK  REMOTE         PURPOSE     RTT  LOSS  KEY EXCHANGE    DIALLED BY
-b     10.0.0.6:7440  control  1.50ms  0.0%  X25519MLKEM768  a
+LINK  REMOTE         PURPOSE  OVER     RTT  LOSS  KEY EXCHANGE    DIALLED BY
+b     10.0.0.6:7440  control  quic  1.50ms  0.0%  X25519MLKEM768  a
 problem  global/HTTPRoute/shop: the last good form stays in force (policy_invalid)
          spec.rules: is missing
 ";

@@ -189,10 +189,14 @@ proptest! {
 
     #[test]
     fn a_draw_falls_where_the_cumulated_shares_say(
-        candidates in prop::collection::vec((1.0..100.0, 0.0..3.0, 0.0..200.0), 1..60), u in 0.0..1.0,
+        candidates in prop::collection::vec((1.0..100.0, 0.0..3.0, 0.0..200.0), 1..60), u in 0.0..1.0, part in 1_usize..60,
     ) {
-        let set = weighed(&candidates, 0.03);
-        let index = draw(&set, u).unwrap();
+        let whole = weighed(&candidates, 0.03);
+        // A part of the candidates, whose shares do not sum to 1, is drawn from in the same proportions.
+        let set = &whole[..part.min(whole.len())];
+        let sum: f64 = set.iter().map(|weighed| weighed.probability).sum();
+        let u = u * sum;
+        let index = draw(set, u / sum).unwrap();
         let before: f64 = set[..index].iter().map(|weighed| weighed.probability).sum();
         let after = before + set[index].probability;
         prop_assert!(before - 1e-9 <= u && u < after + 1e-9, "{u} is outside of {before}..{after}");
