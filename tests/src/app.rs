@@ -148,7 +148,8 @@ fn serve(mut stream: TcpStream, inside: &Inside) -> Option<()> {
             }
         };
         let body = if path == "/head" { head } else { format!("hello from {}", inside.name) };
-        let answer = format!("HTTP/1.1 {status} As Told\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let reason = if status == 200 { "OK" } else { "As Told" };
+        let answer = format!("HTTP/1.1 {status} {reason}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         stream.write_all(answer.as_bytes()).ok()?;
     }
 }

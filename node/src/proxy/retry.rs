@@ -21,6 +21,8 @@ pub(super) struct Tries {
     out: Vec<Arc<Endpoint>>,
     /// `(instance@node, what was seen)` of those that failed.
     failures: Vec<(String, String)>,
+    /// Those among them whose peer failed: the way there may be another at the next try.
+    unreached: Vec<Arc<Endpoint>>,
     /// Whether datagrams are to be sent, and not a request or bytes.
     datagrams: bool,
     /// What the node of an instance must be.
@@ -102,8 +104,8 @@ impl Tries {
         };
         let picked = draw(&out).or_else(|none| {
             // Nobody else is left. The way to a peer may be another by now, so what is behind one gets the second try too.
-            let stays = |endpoint: &Endpoint| endpoint.local.is_some() || self.is_unfit(endpoint);
-            let here: Vec<_> = out.iter().filter(|endpoint| stays(endpoint)).cloned().collect();
+            let stays = |endpoint: &&Arc<Endpoint>| !self.unreached.iter().any(|other| Arc::ptr_eq(other, endpoint));
+            let here: Vec<_> = out.iter().filter(stays).cloned().collect();
             let is_worth_it = here.len() < out.len() && matches!(none, NoPick::NoneHealthy(_));
             if is_worth_it { draw(&here).map_err(|_same| none) } else { Err(none) }
         });
@@ -135,6 +137,7 @@ impl Tries {
         self.out.push(Arc::clone(endpoint));
         self.failures.push((label(endpoint), detail.clone()));
         if kind == OutcomeKind::PeerFailed && endpoint.local.is_none() {
+            self.unreached.push(Arc::clone(endpoint));
             let neighbours = snapshot.services.get(&endpoint.service).into_iter().flat_map(|view| &view.endpoints);
             for other in neighbours.filter(|other| other.node == endpoint.node && !Arc::ptr_eq(other, endpoint)) {
                 other.stats.failed(until);

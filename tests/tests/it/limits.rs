@@ -200,7 +200,8 @@ fn a_fast_refusal_does_not_attract_requests() {
     apps[0].set_status(429);
     let refused = (0..300).filter(|_| ask(node, "pair", "/slow?ms=5").status == 429).count();
     println!("{refused} of 300 were refused");
-    assert!(refused <= 150, "{refused} of 300 went to the one that refuses: more than its half");
+    // One in two by P, give or take what chance does; one that attracted would get nearly all.
+    assert!(refused <= 200, "{refused} of 300 went to the one that refuses: more than its half");
 }
 
 #[test]
@@ -243,6 +244,8 @@ fn requests_beyond_the_rate_are_answered_429_and_injected_faults_are_marked() {
 
 #[test]
 fn a_hedged_request_takes_the_quicker_of_two_instances() {
+    // Half of the requests are hedged here, far more than a budget is for.
+    const PLENTY: &str = "retryConstraint: { minRetryRate: { count: 1000, interval: 1s } }";
     let (silent, good) = (silent(), App::start("good"));
     let fleet = Fleet::start(2, &|n, config| {
         if n == 1 {
@@ -252,7 +255,7 @@ fn a_hedged_request_takes_the_quicker_of_two_instances() {
     });
     fleet.wait_service("half", 2);
     let node = &fleet.nodes[0];
-    apply(node, &policy("half", "loadBalancer: { draw: Single }, hedging: { delay: 50ms }"));
+    apply(node, &policy("half", &format!("loadBalancer: {{ draw: Single }}, hedging: {{ delay: 50ms }}, {PLENTY}")));
     eventually("a hedge has won", Duration::from_secs(20), || {
         let watch = Stopwatch::start();
         let limit = Duration::from_secs(3);

@@ -17,6 +17,12 @@ metadata: { name: jobs }
 spec:
   hostnames: [ jobs.mesh ]
   rules: [ { backendRefs: [ { name: hello } ], priority: bulk } ]
+---
+apiVersion: marram.dev/v1
+kind: BackendTrafficPolicy
+metadata: { name: hello }
+targetRef: { kind: Service, name: hello }
+spec: { circuitBreaker: { maxConnections: 20, maxParallelRequests: 20 } }
 ";
 
 #[test]
