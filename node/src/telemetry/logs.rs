@@ -16,8 +16,10 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Environment variable with the filter.
 pub const FILTER_VARIABLE: &str = "MARRAM_LOG";
-/// Filter in force when the variable is not set: our events, and only warnings of the libraries below.
-pub const FILTER_DEFAULT: &str = "info,quinn=warn,quinn_proto=warn,rustls=warn,chitchat=warn,sled=warn,hyper=warn";
+/// Filter in force when the variable is not set: our events, and only warnings of the libraries below; of h2 not even those, as
+/// it warns of each frame that a client should not have sent.
+pub const FILTER_DEFAULT: &str =
+    "info,quinn=warn,quinn_proto=warn,rustls=warn,chitchat=warn,sled=warn,hyper=warn,h2=error";
 
 /// Lines that may wait for stderr; one more is dropped and counted.
 const QUEUE_LINES: usize = 4096;

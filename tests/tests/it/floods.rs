@@ -176,7 +176,7 @@ impl Neighbour {
             let (mut count, mut longest) = (0, Duration::ZERO);
             while !until.load(Ordering::Relaxed) {
                 let watch = Stopwatch::start();
-                let answer = get(address, "/", &[("host", "hello.mesh")])?;
+                let answer = get(address, "/", &[("host", "other.mesh")])?;
                 if answer.status != 200 {
                     return Err(format!("{answer:?}"));
                 }
@@ -202,10 +202,12 @@ fn resident(pid: u32) -> u64 {
 
 #[test]
 fn floods_leave_memory_bounded_and_others_unharmed() {
-    let app = App::start("a");
+    // The neighbour's service is not the flooded one: how many connections an application bears is for its own limits.
+    let (app, other) = (App::start("a"), App::start("other"));
     let recorder = Recorder::start(|_| Script::saying(&"x".repeat(1 << 20)));
     let fleet = Fleet::start(1, &|_, config| {
         Node::serve(config, "hello", app.address(), None);
+        Node::serve(config, "other", other.address(), None);
         Node::serve(config, "raw", recorder.address(), None);
     });
     fleet.wait_service("raw", 1);
