@@ -2,7 +2,6 @@
 //! happen on the control thread when a document or an instance changed; requests go on with the snapshot before.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -25,22 +24,18 @@ const NOW_MS: u64 = 1_795_305_600_000;
 
 /// A route and a way to balance for each service.
 fn library() -> Library {
-    let mut text = String::new();
+    let mut library = Library::default();
     for number in 0..SERVICES {
-        write!(
-            text,
-            "---\napiVersion: marram.dev/v1\nkind: HTTPRoute\nmetadata: {{ name: s{number}, scope: global }}\n\
+        let text = format!(
+            "apiVersion: marram.dev/v1\nkind: HTTPRoute\nmetadata: {{ name: s{number}, scope: global }}\n\
              spec:\n  hostnames: [s{number}.example.org]\n  rules:\n  - matches: [{{ path: {{ type: PathPrefix, value: /api }} }}]\n    \
              backendRefs: [{{ name: s{number}, weight: 9 }}, {{ name: canary, weight: 1 }}]\n\
              ---\napiVersion: marram.dev/v1\nkind: BackendTrafficPolicy\nmetadata: {{ name: s{number}, scope: global }}\n\
              targetRef: {{ kind: Service, name: s{number} }}\nspec: {{ loadBalancer: {{ halfDistance: 10ms }} }}\n"
-        )
-        .expect("text takes what is written");
-    }
-    let documents = parse_documents(&text, &Limits::default()).expect("the documents are good");
-    let mut library = Library::default();
-    for document in &documents {
-        library.file(document.id(), Filed::new([document], Vec::new()));
+        );
+        for document in parse_documents(&text, &Limits::default()).expect("the documents are good") {
+            library.file(document.id(), Filed::new([&document], Vec::new()));
+        }
     }
     library
 }
