@@ -88,7 +88,7 @@ pub(crate) async fn take_in(
     }
     let purpose = hello.purpose;
     if purpose == Purpose::Data {
-        connection.set_max_concurrent_bi_streams(inner.config.streams_max);
+        connection.set_max_concurrent_bi_streams(inner.config.streams_start.min(inner.config.streams_max));
     }
     let link = serve::link(&inner, connection, peer, purpose, Opened::ByPeer { core }, permit);
     link.heard(hello);

@@ -6,25 +6,24 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, UPGRADE};
 use hyper::http::response::Parts;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use transport::{NodeId, StreamReset};
 
-use super::body::{RequestBody, Upload};
+use super::body::{Arriving, RequestBody, Upload};
 use super::context::{OutcomeKind, ProxyContext};
 use super::head::{ACCEPTED, Content, ResetCode, ServiceHead};
 use super::headers::{Fault, MARRAM_FAULT_DETAIL, strip_hop_by_hop, strip_marram, write_upgrade};
 use super::lanes::Place;
 use super::links::PeerStream;
 use super::probe::watch;
-use super::tcp::Wire;
-use super::upstream::{Http, Lease, NotSent, Opening, PoolKey};
+use super::tcp::{Wire, with_ahead};
+use super::upstream::{Http, Lease, NotSent, Opening, PoolKey, describe};
 use crate::snapshot::{Endpoint, LocalInstance};
 
 /// The least time a peer gets for its accepted byte; far peers get four round trips.
@@ -34,14 +33,16 @@ const PROBE_MIN: Duration = Duration::from_millis(500);
 
 /// Requests at once on one HTTP/2 connection to a process on this machine; one more opens another connection.
 const STREAMS_NEAR_MAX: usize = 100;
-/// The same through a peer, only while all streams to it are in use: as long as there are some, each request has its own,
+/// The same through a peer, only when a service has [`OWN_STREAMS_MAX`] streams to it: up to there each request has its own,
 /// so that a lost packet stops one request and not its neighbours.
 const STREAMS_FAR_MAX: usize = 16;
+/// See [`STREAMS_FAR_MAX`]; each of these streams is an HTTP/2 connection, which takes its memory.
+const OWN_STREAMS_MAX: usize = 180;
 
 /// What an endpoint answered.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) response: Response<Incoming>,
+    pub(super) response: Response<Arriving>,
     pub(super) lease: Lease,
     /// From the request's beginning to the response head: without the way to a connection.
     pub(super) took: Duration,
@@ -83,15 +84,15 @@ impl Answer {
     ///
     /// # Errors
     /// The connection ended right behind the head.
-    pub(super) async fn switch(mut self) -> Result<(Parts, Box<dyn Wire>), String> {
-        let upgraded = hyper::upgrade::on(&mut self.response).await.map_err(|error| describe(&error))?;
-        let (mut parts, _empty) = self.response.into_parts();
+    pub(super) fn switch(self) -> Result<(Parts, Box<dyn Wire>), String> {
+        let (mut parts, body) = self.response.into_parts();
+        let (io, ahead) = body.into_wire().ok_or("only HTTP/1.1 can switch")?;
         let protocols = parts.headers.get(UPGRADE).cloned();
         strip_hop_by_hop(&mut parts.headers);
         strip_marram(&mut parts.headers);
         parts.headers.remove(CONTENT_LENGTH);
         write_upgrade(&mut parts.headers, protocols.unwrap_or_else(|| HeaderValue::from_static("")));
-        Ok((parts, Box::new(TokioIo::new(upgraded))))
+        Ok((parts, with_ahead(io, ahead)))
     }
 }
 
@@ -235,16 +236,17 @@ pub(super) async fn remote(
                 Kept::None(outgoing) => outgoing,
             };
             let lane = share.get_or_insert_with(|| context.lane(core, endpoint.node).share(&endpoint.service));
-            let place = lane.place_of(|service| context.pool(core).close_one(endpoint.node, service));
-            match place {
-                Some(place) => break place,
-                None if http == Http::Two => {
-                    outgoing = match send_kept(context, core, &key, http, STREAMS_FAR_MAX, outgoing).await {
-                        Kept::Done(result) => return *result,
-                        Kept::None(outgoing) => outgoing,
-                    };
+            if http == Http::One || lane.used() < OWN_STREAMS_MAX {
+                let place = lane.place_of(|service| context.pool(core).close_one(endpoint.node, service));
+                if let Some(place) = place {
+                    break place;
                 }
-                None => {}
+            }
+            if http == Http::Two {
+                outgoing = match send_kept(context, core, &key, http, STREAMS_FAR_MAX, outgoing).await {
+                    Kept::Done(result) => return *result,
+                    Kept::None(outgoing) => outgoing,
+                };
             }
             lane.changed().await;
         };
@@ -274,7 +276,7 @@ pub(super) async fn remote(
 fn told(fault: Fault, answer: Answer) -> Failure {
     let detail = fault_detail(answer.response.headers(), fault);
     if answer.response.body().is_end_stream() {
-        answer.lease.give_back();
+        answer.lease.give_back(answer.response.into_body());
     }
     let (blame, is_unsent) = match fault {
         Fault::Unsent => (Blame::Endpoint(OutcomeKind::ConnectFailed), true),
@@ -407,19 +409,22 @@ async fn send_kept(
             Http::Two => Lease::share(context, core, key, streams_max),
         };
         let Some(lease) = lease else { return Kept::None(outgoing) };
-        match send(context, lease, outgoing).await {
-            Sent::Answered(answer) => return Kept::Done(Box::new(Ok(answer))),
-            Sent::Unsent(again) => outgoing = again,
-            Sent::Closed { copy: Some(copy), is_clean: true, .. } if copy.is_repeatable => return Kept::None(copy),
-            Sent::Refused { copy: Some(copy), .. } => return Kept::None(copy),
-            Sent::Refused { detail, copy: None } => {
-                return Kept::Done(Box::new(Err(Failure::after(OutcomeKind::Closed, detail, None))));
+        let failure = match send(context, lease, outgoing).await {
+            Ok(answer) => return Kept::Done(Box::new(Ok(answer))),
+            Err(NotSent::Unsent(again)) => {
+                outgoing = *again;
+                continue;
             }
-            Sent::Closed { detail, copy, .. } => {
-                return Kept::Done(Box::new(Err(Failure::after(OutcomeKind::Closed, detail, copy))));
+            Err(NotSent::Closed { copy: Some(copy), is_clean: true, .. }) if copy.is_repeatable => {
+                return Kept::None(*copy);
             }
-            Sent::ClientBroke => return Kept::Done(Box::new(Err(client_broke()))),
-        }
+            Err(NotSent::Refused { copy: Some(copy), .. }) => return Kept::None(*copy),
+            Err(NotSent::Refused { detail, copy } | NotSent::Closed { detail, copy, .. }) => {
+                Failure::after(OutcomeKind::Closed, detail, copy.map(|copy| *copy))
+            }
+            Err(NotSent::ClientBroke) => client_broke(),
+        };
+        return Kept::Done(Box::new(Err(failure)));
     }
 }
 
@@ -444,99 +449,26 @@ where
 
 async fn send_over(context: &ProxyContext, lease: Lease, outgoing: Outgoing) -> Result<Answer, Failure> {
     let kind = OutcomeKind::Closed;
-    match send(context, lease, outgoing).await {
-        Sent::Answered(answer) => Ok(answer),
-        Sent::Unsent(again) => Err(Failure::before(kind, "it closed the connection at once", again)),
-        Sent::Refused { detail, copy: Some(again) } => Err(Failure::before(kind, detail, again)),
-        Sent::Refused { detail, copy: None } => Err(Failure::after(kind, detail, None)),
-        Sent::Closed { detail, copy, .. } => Err(Failure::after(kind, detail, copy)),
-        Sent::ClientBroke => Err(client_broke()),
-    }
+    send(context, lease, outgoing).await.map_err(|failed| match failed {
+        NotSent::Unsent(again) => Failure::before(kind, "it closed the connection at once", *again),
+        NotSent::Refused { detail, copy: Some(again) } => Failure::before(kind, detail, *again),
+        NotSent::Refused { detail, copy: None } => Failure::after(kind, detail, None),
+        NotSent::Closed { detail, copy, .. } => Failure::after(kind, detail, copy.map(|copy| *copy)),
+        NotSent::ClientBroke => client_broke(),
+    })
 }
 
-#[expect(clippy::large_enum_variant, reason = "lives from one function to the next")]
-enum Sent {
-    Answered(Answer),
-    /// Not a byte of the request left this node.
-    Unsent(Outgoing),
-    /// The instance says that it did nothing with it.
-    Refused {
-        detail: String,
-        copy: Option<Outgoing>,
-    },
-    /// The connection ended, or what came was no answer.
-    Closed {
-        detail: String,
-        copy: Option<Outgoing>,
-        is_clean: bool,
-    },
-    /// The client's body ended before its end.
-    ClientBroke,
-}
-
-async fn send(context: &ProxyContext, mut lease: Lease, outgoing: Outgoing) -> Sent {
+async fn send(context: &ProxyContext, mut lease: Lease, outgoing: Outgoing) -> Result<Answer, NotSent> {
     let began = context.clock.now();
-    let again = outgoing.copy();
-    let is_repeatable = outgoing.is_repeatable;
     let may_switch = outgoing.request.headers().contains_key(UPGRADE);
-    match lease.send(outgoing.request).await {
-        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS && !may_switch => Sent::Closed {
-            detail: "it switched protocols without being asked".to_owned(),
-            copy: again,
-            is_clean: false,
-        },
-        Ok(response) => {
-            Sent::Answered(Answer { response, lease, took: context.clock.now().saturating_sub(began), again })
-        }
-        Err(NotSent::Unsent(request)) => Sent::Unsent(Outgoing { request: *request, is_repeatable }),
-        Err(NotSent::ClientBroke) => Sent::ClientBroke,
-        Err(NotSent::Closed(error)) if is_unprocessed(&error) => {
-            Sent::Refused { detail: describe(&error), copy: again }
-        }
-        Err(NotSent::Closed(error)) => {
-            Sent::Closed { detail: describe(&error), copy: again, is_clean: is_clean_close(&error) }
-        }
+    let (response, again) = lease.send(outgoing).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !may_switch {
+        let detail = "it switched protocols without being asked".to_owned();
+        return Err(NotSent::Closed { detail, copy: again.map(Box::new), is_clean: false });
     }
+    Ok(Answer { response, lease, took: context.clock.now().saturating_sub(began), again })
 }
 
 fn client_broke() -> Failure {
     Failure::of_client("the request body broke off or is malformed")
-}
-
-/// Whether an HTTP/2 server says that nothing was done with the request (RFC 9113 section 8.7): it refused the stream, or
-/// went away before it.
-fn is_unprocessed(error: &hyper::Error) -> bool {
-    let stream = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    stream.is_some_and(|stream| {
-        stream.is_remote()
-            && match stream.reason() {
-                Some(h2::Reason::REFUSED_STREAM) => true,
-                Some(h2::Reason::NO_ERROR) => stream.is_go_away(),
-                _ => false,
-            }
-    })
-}
-
-/// Whether the connection just ended, as a silent one does, rather than sending nonsense or being given up.
-fn is_clean_close(error: &hyper::Error) -> bool {
-    let kind = std::error::Error::source(error).and_then(|source| source.downcast_ref()).map(std::io::Error::kind);
-    match kind {
-        Some(kind) => matches!(
-            kind,
-            std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::NotConnected
-        ),
-        None => error.is_incomplete_message() || error.is_closed() || error.is_canceled(),
-    }
-}
-
-/// The error with its causes in one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

@@ -12,14 +12,84 @@ use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::watch;
 
+use super::exchange::Exchange;
+use super::gate::{SharedGate, lock};
 use super::grpc::Ending;
 use super::headers::strip_trailers;
 use super::http2::InUse;
 use super::record::Record;
+use super::tcp::Wire;
 use super::upstream::Lease;
 
 /// Boxed error of a body; hyper closes the connection on it, so that a cut body is never taken for a whole one.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body that arrives.
+#[derive(Debug)]
+pub(crate) enum Arriving {
+    /// There is none.
+    Nothing,
+    /// From a client of HTTP/1.1, or a peer.
+    Request(SharedGate),
+    /// From an instance of HTTP/1.1, or a peer.
+    Answer(Box<Exchange>),
+    /// Over HTTP/2.
+    Two(Incoming),
+}
+
+impl Arriving {
+    /// Sends what there is of the request that this answers.
+    ///
+    /// # Errors
+    /// The client broke off.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
+        match self {
+            Self::Answer(exchange) => exchange.poll_upload(cx),
+            Self::Nothing | Self::Request(_) | Self::Two(_) => Ok(()),
+        }
+    }
+
+    /// The bare connection behind the head of an answer, and what was read of it ahead; only HTTP/1.1 has one.
+    pub(super) fn into_wire(self) -> Option<(Box<dyn Wire>, BytesMut)> {
+        match self {
+            Self::Answer(exchange) => Some(exchange.into_parts()),
+            Self::Nothing | Self::Request(_) | Self::Two(_) => None,
+        }
+    }
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut *self {
+            Self::Nothing => Poll::Ready(None),
+            Self::Request(gate) => lock(gate).poll_body(cx),
+            Self::Answer(exchange) => exchange.poll_body(cx),
+            Self::Two(incoming) => Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Request(gate) => lock(gate).is_between_requests(),
+            Self::Answer(exchange) => exchange.is_read(),
+            Self::Two(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = match self {
+            Self::Nothing => Some(0),
+            Self::Request(gate) => lock(gate).left(),
+            Self::Answer(exchange) => exchange.left(),
+            Self::Two(incoming) => return incoming.size_hint(),
+        };
+        left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
 
 /// A request body on its way to an instance.
 #[derive(Debug)]
@@ -27,7 +97,7 @@ pub(crate) enum RequestBody {
     /// Known bytes, which can be sent again.
     Whole(Bytes),
     /// Whatever the client sends, once; the first frames may have been read before.
-    Stream(VecDeque<Frame<Bytes>>, Incoming, Upload),
+    Stream(VecDeque<Frame<Bytes>>, Arriving, Upload),
 }
 
 /// When a streamed request body ended; the time for a response head counts from there.
@@ -88,7 +158,7 @@ impl RequestBody {
     ///
     /// # Errors
     /// When the client breaks off.
-    pub(crate) async fn read_arrived(mut body: Incoming, bytes_max: usize) -> Result<Self, BodyError> {
+    pub(crate) async fn read_arrived(mut body: Arriving, bytes_max: usize) -> Result<Self, BodyError> {
         let mut frames = VecDeque::new();
         let mut length = 0;
         while length <= bytes_max {
@@ -114,7 +184,7 @@ impl RequestBody {
     ///
     /// # Errors
     /// When the client breaks off, or sends more than `bytes_max`.
-    pub(crate) async fn read_whole(mut body: Incoming, bytes_max: usize) -> Result<Self, BodyError> {
+    pub(crate) async fn read_whole(mut body: Arriving, bytes_max: usize) -> Result<Self, BodyError> {
         let mut whole = BytesMut::new();
         while let Some(frame) = body.frame().await {
             if let Ok(data) = frame?.into_data() {
@@ -150,7 +220,7 @@ impl Body for RequestBody {
                     Some(Ok(_)) if !incoming.is_end_stream() => {}
                     Some(Ok(_)) | None => upload.ended(UploadAt::Ended),
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+                Poll::Ready(frame)
             }
         }
     }
@@ -221,7 +291,7 @@ pub(crate) struct ResponseBody {
 #[derive(Debug)]
 enum Source {
     Own(Bytes),
-    Instance { incoming: Incoming, lease: Option<Lease> },
+    Instance { incoming: Arriving, lease: Option<Lease> },
 }
 
 impl ResponseBody {
@@ -231,11 +301,17 @@ impl ResponseBody {
     }
 
     /// What an instance answers over the connection of `lease`.
-    pub(crate) fn instance(incoming: Incoming, lease: Lease) -> Self {
+    pub(crate) fn instance(incoming: Arriving, lease: Lease) -> Self {
         let source = Source::Instance { incoming, lease: Some(lease) };
         let mut body = Self { source, record: None, ending: None, in_use: None };
         body.finish_if_ended();
         body
+    }
+
+    /// The same over a connection that nobody wants back.
+    #[cfg(test)]
+    pub(super) fn arriving(incoming: Arriving) -> Self {
+        Self { source: Source::Instance { incoming, lease: None }, record: None, ending: None, in_use: None }
     }
 
     /// Keeps `record` until the body is done or dropped.
@@ -256,6 +332,17 @@ impl ResponseBody {
         self
     }
 
+    /// Sends what there is of the request while nothing of the answer can be written.
+    ///
+    /// # Errors
+    /// The client broke off.
+    pub(super) fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
+        match &mut self.source {
+            Source::Instance { incoming, .. } => incoming.poll_upload(cx),
+            Source::Own(_) => Ok(()),
+        }
+    }
+
     /// Lets go of the instance and says the last words itself.
     fn end_with(&mut self, trailers: HeaderMap) -> Option<Result<Frame<Bytes>, BodyError>> {
         self.source = Source::Own(Bytes::new());
@@ -268,10 +355,16 @@ impl ResponseBody {
     fn finish_if_ended(&mut self) {
         if let Source::Instance { incoming, lease } = &mut self.source
             && incoming.is_end_stream()
-            && let Some(lease) = lease.take()
         {
-            lease.give_back();
+            give_back(incoming, lease);
         }
+    }
+}
+
+/// Gives the connection of an answer that was read whole back for the next request.
+fn give_back(incoming: &mut Arriving, lease: &mut Option<Lease>) {
+    if let Some(lease) = lease.take() {
+        lease.give_back(std::mem::replace(incoming, Arriving::Nothing));
     }
 }
 
@@ -289,22 +382,20 @@ impl Body for ResponseBody {
         let mut frame = match &mut this.source {
             Source::Own(bytes) if bytes.is_empty() => None,
             Source::Own(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            Source::Instance { incoming, lease } => match std::task::ready!(Pin::new(incoming).poll_frame(cx)) {
+            Source::Instance { incoming, lease } => match std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
                 Some(Ok(frame)) => Some(Ok(frame)),
                 Some(Err(error)) if this.ending.is_some() => {
-                    return Poll::Ready(this.end_with(Ending::broken(&error)));
+                    return Poll::Ready(this.end_with(Ending::broken(&*error)));
                 }
                 Some(Err(error)) => {
                     drop(lease.take());
                     if let Some(record) = &mut this.record {
                         record.broken();
                     }
-                    Some(Err(error.into()))
+                    Some(Err(error))
                 }
                 None => {
-                    if let Some(lease) = lease.take() {
-                        lease.give_back();
-                    }
+                    give_back(incoming, lease);
                     None
                 }
             },

@@ -208,7 +208,7 @@ impl Job<'_> {
 
     /// From here on the bytes are the application's and the instance's own: nothing is sent again.
     async fn switched(&self, endpoint: &Endpoint, answer: Answer, via: Option<HeaderValue>) -> Result<Reply, Refusal> {
-        let (mut parts, instance) = answer.switch().await.map_err(|detail| {
+        let (mut parts, instance) = answer.switch().map_err(|detail| {
             let service = self.service;
             Refusal::new(
                 Reason::InstanceFailed,

@@ -1,7 +1,12 @@
-//! Where a request ends: a strict reading of RFC 9112 before anything else looks at the bytes.
+//! Heads and chunks of HTTP/1.1, read strictly (RFC 9112): where a message ends, and what it says.
 //!
-//! The HTTP machine behind it is lenient where the RFC allows it: it takes a lone line feed for a line's end and
-//! `Transfer-Encoding` over `Content-Length`. Requests on which two readers could disagree are refused here instead.
+//! Readers are lenient where the RFC allows it: they take a lone line feed for a line's end, or `Transfer-Encoding` over
+//! `Content-Length`. Messages on which two readers could disagree are refused here instead.
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::http::{request, response};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use super::refuse::{Reason, Refusal};
 
@@ -48,9 +53,40 @@ pub(super) fn head_end(bytes: &[u8], scanned: &mut usize) -> Result<Option<usize
 ///
 /// # Errors
 /// The refusal to answer with.
+#[cfg(test)]
 pub(super) fn check_head(head: &[u8]) -> Result<Framing, Refusal> {
-    let text = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
-    let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    scan_request(head, |_, _| Ok(())).map(|(_, framing)| framing)
+}
+
+/// Reads a whole head strictly; says what follows it too.
+///
+/// # Errors
+/// The refusal to answer with.
+pub(super) fn read_request(head: &Bytes) -> Result<(request::Parts, Framing), Refusal> {
+    let mut headers = HeaderMap::with_capacity(16);
+    let (line, framing) = scan_request(head, |name, value| {
+        put(&mut headers, head, name, value).ok_or_else(|| bad("a header field cannot be read"))
+    })?;
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = Method::from_bytes(line.method).map_err(|_invalid| bad("the method is not a token"))?;
+    parts.uri = Uri::from_maybe_shared(head.slice_ref(line.target))
+        .map_err(|_invalid| bad("the request target is neither a path nor an absolute URI"))?;
+    parts.version = if line.is_http_11 { Version::HTTP_11 } else { Version::HTTP_10 };
+    parts.headers = headers;
+    Ok((parts, framing))
+}
+
+fn put(headers: &mut HeaderMap, head: &Bytes, name: &[u8], value: &[u8]) -> Option<()> {
+    let name = HeaderName::from_bytes(name).ok()?;
+    let value = HeaderValue::from_maybe_shared(head.slice_ref(value)).ok()?;
+    headers.try_append(name, value).ok().map(drop)
+}
+
+fn scan_request<'a>(
+    head: &'a [u8],
+    mut each: impl FnMut(&'a [u8], &'a [u8]) -> Result<(), Refusal>,
+) -> Result<(RequestLine<'a>, Framing), Refusal> {
+    let mut lines = lines(head);
     let request = RequestLine::parse(lines.next().unwrap_or_default())?;
     let mut seen = Seen::default();
     for (count, line) in lines.enumerate() {
@@ -60,13 +96,22 @@ pub(super) fn check_head(head: &[u8]) -> Result<Framing, Refusal> {
                 format!("the request has more than {FIELDS_MAX} header fields"),
             ));
         }
-        seen.field(line)?;
+        let (name, value) = seen.field(line)?;
+        each(name, value)?;
     }
-    seen.framing(&request)
+    let framing = seen.framing(&request)?;
+    Ok((request, framing))
+}
+
+/// The lines of a whole head without their ends.
+fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let text = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
+    text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
 }
 
 struct RequestLine<'a> {
     method: &'a [u8],
+    target: &'a [u8],
     is_http_11: bool,
 }
 
@@ -88,7 +133,7 @@ impl<'a> RequestLine<'a> {
             _ => return Err(bad("the version is neither HTTP/1.1 nor HTTP/1.0")),
         };
         check_target(method, target)?;
-        Ok(Self { method, is_http_11 })
+        Ok(Self { method, target, is_http_11 })
     }
 }
 
@@ -120,20 +165,30 @@ fn is_absolute(target: &[u8]) -> bool {
         && target.get(colon..).is_some_and(|rest| rest.starts_with(b"://"))
 }
 
-/// Checks a whole head of an answer and returns its status.
+/// What an answer's head says of its body and of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct AnswerEnd {
+    /// The body's end; `None` where it ends with the connection, unless the answer has none by its status or method.
+    pub(super) framing: Option<Framing>,
+    /// Whether another request may follow on the connection.
+    pub(super) is_kept: bool,
+}
+
+/// Reads a whole head of an answer strictly.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn check_answer_head(head: &[u8]) -> Result<u16, String> {
-    let text = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
-    let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+pub(super) fn read_answer(head: &Bytes) -> Result<(response::Parts, AnswerEnd), String> {
+    let mut lines = lines(head);
     let (status, is_http_11) = status_line(lines.next().unwrap_or_default()).ok_or("it has no status line")?;
     let mut seen = Seen::default();
+    let mut headers = HeaderMap::with_capacity(16);
     for (count, line) in lines.enumerate() {
         if count >= FIELDS_MAX {
             return Err(format!("it has more than {FIELDS_MAX} header fields"));
         }
-        seen.field(line).map_err(|refusal| refusal.detail().to_owned())?;
+        let (name, value) = seen.field(line).map_err(|refusal| refusal.detail().to_owned())?;
+        put(&mut headers, head, name, value).ok_or("a header field cannot be read")?;
     }
     if seen.is_chunked && seen.length.is_some() {
         return Err("`content-length` and `transfer-encoding` exclude each other".into());
@@ -145,7 +200,17 @@ pub(super) fn check_answer_head(head: &[u8]) -> Result<u16, String> {
     if has_body && matches!(status, 100..=199 | 204) {
         return Err(format!("an answer {status} has no body"));
     }
-    Ok(status)
+    let framing = match seen.length {
+        _ if seen.is_chunked => Some(Framing::Chunked),
+        Some(0) => Some(Framing::None),
+        Some(length) => Some(Framing::Length(length)),
+        None => None,
+    };
+    let is_kept = if is_http_11 { !seen.closes } else { seen.keeps };
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.status = StatusCode::from_u16(status).map_err(|error| error.to_string())?;
+    parts.headers = headers;
+    Ok((parts, AnswerEnd { framing, is_kept }))
 }
 
 /// Status and whether the version is HTTP/1.1; a server may leave out the reason, and the space before it.
@@ -172,10 +237,14 @@ struct Seen {
     /// The length is written with zeros first: C would take `010` for 8.
     is_padded: bool,
     is_chunked: bool,
+    /// `Connection` says that it ends, or that it stays.
+    closes: bool,
+    keeps: bool,
 }
 
 impl Seen {
-    fn field(&mut self, line: &[u8]) -> Result<(), Refusal> {
+    /// The name and value of a line, without the blanks around the value.
+    fn field<'a>(&mut self, line: &'a [u8]) -> Result<(&'a [u8], &'a [u8]), Refusal> {
         if matches!(line.first(), Some(b' ' | b'\t')) {
             return Err(bad("a header line is folded over two lines"));
         }
@@ -199,8 +268,12 @@ impl Seen {
                 return Err(bad("`transfer-encoding` is not just `chunked`"));
             }
             self.is_chunked = true;
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            let has = |word: &[u8]| value.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(word));
+            self.closes |= has(b"close");
+            self.keeps |= has(b"keep-alive");
         }
-        Ok(())
+        Ok((name, value))
     }
 
     fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
@@ -268,13 +341,15 @@ const fn is_text(byte: u8) -> bool {
     !byte.is_ascii_control() || byte == b'\t'
 }
 
-/// Follows a chunked body to its end without copying or keeping it.
+/// Follows a chunked body to its end.
 #[derive(Debug, Clone)]
 pub(super) struct Chunks {
     at: At,
     line_bytes: usize,
     trailers: usize,
     trailer_bytes_max: usize,
+    /// The lines of trailers so far, from the line feed before the first on.
+    trailer_lines: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -307,7 +382,19 @@ enum At {
     End,
 }
 
+/// What [`Chunks::take`] found.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// Bytes of the body.
+    Data(Bytes),
+    /// More has to arrive first.
+    Nothing,
+    /// The body's end, and its trailers.
+    End(Option<HeaderMap>),
+}
+
 /// How far a piece of a chunked body went.
+#[cfg(test)]
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Followed {
     /// All of the piece belongs to the body, which goes on.
@@ -319,13 +406,14 @@ pub(super) enum Followed {
 impl Chunks {
     /// At the start of a body whose trailers may have `trailer_bytes_max` bytes in all.
     pub(super) const fn new(trailer_bytes_max: usize) -> Self {
-        Self { at: At::Size(false, 0), line_bytes: 0, trailers: 0, trailer_bytes_max }
+        Self { at: At::Size(false, 0), line_bytes: 0, trailers: 0, trailer_bytes_max, trailer_lines: Vec::new() }
     }
 
-    /// Follows the next piece.
+    /// Follows the next piece without taking it.
     ///
     /// # Errors
     /// The piece breaks the chunked coding.
+    #[cfg(test)]
     pub(super) fn follow(&mut self, piece: &[u8]) -> Result<Followed, Refusal> {
         let mut index = 0;
         while let Some(&byte) = piece.get(index) {
@@ -344,6 +432,49 @@ impl Chunks {
             }
         }
         Ok(Followed::All)
+    }
+
+    /// Takes the next piece of the body out of `bytes`, with what frames it.
+    ///
+    /// # Errors
+    /// The bytes break the chunked coding.
+    pub(super) fn take(&mut self, bytes: &mut BytesMut) -> Result<Taken, Refusal> {
+        loop {
+            if let At::Data(left) = self.at {
+                if bytes.is_empty() {
+                    return Ok(Taken::Nothing);
+                }
+                let here = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                let left = left - here as u64;
+                self.at = if left == 0 { At::DataCr } else { At::Data(left) };
+                return Ok(Taken::Data(bytes.split_to(here).freeze()));
+            }
+            let Some(&byte) = bytes.first() else { return Ok(Taken::Nothing) };
+            bytes.advance(1);
+            self.at = self.next(byte).ok_or_else(|| bad("the chunked body is malformed"))?;
+            if matches!(self.at, At::LineStart | At::TrailerName | At::Trailer | At::TrailerEnd) {
+                self.trailer_lines.push(byte);
+            }
+            if self.at == At::End {
+                return Ok(Taken::End(self.trailers()?));
+            }
+        }
+    }
+
+    /// The trailers that were read.
+    fn trailers(&mut self) -> Result<Option<HeaderMap>, Refusal> {
+        let lines_read = Bytes::from(std::mem::take(&mut self.trailer_lines));
+        // The first byte is the line feed behind the last size.
+        let text = lines_read.get(1..).unwrap_or_default();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let mut headers = HeaderMap::new();
+        for line in lines(text.strip_suffix(b"\r\n").unwrap_or(text)) {
+            let (name, value) = Seen::default().field(line)?;
+            put(&mut headers, &lines_read, name, value).ok_or_else(|| bad("a trailer cannot be read"))?;
+        }
+        Ok(Some(headers))
     }
 
     fn next(&mut self, byte: u8) -> Option<At> {
@@ -425,7 +556,9 @@ mod tests {
 
     #[test]
     fn heads_of_answers_are_read_as_strictly() {
-        let check = |head: &str| check_answer_head(format!("{head}\r\n\r\n").as_bytes());
+        let check = |head: &str| {
+            read_answer(&Bytes::from(format!("{head}\r\n\r\n"))).map(|(parts, _)| parts.status.as_u16())
+        };
         for (head, status) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5", 200),
             ("HTTP/1.0 404 Not Found", 404),

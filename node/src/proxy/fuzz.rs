@@ -1,7 +1,7 @@
-//! Differential fuzzing of the gate: what it lets through, every reader reads alike.
+//! Differential fuzzing of our reading of requests: what is taken, every reader reads alike.
 //!
-//! Each case is a connection's bytes, made from a seed by `generate`. They go through the gate into hyper, in pieces, as
-//! in production; to hyper alone; through the pure reading of `framing`; and to `httparse`. All have to agree on each
+//! Each case is a connection's bytes, made from a seed by `generate`. They are served as in production, whole and in
+//! pieces; they go to hyper; through the pure reading of `framing`; and to `httparse`. All have to agree on each
 //! request that passed: method, target, version, header fields, body, trailers. Then `readers` reads the same bytes as
 //! sloppy servers and proxies are known to, each with a few tolerances of its own: it may refuse what we took, but it may
 //! not see another end of a request.
@@ -33,9 +33,10 @@ use transport::Clock as _;
 
 use self::generate::Chance;
 use self::readers::Tolerances;
+use super::body::{Arriving, ResponseBody};
 use super::framing::{Chunks, Followed, Framing, check_head, head_end};
 use super::gate::{Gate, GateLimits};
-use super::http::machine;
+use super::serve::{End, serve};
 use crate::clock::SystemClock;
 
 /// So small that some cases reach it.
@@ -123,10 +124,7 @@ async fn check(bytes: &[u8], mut chance: Chance) -> Result<Reading, String> {
     if !is_alike || whole.is_clean != cut.is_clean || count_whole(&whole) != count_whole(&cut) {
         return Err(format!("cut in pieces it reads differently: {whole:#?}\n{cut:#?}"));
     }
-    let mut alone = http1::Builder::new();
-    alone.half_close(true).header_read_timeout(None);
-    let (messages, is_clean, _io) = serve(&alone, Pieces::new(vec![Bytes::copy_from_slice(bytes)])).await;
-    compare_with_hyper(&whole, &Reading { messages, is_clean })?;
+    compare_with_hyper(&whole, &by_hyper(bytes).await)?;
     let spans = spans(bytes)?;
     compare_with_spans(&whole, &spans)?;
     for span in &spans {
@@ -298,27 +296,36 @@ fn pieces(bytes: &[u8], chance: &mut Chance) -> Vec<Bytes> {
 }
 
 async fn through_gate(pieces: Vec<Bytes>) -> Reading {
-    let limits = GateLimits {
-        head_bytes_max: HEAD_BYTES_MAX,
-        head_timeout: Duration::from_secs(60),
-        idle_timeout: Duration::from_secs(60),
-    };
-    let gate = Gate::new(Pieces::new(pieces), limits);
-    let (messages, is_clean, mut gate) = serve(&machine(HEAD_BYTES_MAX), gate).await;
-    let is_clean = is_clean && gate.take_refusal().is_none();
-    Reading { messages, is_clean }
-}
-
-/// Serves a connection to its end; returns its requests, whether all went well, and the connection.
-async fn serve<S>(machine: &http1::Builder, io: S) -> (Vec<Message>, bool, S)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+    let minute = Some(Duration::from_secs(60));
+    let limits = GateLimits { head_bytes_max: HEAD_BYTES_MAX, head_timeout: minute, idle_timeout: minute };
+    let gate = Gate::shared(Box::new(Pieces::new(pieces)), limits);
     let messages = Arc::new(Mutex::new(Vec::new()));
-    let service = service_fn(|request| {
+    let served = serve(&gate, None, |request| {
         let messages = Arc::clone(&messages);
         Box::pin(async move {
             let message = read(request).await;
+            messages.lock().unwrap().push(message);
+            let mut answer = Response::new(ResponseBody::full(Bytes::new()));
+            *answer.status_mut() = StatusCode::NOT_FOUND;
+            answer
+        })
+    });
+    let end = served.await;
+    let messages = messages.lock().unwrap().clone();
+    let is_clean = matches!(end, End::Done) && messages.iter().all(|message| message.is_whole);
+    Reading { messages, is_clean }
+}
+
+/// Has hyper alone serve a connection to its end; returns its requests, and whether all went well.
+async fn by_hyper(bytes: &[u8]) -> Reading {
+    let mut machine = http1::Builder::new();
+    machine.half_close(true).header_read_timeout(None);
+    let io = Pieces::new(vec![Bytes::copy_from_slice(bytes)]);
+    let messages = Arc::new(Mutex::new(Vec::new()));
+    let service = service_fn(|request: Request<Incoming>| {
+        let messages = Arc::clone(&messages);
+        Box::pin(async move {
+            let message = read(request.map(Arriving::Two)).await;
             messages.lock().unwrap().push(message);
             let answer = Response::builder().status(StatusCode::NOT_FOUND).body(String::new());
             Ok::<_, Infallible>(answer.unwrap())
@@ -326,13 +333,12 @@ where
     });
     let mut connection = machine.serve_connection(TokioIo::new(io), service);
     let served = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
-    let io = connection.into_parts().io.into_inner();
     let messages = messages.lock().unwrap().clone();
     let is_clean = served.is_ok() && messages.iter().all(|message: &Message| message.is_whole);
-    (messages, is_clean, io)
+    Reading { messages, is_clean }
 }
 
-async fn read(request: Request<Incoming>) -> Message {
+async fn read(request: Request<Arriving>) -> Message {
     let (parts, mut incoming) = request.into_parts();
     let mut message = Message {
         method: parts.method.to_string(),

@@ -1,70 +1,102 @@
-//! The client's connection as the HTTP machine sees it: one whole, checked request head at a time.
+//! A connection on which requests arrive: one whole, checked head at a time, the body behind it, and answers back.
 //!
-//! The gate collects a head before it hands a byte of it on, so it knows when a head began (408), how long it is
-//! (431), whether it is HTTP/1.1 at all (505) and whether all readers agree where it ends (400). It then follows the
-//! body to its end, so that the next head is checked as well, however the client cuts its packets. What it refuses
-//! it keeps for the owner of the connection, who answers after the machine has let go.
+//! A head is collected before anything is done with it, so it is known when it began (408), how long it is (431), whether
+//! it is HTTP/1.1 at all (505) and whether all readers agree where it ends (400). The body is followed to its end, so that
+//! the next head is checked as well, however the client cuts its packets. `serve` is the loop around it.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use bytes::{Buf as _, Bytes, BytesMut};
+use hyper::body::Frame;
+use hyper::http::request;
+use tokio::io::AsyncWrite as _;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
-use super::framing::{Chunks, Followed, Framing, check_head, head_end, http2};
+use super::body::BodyError;
+use super::framing::{Chunks, Framing, Taken, head_end, http2, read_request};
 use super::refuse::{Reason, Refusal};
+use super::tcp::Wire;
 
 /// Bytes asked for with one read while a head is collected.
 const READ_BYTES: usize = 2048;
-/// An empty buffer larger than this is given back while the client is silent.
-const KEEP_BYTES: usize = 4096;
+/// Bytes asked for with one read of a body at first; where they all come, twice as many are asked for next.
+const BODY_READ_BYTES: usize = 8 * 1024;
+/// The most of that.
+const BODY_READ_BYTES_MAX: usize = 64 * 1024;
+/// So much waits to be written at most before it is written.
+const UNWRITTEN_BYTES_MAX: usize = 16 * 1024;
 /// How every HTTP/2 connection begins.
 const HTTP2_BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n";
+/// Tells a client that waits for it to send the body.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// What a client may take its time with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct GateLimits {
     /// Bytes of a request head.
     pub(super) head_bytes_max: usize,
-    /// From the first byte of a head to its last.
-    pub(super) head_timeout: Duration,
+    /// From the first byte of a head to its last; `None` is as long as it takes.
+    pub(super) head_timeout: Option<Duration>,
     /// Between requests, between two pieces of a body, and for the client to take a piece of a response.
-    pub(super) idle_timeout: Duration,
+    pub(super) idle_timeout: Option<Duration>,
 }
 
-/// A client's connection that only lets whole, checked request heads through.
+/// A connection on which whole, checked requests arrive.
 #[derive(Debug)]
-pub(super) struct Gate<S = TcpStream> {
-    io: S,
-    /// Read from the client, not handed on.
+pub(super) struct Gate {
+    io: Box<dyn Wire>,
+    /// Read from the client, not used.
     unread: BytesMut,
+    /// To be written to the client.
+    unwritten: BytesMut,
+    /// The same, behind that; large pieces are not copied.
+    piece: Bytes,
     state: State,
     limits: GateLimits,
     timer: Timer,
     write_timer: Timer,
-    refusal: Option<Refusal>,
+    /// The client waits to be told before it sends the body.
+    awaits_continue: bool,
     had_request: bool,
-    is_http2: bool,
-    is_write_blocked: bool,
+    read_bytes: usize,
 }
 
 #[derive(Debug)]
 enum State {
     /// Collecting a head; so many of its bytes were looked at.
     Head(usize),
-    /// Handing on so many bytes of a checked head.
-    HandOn(usize, Framing),
     /// Inside a body with so many bytes left.
     Length(u64),
     /// Inside a chunked body.
     Chunked(Box<Chunks>),
-    /// After a refusal: nothing is read any more.
+    /// After a refusal or a fault: nothing is read any more.
     Over,
+}
+
+/// What comes next on a connection.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// A request, and what follows its head.
+    Request(Box<request::Parts>, Framing),
+    /// The end of the connection, or of the time for a request to come.
+    End,
+    /// Something that is refused; the client is to be told.
+    Refused(Refusal),
+    /// The connection is one of HTTP/2 from its first byte on.
+    Http2,
+}
+
+/// A gate that a body reads from while its answer is written.
+pub(super) type SharedGate = Arc<Mutex<Gate>>;
+
+/// The gate itself; no panic leaves one half changed.
+pub(super) fn lock(gate: &Mutex<Gate>) -> MutexGuard<'_, Gate> {
+    gate.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the gate waits for; a change of it starts the clock again.
@@ -78,26 +110,34 @@ enum Wait {
 }
 
 /// One timer, started when a wait begins and stopped by progress.
+///
+/// It is set anew only where it would ring too late; one that rings too early is set to what is left. So a busy
+/// connection sets it once in a while, and not twice for each request.
 #[derive(Debug, Default)]
 struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
-    wait: Option<Wait>,
+    wait: Option<(Wait, Instant)>,
 }
 
 impl Timer {
     /// Ready once `wait` has lasted for `limit`.
-    fn poll(&mut self, cx: &mut Context<'_>, wait: Wait, limit: Duration) -> Poll<()> {
-        if self.wait != Some(wait) {
-            let sleep = tokio::time::sleep(limit);
-            match &mut self.sleep {
-                Some(pinned) => pinned.set(sleep),
-                None => self.sleep = Some(Box::pin(sleep)),
-            }
-            self.wait = Some(wait);
+    fn poll(&mut self, cx: &mut Context<'_>, wait: Wait, limit: Option<Duration>) -> Poll<()> {
+        let Some(limit) = limit else { return Poll::Pending };
+        let until = match self.wait {
+            Some((known, until)) if known == wait => until,
+            _ => Instant::now() + limit,
+        };
+        self.wait = Some((wait, until));
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if sleep.deadline() > until {
+            sleep.as_mut().reset(until);
         }
-        match &mut self.sleep {
-            Some(sleep) => sleep.as_mut().poll(cx),
-            None => Poll::Pending,
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            if sleep.deadline() >= until {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(until);
         }
     }
 
@@ -107,45 +147,37 @@ impl Timer {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
-    pub(super) fn new(io: S, limits: GateLimits) -> Self {
+impl Gate {
+    pub(super) fn new(io: Box<dyn Wire>, limits: GateLimits) -> Self {
         Self {
             io,
             unread: BytesMut::new(),
+            unwritten: BytesMut::new(),
+            piece: Bytes::new(),
             state: State::Head(0),
             limits,
             timer: Timer::default(),
             write_timer: Timer::default(),
-            refusal: None,
+            awaits_continue: false,
             had_request: false,
-            is_http2: false,
-            is_write_blocked: false,
+            read_bytes: BODY_READ_BYTES,
         }
     }
 
-    /// The refusal that ended the connection, unless the client has not even taken the previous response.
-    pub(super) fn take_refusal(&mut self) -> Option<Refusal> {
-        self.refusal.take().filter(|_| !self.is_write_blocked)
+    /// The same, for the connection's loop and the body of a request to share.
+    pub(super) fn shared(io: Box<dyn Wire>, limits: GateLimits) -> SharedGate {
+        Arc::new(Mutex::new(Self::new(io, limits)))
     }
 
-    /// Whether the client began with HTTP/2: then the connection ends for the HTTP/1.1 machine only.
-    pub(super) const fn is_http2(&self) -> bool {
-        self.is_http2
-    }
-
-    /// The bare connection and what the client sent ahead.
-    pub(super) fn into_parts(self) -> (S, BytesMut) {
-        (self.io, self.unread)
-    }
-
-    fn refuse(&mut self, refusal: Refusal) -> Poll<io::Result<()>> {
-        self.refusal = Some(refusal);
+    /// The bare connection and what the client sent ahead; nothing more comes through here.
+    pub(super) fn take_parts(&mut self) -> (Box<dyn Wire>, BytesMut) {
         self.state = State::Over;
-        Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
+        (std::mem::replace(&mut self.io, Box::new(tokio::io::empty())), std::mem::take(&mut self.unread))
     }
 
-    /// Collects a head; ready with `true` when a checked one is there, with `false` at the end of the connection.
-    fn poll_head(&mut self, cx: &mut Context<'_>, mut scanned: usize) -> Poll<Result<bool, Refusal>> {
+    /// Waits for the next request.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        let State::Head(mut scanned) = self.state else { return Poll::Ready(Next::End) };
         loop {
             // RFC 9112 section 2.2: empty lines before a request line are ignored, also one that arrived in two pieces.
             while scanned <= 1 && self.unread.starts_with(b"\r\n") {
@@ -154,43 +186,61 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
             }
             if self.unread.starts_with(HTTP2_BEGINNING) {
                 // In the middle of a connection it cannot begin.
-                self.is_http2 = !self.had_request;
-                return Poll::Ready(Err(http2()));
+                return Poll::Ready(if self.had_request { self.refused(http2()) } else { Next::Http2 });
             }
             let found = head_end(&self.unread, &mut scanned);
             self.state = State::Head(scanned);
             let end = match found {
                 Ok(end) => end,
-                Err(refusal) => return Poll::Ready(Err(refusal)),
+                Err(refusal) => return Poll::Ready(self.refused(refusal)),
             };
             if end.unwrap_or(self.unread.len()) > self.limits.head_bytes_max {
                 let limit = self.limits.head_bytes_max;
-                return Poll::Ready(Err(Refusal::new(
+                return Poll::Ready(self.refused(Refusal::new(
                     Reason::HeadTooLarge,
                     format!("the request head is longer than {limit} bytes (`proxy.head_bytes_max`)"),
                 )));
             }
             if let Some(end) = end {
-                let framing = check_head(self.unread.get(..end).unwrap_or_default());
-                return Poll::Ready(framing.map(|framing| {
-                    self.state = State::HandOn(end, framing);
-                    self.had_request = true;
-                    self.timer.stop();
-                    true
-                }));
+                self.timer.stop();
+                let head = self.unread.split_to(end).freeze();
+                return Poll::Ready(match read_request(&head) {
+                    Ok((parts, framing)) => self.request(parts, framing),
+                    Err(refusal) => self.refused(refusal),
+                });
             }
             self.unread.reserve(READ_BYTES);
             match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.unread) {
                 Poll::Ready(Ok(count)) if count > 0 => {}
                 // An end inside a head is the client's loss; there is nobody to tell.
-                Poll::Ready(_) => return Poll::Ready(Ok(false)),
+                Poll::Ready(_) => return Poll::Ready(Next::End),
                 Poll::Pending => return self.poll_head_timer(cx),
             }
         }
     }
 
-    fn poll_head_timer(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Refusal>> {
-        if self.unread.is_empty() && self.unread.capacity() > KEEP_BYTES {
+    fn request(&mut self, parts: request::Parts, framing: Framing) -> Next {
+        self.had_request = true;
+        self.state = match framing {
+            Framing::None => State::Head(0),
+            Framing::Length(length) => State::Length(length),
+            Framing::Chunked => State::Chunked(Box::new(Chunks::new(self.limits.head_bytes_max))),
+        };
+        self.read_bytes = BODY_READ_BYTES;
+        self.awaits_continue = framing != Framing::None
+            && parts.version == hyper::Version::HTTP_11
+            && parts.headers.contains_key(hyper::header::EXPECT);
+        Next::Request(Box::new(parts), framing)
+    }
+
+    fn refused(&mut self, refusal: Refusal) -> Next {
+        self.state = State::Over;
+        Next::Refused(refusal)
+    }
+
+    fn poll_head_timer(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        if self.unread.is_empty() {
+            // Nothing is kept for a client that is silent.
             self.unread = BytesMut::new();
         }
         let (wait, limit) = match (self.unread.is_empty(), self.had_request) {
@@ -200,36 +250,98 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
         };
         ready!(self.timer.poll(cx, wait, limit));
         Poll::Ready(match wait {
-            Wait::RestOfHead => Err(Refusal::new(
+            Wait::RestOfHead => self.refused(Refusal::new(
                 Reason::HeadTimeout,
                 format!(
                     "the request head was not complete after {} (`proxy.head_timeout`)",
-                    humantime::format_duration(limit)
+                    humantime::format_duration(limit.unwrap_or_default())
                 ),
             )),
-            Wait::FirstByte | Wait::NextRequest | Wait::Body | Wait::Write => Ok(false),
+            Wait::FirstByte | Wait::NextRequest | Wait::Body | Wait::Write => Next::End,
         })
     }
 
-    /// Hands on at most `count` bytes that were read already; returns how many.
-    fn hand_on(&mut self, count: usize, buf: &mut ReadBuf<'_>) -> usize {
-        let count = count.min(buf.remaining()).min(self.unread.len());
-        buf.put_slice(self.unread.get(..count).unwrap_or_default());
-        self.unread.advance(count);
-        count
+    /// Whether the body of the request was read to its end.
+    pub(super) const fn is_between_requests(&self) -> bool {
+        matches!(self.state, State::Head(_))
     }
 
-    /// Makes sure that a part of the body is in `unread`; ready with `false` at the end of the connection.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, want: usize) -> Poll<io::Result<bool>> {
-        if !self.unread.is_empty() {
-            return Poll::Ready(Ok(true));
+    /// Whether the client still waits to be told to send the body.
+    pub(super) const fn awaits_continue(&self) -> bool {
+        self.awaits_continue
+    }
+
+    /// How much of the body is left, where that is known.
+    pub(super) const fn left(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            State::Head(_) => Some(0),
+            State::Chunked(_) | State::Over => None,
         }
-        self.unread.reserve(want);
-        match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.unread) {
-            Poll::Ready(read) => {
-                self.timer.stop();
-                Poll::Ready(read.map(|count| count > 0))
+    }
+
+    /// Waits for the next piece of the request's body; `None` at its end.
+    ///
+    /// # Errors
+    /// The client broke off, was silent for too long or broke the chunked coding.
+    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            match &mut self.state {
+                State::Head(_) => return Poll::Ready(None),
+                State::Over => return Poll::Ready(Some(Err("the connection is broken".into()))),
+                State::Length(left) => {
+                    if !self.unread.is_empty() {
+                        let here = usize::try_from(*left).map_or(self.unread.len(), |left| left.min(self.unread.len()));
+                        let rest = *left - here as u64;
+                        self.state = if rest == 0 { State::Head(0) } else { State::Length(rest) };
+                        return Poll::Ready(Some(Ok(Frame::data(self.unread.split_to(here).freeze()))));
+                    }
+                }
+                State::Chunked(chunks) => match chunks.take(&mut self.unread) {
+                    Ok(Taken::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Ok(Taken::Nothing) => {}
+                    Ok(Taken::End(trailers)) => {
+                        self.state = State::Head(0);
+                        return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+                    }
+                    Err(refusal) => {
+                        self.state = State::Over;
+                        return Poll::Ready(Some(Err(refusal.detail().to_owned().into())));
+                    }
+                },
             }
+            if let Err(error) = ready!(self.poll_fill(cx)) {
+                self.state = State::Over;
+                return Poll::Ready(Some(Err(error.into())));
+            }
+        }
+    }
+
+    /// Reads more of a body.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.awaits_continue) {
+            self.unwritten.extend_from_slice(CONTINUE);
+        }
+        if !self.unwritten.is_empty() {
+            // Pending or not: reading goes on, and so does writing when there is room.
+            if let Poll::Ready(written) = self.poll_write(cx) {
+                written?;
+            }
+        }
+        let read_bytes = self.read_bytes;
+        self.unread.reserve(read_bytes);
+        match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.unread) {
+            Poll::Ready(Ok(0)) => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client ended it in the middle")))
+            }
+            Poll::Ready(Ok(count)) => {
+                self.timer.stop();
+                if count >= read_bytes {
+                    self.read_bytes = read_bytes.saturating_mul(2).min(BODY_READ_BYTES_MAX);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
                 ready!(self.timer.poll(cx, Wait::Body, self.limits.idle_timeout));
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -237,109 +349,59 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
         }
     }
 
-    fn poll_length(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, left: u64) -> Poll<io::Result<()>> {
-        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.remaining());
-        if !ready!(self.poll_fill(cx, want))? {
-            return Poll::Ready(Ok(()));
+    /// What is to be written next; to be filled and then written with [`Self::poll_write`].
+    pub(super) const fn unwritten(&mut self) -> &mut BytesMut {
+        &mut self.unwritten
+    }
+
+    /// Puts a piece behind what is unwritten, without copying it. It has to be written before anything else is put there.
+    pub(super) fn put_piece(&mut self, piece: Bytes) {
+        self.piece = piece;
+    }
+
+    /// Whether more should be written before more is put to it.
+    pub(super) fn is_full(&self) -> bool {
+        !self.piece.is_empty() || self.unwritten.len() > UNWRITTEN_BYTES_MAX
+    }
+
+    /// Writes what is to be written, as far as the client takes it.
+    ///
+    /// # Errors
+    /// Those of the connection; `TimedOut` where the client has taken nothing for too long.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unwritten.is_empty() || !self.piece.is_empty() {
+            let io = Pin::new(&mut self.io);
+            let written = if self.piece.is_empty() {
+                io.poll_write(cx, &self.unwritten)
+            } else if self.unwritten.is_empty() {
+                io.poll_write(cx, &self.piece)
+            } else {
+                io.poll_write_vectored(cx, &[io::IoSlice::new(&self.unwritten), io::IoSlice::new(&self.piece)])
+            };
+            match written {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => {
+                    self.write_timer.stop();
+                    let first = count.min(self.unwritten.len());
+                    self.unwritten.advance(first);
+                    self.piece.advance(count - first);
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    ready!(self.write_timer.poll(cx, Wait::Write, self.limits.idle_timeout));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+            }
         }
-        let left = left - self.hand_on(want, buf) as u64;
-        self.state = if left == 0 { State::Head(0) } else { State::Length(left) };
         Poll::Ready(Ok(()))
     }
 
-    fn poll_chunked(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let want = buf.remaining();
-        if !ready!(self.poll_fill(cx, want))? {
-            return Poll::Ready(Ok(()));
+    /// Sees to it that what was written does not wait in a buffer.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unwritten.is_empty() {
+            // Nothing is kept for a connection that may be silent for long.
+            self.unwritten = BytesMut::new();
         }
-        let State::Chunked(chunks) = &mut self.state else {
-            return Poll::Ready(Ok(()));
-        };
-        let piece = self.unread.get(..want.min(self.unread.len())).unwrap_or_default();
-        let count = match chunks.follow(piece) {
-            Ok(Followed::All) => piece.len(),
-            Ok(Followed::EndsAfter(count)) => {
-                self.state = State::Head(0);
-                count
-            }
-            // The machine is inside this request and answers itself; see `Sent::ClientBroke`.
-            Err(_refusal) => {
-                self.state = State::Over;
-                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-            }
-        };
-        self.hand_on(count, buf);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gate<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if buf.remaining() == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        if let State::Head(scanned) = this.state {
-            match ready!(this.poll_head(cx, scanned)) {
-                Ok(true) => {}
-                Ok(false) => return Poll::Ready(Ok(())),
-                Err(refusal) => return this.refuse(refusal),
-            }
-        }
-        match this.state {
-            State::HandOn(left, framing) => {
-                let left = left - this.hand_on(left, buf);
-                this.state = match (left, framing) {
-                    (1.., framing) => State::HandOn(left, framing),
-                    (0, Framing::None) => State::Head(0),
-                    (0, Framing::Length(length)) => State::Length(length),
-                    (0, Framing::Chunked) => State::Chunked(Box::new(Chunks::new(this.limits.head_bytes_max))),
-                };
-                Poll::Ready(Ok(()))
-            }
-            State::Length(left) => this.poll_length(cx, buf, left),
-            State::Chunked(_) => this.poll_chunked(cx, buf),
-            State::Head(_) | State::Over => Poll::Ready(Ok(())),
-        }
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
-    fn after_write(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.is_write_blocked = written.is_pending();
-        if written.is_ready() {
-            self.write_timer.stop();
-            return written;
-        }
-        ready!(self.write_timer.poll(cx, Wait::Write, self.limits.idle_timeout));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.after_write(cx, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.after_write(cx, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -2,30 +2,27 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use hyper_util::rt::TokioIo;
 use policy::{Filters, Headers, Priority, RequestHead, Requirements, RouteDecision};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::attempt::Outgoing;
-use super::body::{BodyError, RequestBody, ResponseBody, Upload};
+use super::body::{Arriving, BodyError, RequestBody, ResponseBody, Upload};
 use super::context::ProxyContext;
 use super::filters;
 use super::forward::{Job, Reply};
-use super::gate::{Gate, GateLimits};
+use super::gate::{Gate, GateLimits, lock};
 use super::grpc;
 use super::head::HOPS_MAX;
 use super::headers::{
@@ -36,7 +33,8 @@ use super::http2;
 use super::record::{Direction, Record};
 use super::refuse::{Reason, Refusal};
 use super::retry::Tries;
-use super::tcp::{Tunnel, TunnelSlot};
+use super::serve::{End, serve};
+use super::tcp::{Tunnel, TunnelSlot, Wire};
 use crate::snapshot::Snapshot;
 
 /// Longest request body that is read before it is sent, so that it can be sent again.
@@ -49,58 +47,44 @@ const LAST_BYTES_MAX: usize = 256 * 1024;
 /// Serves one connection to its end.
 pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream: TcpStream) {
     let config = &context.config;
-    let gate = Gate::new(
-        stream,
-        GateLimits {
-            head_bytes_max: config.head_bytes_max,
-            head_timeout: config.head_timeout,
-            idle_timeout: config.idle_timeout,
-        },
-    );
+    let limits = GateLimits {
+        head_bytes_max: config.head_bytes_max,
+        head_timeout: Some(config.head_timeout),
+        idle_timeout: Some(config.idle_timeout),
+    };
+    let gate = Gate::shared(Box::new(stream), limits);
     let slot = TunnelSlot::default();
-    let service = service_fn(|request| {
+    // Boxed, so that a connection without a request is small.
+    let served = serve(&gate, Some(&*context.clock), |request| {
         let (context, slot) = (Arc::clone(context), slot.clone());
-        Box::pin(async move { Ok(respond(&context, core, request, &slot).await) }) as ResponseFuture
+        Box::pin(async move { respond(&context, core, request, &slot).await })
     });
-    let mut connection = machine(config.head_bytes_max).serve_connection(TokioIo::new(gate), service);
-    let served = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "client connection ended");
-    }
-    let parts = connection.into_parts();
-    let mut gate = parts.io.into_inner();
-    if gate.is_http2() {
-        let (stream, ahead) = gate.into_parts();
-        return http2::connection(context, core, stream, ahead).await;
-    }
-    let refusal = gate.take_refusal();
-    let (mut stream, unread) = gate.into_parts();
-    if let Some(tunnel) = slot.take() {
-        let ahead = [parts.read_buf.as_ref(), unread.as_ref()].concat();
-        tunnel.run(context, &mut stream, ahead).await;
-        return;
-    }
+    let end = served.await;
+    let (mut stream, unread) = lock(&gate).take_parts();
+    let refusal = match end {
+        End::Http2 => return http2::connection(context, core, stream, unread).await,
+        End::Switched => {
+            if let Some(tunnel) = slot.take() {
+                tunnel.run(context, &mut stream, unread.to_vec()).await;
+            }
+            return;
+        }
+        End::Broken(error) => {
+            tracing::debug!(%error, "client connection ended");
+            return;
+        }
+        End::Refused(refusal) => Some(refusal),
+        End::Done => None,
+    };
     // Past its time the connection is closed whether the client took the answer or not.
     tokio::time::timeout(LAST_WORDS, close(stream, refusal)).await.ok();
-}
-
-/// The HTTP machine behind a gate that lets heads of `head_bytes_max` through.
-pub(super) fn machine(head_bytes_max: usize) -> http1::Builder {
-    let mut machine = http1::Builder::new();
-    machine
-        .half_close(true)
-        .header_read_timeout(None)
-        // The gate has counted already; these bounds only must not be the tighter ones.
-        .max_header_size(head_bytes_max.saturating_add(1))
-        .max_buf_size(head_bytes_max.saturating_mul(2).max(64 * 1024));
-    machine
 }
 
 /// The answer to one request, of whatever service a connection is served by.
 pub(super) type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
 
 /// Says why, if there is something to say, and lets the client read it before the connection is gone.
-async fn close(mut stream: TcpStream, refusal: Option<Refusal>) {
+async fn close(mut stream: Box<dyn Wire>, refusal: Option<Refusal>) {
     if let Some(refusal) = refusal
         && stream.write_all(&refusal.raw_response()).await.is_err()
     {
@@ -122,7 +106,7 @@ async fn close(mut stream: TcpStream, refusal: Option<Refusal>) {
 pub(super) async fn respond(
     context: &Arc<ProxyContext>,
     core: usize,
-    request: Request<Incoming>,
+    request: Request<Arriving>,
     slot: &TunnelSlot,
 ) -> Response<ResponseBody> {
     let (mut parts, body) = request.into_parts();
@@ -177,7 +161,7 @@ async fn proxy(
     context: &Arc<ProxyContext>,
     core: usize,
     mut parts: Parts,
-    body: Incoming,
+    body: Arriving,
     host: &str,
     record: &mut Record,
 ) -> Result<Reply, Refusal> {
@@ -249,7 +233,7 @@ async fn proxy(
 async fn send(
     job: &Job<'_>,
     parts: Parts,
-    body: Incoming,
+    body: Arriving,
     upgrade: Option<HeaderValue>,
     record: &mut Record,
 ) -> Result<Reply, Refusal> {
@@ -439,7 +423,7 @@ pub(super) fn origin_form(uri: &Uri) -> Uri {
 /// When the client does not send the body it announced.
 pub(super) async fn outgoing(
     mut parts: Parts,
-    body: Incoming,
+    body: Arriving,
     upgrade: Option<HeaderValue>,
 ) -> Result<Outgoing, Refusal> {
     parts.extensions.clear();

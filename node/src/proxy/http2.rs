@@ -4,14 +4,12 @@
 //! a request of its own, routed by `:authority` as others are by `Host`, and goes the same way (`http`, `forward`).
 //! Bodies pass piece by piece: a stream's window is only opened again by what the other side has taken.
 
-use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
+use bytes::BytesMut;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue};
 use hyper::http::request::Parts;
@@ -19,14 +17,12 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
-use super::body::ResponseBody;
+use super::body::{Arriving, ResponseBody};
 use super::context::ProxyContext;
 use super::http::{ResponseFuture, respond};
 use super::refuse::{Reason, Refusal};
-use super::tcp::{TunnelSlot, Wire};
+use super::tcp::{TunnelSlot, Wire, with_ahead};
 
 /// Requests at once on one connection; a client waits for one of them to end, or opens another connection.
 pub(super) const STREAMS_MAX: u32 = 128;
@@ -91,7 +87,7 @@ impl Drop for InUse {
 }
 
 /// Serves the connection of an application, of which `ahead` was read before.
-pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream: TcpStream, ahead: BytesMut) {
+pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream: Box<dyn Wire>, ahead: BytesMut) {
     let usage = Arc::new(Usage::default());
     let serve: Serve = {
         let (context, usage) = (Arc::clone(context), Arc::clone(&usage));
@@ -100,8 +96,7 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
             Box::pin(async move { Ok(answer(&context, core, request, in_use).await) })
         })
     };
-    let io = Box::new(Prefixed { ahead, io: stream });
-    serve_connection(context, io, serve, &usage, Windows::NEAR).await;
+    serve_connection(context, with_ahead(stream, ahead), serve, &usage, Windows::NEAR).await;
 }
 
 /// Serves one connection until it is unused for `proxy.idle_timeout`, or to its last request when the proxy drains.
@@ -165,7 +160,7 @@ async fn answer(
 ) -> Response<ResponseBody> {
     let opening = (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
     let slot = TunnelSlot::default();
-    let mut response = respond(context, core, request, &slot).await;
+    let mut response = respond(context, core, request.map(Arriving::Two), &slot).await;
     // What speaks of the connection is said by frames here.
     response.headers_mut().remove(CONNECTION);
     if let (Some(opening), Some(tunnel)) = (opening, slot.take()) {
@@ -225,52 +220,4 @@ pub(super) fn arrived(parts: &mut Parts) -> Result<(), Refusal> {
     }
     super::headers::join_cookies(&mut parts.headers);
     Ok(())
-}
-
-/// A connection of which some bytes were read before.
-#[derive(Debug)]
-struct Prefixed {
-    ahead: BytesMut,
-    io: TcpStream,
-}
-
-impl AsyncRead for Prefixed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
-        }
-        let count = self.ahead.len().min(buf.remaining());
-        buf.put_slice(self.ahead.get(..count).unwrap_or_default());
-        self.ahead.advance(count);
-        if self.ahead.is_empty() {
-            self.ahead = BytesMut::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Prefixed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
 }

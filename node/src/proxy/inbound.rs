@@ -1,33 +1,30 @@
 //! A peer's proxy on behalf of its applications: streams to instances of this node.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Version};
-use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
 use transport::PeerInfo;
 
 use super::attempt::{self, Blame, Failure, connect};
-use super::body::{ResponseBody, within};
+use super::body::{Arriving, ResponseBody, within};
 use super::context::{OutcomeKind, ProxyContext};
 use super::copy::copy_both;
+use super::gate::{Gate, GateLimits, lock};
 use super::grpc;
 use super::head::{ACCEPTED, Content, HOPS_MAX, ResetCode, ServiceHead};
 use super::headers::{
     Fault, MARRAM_FAULT, MARRAM_FAULT_DETAIL, MARRAM_INFLIGHT, RequestNote, strip_hop_by_hop, strip_marram,
     strip_request, wanted_upgrade,
 };
-use super::http::{ResponseFuture, origin_form, outgoing};
+use super::http::{origin_form, outgoing};
 use super::http2::{self, Serve, Usage, Windows};
 use super::links::Duplex;
 use super::record::{Direction, LocalInFlight, Record};
+use super::serve::{End, serve};
 use super::tcp::{Tunnel, TunnelSlot};
 use super::udp;
 use super::upstream::{Http, Lease, PoolKey};
@@ -46,12 +43,12 @@ impl ProxyContext {
     pub fn inbound_stream(self: &Arc<Self>, core: usize, from: Arc<PeerInfo>, head: Bytes, stream: impl Duplex) {
         let context = Arc::clone(self);
         tokio::spawn(async move {
-            serve(&context, core, &from, &head, stream).await;
+            take(&context, core, &from, &head, stream).await;
         });
     }
 }
 
-async fn serve<S: Duplex>(context: &Arc<ProxyContext>, core: usize, from: &Arc<PeerInfo>, head: &[u8], mut stream: S) {
+async fn take<S: Duplex>(context: &Arc<ProxyContext>, core: usize, from: &Arc<PeerInfo>, head: &[u8], mut stream: S) {
     let (head, instance) = match admit(context, head) {
         Ok(Admitted::Instance(head, instance)) => (head, instance),
         Ok(Admitted::Probe) => {
@@ -183,30 +180,31 @@ async fn serve_http<S: Duplex>(
     }
     let key = (instance.service.clone(), instance.instance.clone());
     let slot = TunnelSlot::default();
-    let service = service_fn(|request| {
+    // The peer has timed what its client sends, and gives up what takes too long.
+    let head_bytes_max = context.config.head_bytes_max.saturating_add(NOTES_BYTES);
+    let limits = GateLimits { head_bytes_max, head_timeout: None, idle_timeout: None };
+    let gate = Gate::shared(Box::new(stream), limits);
+    let served = serve(&gate, None, |request| {
         let (context, from, slot) = (Arc::clone(context), Arc::clone(from), slot.clone());
         let instance = instance_here(&context, &key);
         let service = key.0.clone();
-        Box::pin(async move { Ok(respond(&context, core, &from, service, instance, request, &slot).await) })
-            as ResponseFuture
+        Box::pin(async move { respond(&context, core, &from, service, instance, request, &slot).await })
     });
-    let head_bytes_max = context.config.head_bytes_max.saturating_add(NOTES_BYTES);
-    let mut connection = http1::Builder::new()
-        .header_read_timeout(None)
-        .auto_date_header(false)
-        .max_header_size(head_bytes_max)
-        .max_buf_size(head_bytes_max.saturating_mul(2).max(64 * 1024))
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = poll_fn(|cx| connection.poll_without_shutdown(cx)).await {
-        tracing::debug!(%error, peer = from.name, "inbound stream ended");
-        return;
-    }
-    let parts = connection.into_parts();
-    let mut stream = parts.io.into_inner();
-    match slot.take() {
-        Some(tunnel) => tunnel.run(context, &mut stream, parts.read_buf.to_vec()).await,
+    let end = served.await;
+    let (mut stream, unread) = lock(&gate).take_parts();
+    match end {
+        End::Switched => {
+            if let Some(tunnel) = slot.take() {
+                tunnel.run(context, &mut stream, unread.to_vec()).await;
+            }
+        }
         // An error means that the peer is gone, and then nobody waits for the end.
-        None => stream.shutdown().await.unwrap_or_default(),
+        End::Done => stream.shutdown().await.unwrap_or_default(),
+        End::Broken(error) => tracing::debug!(%error, peer = from.name, "inbound stream ended"),
+        End::Refused(refusal) => {
+            tracing::debug!(detail = refusal.detail(), peer = from.name, "a peer's request cannot be read");
+        }
+        End::Http2 => tracing::debug!(peer = from.name, "HTTP/2 on a stream for HTTP/1.1"),
     }
 }
 
@@ -234,7 +232,10 @@ async fn serve_http2<S: Duplex>(
                 let arrived = http2::arrived(&mut parts);
                 request = Request::from_parts(parts, body);
                 let mut response = match arrived {
-                    Ok(()) => respond(&context, core, &from, service, instance, request, &TunnelSlot::default()).await,
+                    Ok(()) => {
+                        let request = request.map(Arriving::Two);
+                        respond(&context, core, &from, service, instance, request, &TunnelSlot::default()).await
+                    },
                     Err(refusal) => fault(Fault::Client, refusal.detail()),
                 };
                 response.headers_mut().remove(CONNECTION);
@@ -253,8 +254,7 @@ async fn is_reachable(context: &Arc<ProxyContext>, core: usize, instance: &Local
         return attempt::shared(context, core, instance, CONNECT_BEFORE_ACCEPT).await.is_ok();
     }
     if let Some(lease) = Lease::reuse(context, core, &key, true) {
-        lease.give_back();
-        return true;
+        return lease.give_back_ready().await;
     }
     let Ok(socket) = connect(instance, CONNECT_BEFORE_ACCEPT).await else {
         return false;
@@ -271,7 +271,7 @@ async fn respond(
     from: &PeerInfo,
     service: String,
     instance: Option<Arc<LocalInstance>>,
-    request: Request<Incoming>,
+    request: Request<Arriving>,
     slot: &TunnelSlot,
 ) -> Response<ResponseBody> {
     let (mut parts, body) = request.into_parts();
@@ -305,7 +305,7 @@ async fn respond(
     let upload = outgoing.upload();
     let sending = attempt::local(context, core, &instance, outgoing);
     let response = match within(limit, upload.as_ref(), sending).await {
-        Some(Ok(answer)) if answer.is_switched() => match answer.switch().await {
+        Some(Ok(answer)) if answer.is_switched() => match answer.switch() {
             Ok((mut parts, instance)) => {
                 parts.headers.insert(MARRAM_INFLIGHT, HeaderValue::from(in_flight));
                 record.status = Some(parts.status);

@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use transport::NodeId;
 
-/// Streams to one peer from one data thread. A link takes 256; the rest is for probes.
-pub(super) const STREAMS_MAX: usize = 240;
+/// Streams to one peer from one data thread. A link takes 4,096 when they are needed; the rest is for probes.
+pub(super) const STREAMS_MAX: usize = 3840;
 
 /// Streams to one peer from one data thread for one service. What is left is for the others.
-pub(super) const SERVICE_STREAMS_MAX: usize = 180;
+pub(super) const SERVICE_STREAMS_MAX: usize = 2880;
 
 /// The lanes of one data thread, one per peer.
 #[derive(Debug, Default)]
@@ -96,9 +96,14 @@ impl Share {
         })
     }
 
+    /// How many streams the service has.
+    pub(super) fn used(&self) -> usize {
+        self.part.used.load(Ordering::Acquire)
+    }
+
     /// Whether the service has all that it may have, so that no other service's stream would make room.
     pub(super) fn is_full(&self) -> bool {
-        self.part.used.load(Ordering::Acquire) >= SERVICE_STREAMS_MAX
+        self.used() >= SERVICE_STREAMS_MAX
     }
 
     /// Ends when it is worth to look again: a place was freed, or a kept stream is free for the next request.

@@ -4,11 +4,11 @@
 //! [`ProxyContext::serve_http`] and [`ProxyContext::serve_tcp`] take connections of applications, [`ProxyContext::serve_udp`] their datagrams,
 //! [`ProxyContext::inbound_stream`] what peers send. Connections are pooled per data thread. A request passes:
 //!
-//! `accept` (a permit) → `gate` (one whole, strictly read head; `framing`), or `http2` where the connection begins so →
+//! `accept` (a permit) → `serve` (one request after the other; `gate`: one whole, strictly read head, `framing`), or
+//! `http2` where the connection begins so →
 //! `http` (which service, which headers cross; `filters`, `grpc`) → `admit` (limits and faults of policy) → `forward`
-//! (pick, send, once more elsewhere; `retry`, `hedge`) → `attempt` (a kept or new connection; `upstream`, whose answers
-//! `answers` reads strictly) →
-//! `body` (streams, never collected) → `record` (the access line). A peer's side is `inbound`; raw bytes take `tcp` and
+//! (pick, send, once more elsewhere; `retry`, `hedge`) → `attempt` (a kept or new connection; `upstream`) →
+//! `exchange` (one request out, its strictly read answer in) → `body` (streams, never collected) → `record` (the access line). A peer's side is `inbound`; raw bytes take `tcp` and
 //! `copy`.
 //!
 //! # Which requests are sent twice
@@ -21,11 +21,11 @@
 
 mod accept;
 mod admit;
-mod answers;
 mod attempt;
 mod body;
 mod context;
 mod copy;
+mod exchange;
 mod explain;
 mod filters;
 mod forward;
@@ -44,11 +44,13 @@ mod probe;
 mod record;
 mod refuse;
 mod retry;
+mod serve;
 mod stopwatch;
 mod tcp;
 mod transparent;
 mod udp;
 mod upstream;
+mod wire;
 
 #[cfg(test)]
 mod fuzz;

@@ -10,19 +10,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
 use hyper::client::conn::http2;
 use hyper::header::{CONNECTION, HOST, HeaderValue, TE, UPGRADE};
 use hyper::http::uri::Scheme;
+use hyper::http::request::Parts;
 use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::watch;
 use transport::NodeId;
 
-use super::answers::{Answers, Asked, Asking};
-use super::body::RequestBody;
+use super::attempt::Outgoing;
+use super::body::{Arriving, RequestBody};
 use super::context::ProxyContext;
+use super::exchange::{Broke, Connection, Exchange};
 use super::http::origin_form;
 use super::http2::{FRAME_BYTES_MAX, RESETS_OWN_MAX, SEND_BYTES_MAX, Windows};
 use super::lanes::Share;
@@ -40,8 +40,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// A connection silent for longer is not trusted with a request that must not be sent twice: the instance may be
 /// closing it this very moment.
 const FRESH_ENOUGH: Duration = Duration::from_millis(500);
-/// Time for a connection to become ready again after a response was read; else it is closed.
-const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which connections can stand in for each other.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -166,7 +164,7 @@ impl PoolKey {
 }
 
 struct Idle {
-    sender: Asking,
+    connection: Connection,
     since: Duration,
 }
 
@@ -178,12 +176,12 @@ impl fmt::Debug for Idle {
 
 impl Pool {
     /// A connection that was usable when last seen, silent for at most [`FRESH_ENOUGH`] if `fresh`.
-    fn take(&mut self, key: &PoolKey, fresh: bool, now: Duration) -> Option<Asking> {
+    fn take(&mut self, key: &PoolKey, fresh: bool, now: Duration) -> Option<Connection> {
         let idle = self.idle.get_mut(key)?;
         let taken = loop {
-            let Some(last) = idle.pop() else { break None };
+            let Some(mut last) = idle.pop() else { break None };
             self.count -= 1;
-            if !last.sender.is_ready() {
+            if !last.connection.is_usable() {
                 continue;
             }
             if fresh && now.saturating_sub(last.since) > FRESH_ENOUGH {
@@ -192,7 +190,7 @@ impl Pool {
                 self.count += 1;
                 break None;
             }
-            break Some(last.sender);
+            break Some(last.connection);
         };
         if idle.is_empty() {
             self.idle.remove(key);
@@ -200,13 +198,13 @@ impl Pool {
         taken
     }
 
-    fn put(&mut self, key: PoolKey, sender: Asking, now: Duration) {
+    fn put(&mut self, key: PoolKey, connection: Connection, now: Duration) {
         if self.count >= IDLE_MAX {
             return;
         }
         let idle = self.idle.entry(key).or_default();
         if idle.len() < IDLE_PER_KEY_MAX {
-            idle.push(Idle { sender, since: now });
+            idle.push(Idle { connection, since: now });
             self.count += 1;
         }
     }
@@ -235,7 +233,7 @@ impl Pool {
 
     /// Closes what has been silent too long.
     fn sweep(&mut self, now: Duration) {
-        self.keep(|_, idle| !idle.sender.is_closed() && now.saturating_sub(idle.since) < IDLE_TIMEOUT);
+        self.keep(|_, idle| now.saturating_sub(idle.since) < IDLE_TIMEOUT && idle.connection.is_usable());
         self.keep_shared(|_, one| {
             if one.streams.load(Ordering::Acquire) > 0 {
                 one.unused_since = None;
@@ -281,9 +279,9 @@ impl Pool {
         self.keep_shared(|key, _| key.through() != Some(node));
     }
 
-    fn keep(&mut self, wanted: impl Fn(&PoolKey, &Idle) -> bool) {
+    fn keep(&mut self, wanted: impl Fn(&PoolKey, &mut Idle) -> bool) {
         for (key, idle) in &mut self.idle {
-            idle.retain(|one| wanted(key, one));
+            idle.retain_mut(|one| wanted(key, one));
         }
         self.idle.retain(|_, idle| !idle.is_empty());
         self.count = self.idle.values().map(Vec::len).sum();
@@ -304,7 +302,8 @@ pub(super) struct Lease {
 }
 
 enum Sender {
-    One(Asking),
+    /// Until the request is on its way; then its answer's body has it.
+    One(Option<Connection>),
     Two { sender: http2::SendRequest<RequestBody>, _turn: Turn },
 }
 
@@ -318,18 +317,31 @@ impl fmt::Debug for Lease {
 #[derive(Debug)]
 pub(super) enum NotSent {
     /// Not a byte of it left this node; here it is again.
-    Unsent(Box<Request<RequestBody>>),
-    /// At least a part of it left, or may have.
-    Closed(hyper::Error),
+    Unsent(Box<Outgoing>),
+    /// The instance says that it did nothing with it.
+    Refused {
+        detail: String,
+        copy: Option<Box<Outgoing>>,
+    },
+    /// The connection ended, or what came was no answer; at least a part of the request left, or may have.
+    Closed {
+        detail: String,
+        copy: Option<Box<Outgoing>>,
+        /// It just ended, as a silent one does.
+        is_clean: bool,
+    },
     /// The client's body ended before its end.
     ClientBroke,
 }
 
+/// A response, and the request once more where its body is at hand.
+pub(super) type Answered = (Response<Arriving>, Option<Outgoing>);
+
 impl Lease {
     /// A kept connection, if there is one. With `fresh`, only one that was in use a moment ago.
     pub(super) fn reuse(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, fresh: bool) -> Option<Self> {
-        let sender = context.pool(core).take(key, fresh, context.clock.now())?;
-        Some(Self { context: Arc::clone(context), core, key: key.clone(), sender: Sender::One(sender) })
+        let connection = context.pool(core).take(key, fresh, context.clock.now())?;
+        Some(Self { context: Arc::clone(context), core, key: key.clone(), sender: Sender::One(Some(connection)) })
     }
 
     /// A place on an HTTP/2 connection that serves fewer than `streams_max` requests, if there is one.
@@ -359,7 +371,7 @@ impl Lease {
         S: Wire + 'static,
     {
         match http {
-            Http::One => Self::open_one(context, core, key, io).await,
+            Http::One => Ok(Self::open_one(context, core, key, Box::new(io))),
             Http::Two => Self::open_two(context, core, key, Box::new(io)).await,
         }
     }
@@ -395,91 +407,100 @@ impl Lease {
         Ok(Self { context: Arc::clone(context), core, key, sender: Sender::Two { sender, _turn: turn } })
     }
 
-    async fn open_one<S>(context: &Arc<ProxyContext>, core: usize, key: PoolKey, io: S) -> hyper::Result<Self>
-    where
-        S: Wire + 'static,
-    {
-        let head_bytes_max = context.config.head_bytes_max.max(8 * 1024);
-        let asked = Asked::default();
-        let io = match key {
-            PoolKey::Local(_) => Answers::new(io, asked.clone()),
-            PoolKey::Remote { .. } => Answers::trusting(io, asked.clone()),
-        };
-        let (sender, connection) = http1::Builder::new()
-            .max_header_size(head_bytes_max)
-            .max_buf_size(head_bytes_max.saturating_mul(4))
-            .handshake(TokioIo::new(io))
-            .await?;
-        tokio::spawn(async move {
-            // Whoever waits for a response learns of the error; a silent connection may end as it likes.
-            connection.with_upgrades().await.ok();
-        });
-        let sender = Sender::One(Asking::new(sender, asked));
-        Ok(Self { context: Arc::clone(context), core, key, sender })
+    fn open_one(context: &Arc<ProxyContext>, core: usize, key: PoolKey, io: Box<dyn Wire>) -> Self {
+        let connection = Connection::new(io, context.config.head_bytes_max.max(8 * 1024));
+        Self { context: Arc::clone(context), core, key, sender: Sender::One(Some(connection)) }
     }
 
     /// Sends one request and waits for the response head.
-    pub(super) async fn send(&mut self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, NotSent> {
-        let upload = match request.body() {
-            RequestBody::Whole(_) => None,
-            RequestBody::Stream(.., upload) => Some(upload.clone()),
-        };
-        let sent = match &mut self.sender {
-            Sender::One(sender) => {
-                speak_one(&mut request);
-                sender.try_send_request(request).await
-            }
-            Sender::Two { sender, .. } => {
-                speak_two(&mut request);
-                sender.try_send_request(request).await
-            }
-        };
-        sent.map_err(|mut failed| match failed.take_message() {
-            Some(request) => NotSent::Unsent(Box::new(request)),
-            None if failed.error().is_user() => NotSent::ClientBroke,
-            // Over HTTP/2 the error is that of the stream, which ended because the body did.
-            None if upload.is_some_and(|upload| upload.is_broken()) => NotSent::ClientBroke,
-            None => NotSent::Closed(failed.into_error()),
-        })
+    pub(super) async fn send(&mut self, outgoing: Outgoing) -> Result<Answered, NotSent> {
+        match &mut self.sender {
+            Sender::One(connection) => match connection.take() {
+                Some(connection) => send_one(connection, outgoing).await,
+                // A lease is for one request.
+                None => Err(NotSent::Unsent(Box::new(outgoing))),
+            },
+            Sender::Two { sender, .. } => send_two(sender, outgoing).await,
+        }
     }
 
     /// Keeps the connection for the next request; the response was read whole.
-    pub(super) fn give_back(self) {
-        let Self { context, core, key, sender } = self;
+    pub(super) fn give_back(self, response: Arriving) {
         // A shared one stays where it is.
-        let Sender::One(mut sender) = sender else { return };
-        if sender.is_closed() {
-            return;
+        if let Arriving::Answer(exchange) = response
+            && let Some(connection) = exchange.into_connection()
+        {
+            keep(&self.context, self.core, &self.key, connection);
         }
-        if sender.is_ready() {
-            keep(&context, core, &key, sender);
-            return;
-        }
-        // The request may still be on its way out although the response is here already.
-        tokio::spawn(async move {
-            if matches!(tokio::time::timeout(READY_TIMEOUT, sender.ready()).await, Ok(Ok(()))) {
-                keep(&context, core, &key, sender);
-            }
-        });
     }
 
-    /// Keeps a connection that has not served yet, as soon as it can; false when it was closed before.
+    /// Keeps a connection that has not served yet; false when it was closed before.
     pub(super) async fn give_back_ready(self) -> bool {
         match self.sender {
             Sender::Two { mut sender, .. } => sender.ready().await.is_ok(),
-            Sender::One(mut sender) => {
-                let is_ready = sender.ready().await.is_ok();
-                if is_ready {
-                    keep(&self.context, self.core, &self.key, sender);
+            Sender::One(connection) => {
+                let usable = connection.and_then(|mut one| one.is_usable().then_some(one));
+                let is_usable = usable.is_some();
+                if let Some(connection) = usable {
+                    keep(&self.context, self.core, &self.key, connection);
                 }
-                is_ready
+                is_usable
             }
         }
     }
 }
 
-fn keep(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, sender: Asking) {
-    context.pool(core).put(key.clone(), sender, context.clock.now());
+async fn send_one(connection: Connection, outgoing: Outgoing) -> Result<Answered, NotSent> {
+    let Outgoing { request, is_repeatable } = outgoing;
+    let (mut parts, body) = request.into_parts();
+    speak_one(&mut parts);
+    let whole = body.replay();
+    let mut exchange = Exchange::begin(connection, &parts, body);
+    let came = exchange.answer().await;
+    let again = |body| Outgoing { request: Request::from_parts(parts, body), is_repeatable };
+    match came {
+        Ok(head) => Ok((Response::from_parts(head, Arriving::Answer(exchange)), whole.map(again))),
+        Err(Broke::Unsent) => match exchange.into_unsent().or(whole) {
+            Some(body) => Err(NotSent::Unsent(Box::new(again(body)))),
+            None => Err(NotSent::ClientBroke),
+        },
+        Err(Broke::Client) => Err(NotSent::ClientBroke),
+        Err(Broke::Ended(detail)) => {
+            Err(NotSent::Closed { detail, copy: whole.map(again).map(Box::new), is_clean: true })
+        }
+        Err(Broke::Wrong(detail)) => {
+            Err(NotSent::Closed { detail, copy: whole.map(again).map(Box::new), is_clean: false })
+        }
+    }
+}
+
+async fn send_two(
+    sender: &mut http2::SendRequest<RequestBody>,
+    outgoing: Outgoing,
+) -> Result<Answered, NotSent> {
+    let (upload, copy, is_repeatable) = (outgoing.upload(), outgoing.copy(), outgoing.is_repeatable);
+    let mut request = outgoing.request;
+    speak_two(&mut request);
+    let mut failed = match sender.try_send_request(request).await {
+        Ok(response) => return Ok((response.map(Arriving::Two), copy)),
+        Err(failed) => failed,
+    };
+    if let Some(request) = failed.take_message() {
+        return Err(NotSent::Unsent(Box::new(Outgoing { request, is_repeatable })));
+    }
+    // The error is that of the stream, which ended because the body did.
+    if failed.error().is_user() || upload.is_some_and(|upload| upload.is_broken()) {
+        return Err(NotSent::ClientBroke);
+    }
+    let (error, copy) = (failed.into_error(), copy.map(Box::new));
+    if is_unprocessed(&error) {
+        return Err(NotSent::Refused { detail: describe(&error), copy });
+    }
+    Err(NotSent::Closed { detail: describe(&error), copy, is_clean: is_clean_close(&error) })
+}
+
+fn keep(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, connection: Connection) {
+    context.pool(core).put(key.clone(), connection, context.clock.now());
     tell_waiting(context, core, key);
     begin_sweeping(context, core);
 }
@@ -498,17 +519,17 @@ fn begin_sweeping(context: &Arc<ProxyContext>, core: usize) {
 }
 
 /// Gives a request the form of HTTP/1.1; one that was meant for HTTP/2 may come here at its second try.
-fn speak_one(request: &mut Request<RequestBody>) {
-    if let Some(authority) = request.uri().authority()
+fn speak_one(parts: &mut Parts) {
+    if let Some(authority) = parts.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
-        request.headers_mut().insert(HOST, host);
-        *request.uri_mut() = origin_form(request.uri());
+        parts.headers.insert(HOST, host);
+        parts.uri = origin_form(&parts.uri);
     }
-    if request.headers().contains_key(TE) {
-        request.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("te"));
+    if parts.headers.contains_key(TE) {
+        parts.headers.entry(CONNECTION).or_insert(HeaderValue::from_static("te"));
     }
-    *request.version_mut() = Version::HTTP_11;
+    parts.version = Version::HTTP_11;
 }
 
 /// Gives a request the form of HTTP/2: what is said of the connection is left out, the host is part of the target.
@@ -525,6 +546,44 @@ fn speak_two(request: &mut Request<RequestBody>) {
         *request.uri_mut() = uri;
     }
     *request.version_mut() = Version::HTTP_2;
+}
+
+/// Whether an HTTP/2 server says that nothing was done with the request (RFC 9113 section 8.7): it refused the stream, or
+/// went away before it.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let stream = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    stream.is_some_and(|stream| {
+        stream.is_remote()
+            && match stream.reason() {
+                Some(h2::Reason::REFUSED_STREAM) => true,
+                Some(h2::Reason::NO_ERROR) => stream.is_go_away(),
+                _ => false,
+            }
+    })
+}
+
+/// Whether the connection just ended, as a silent one does, rather than sending nonsense or being given up.
+fn is_clean_close(error: &hyper::Error) -> bool {
+    let kind = std::error::Error::source(error).and_then(|source| source.downcast_ref()).map(std::io::Error::kind);
+    match kind {
+        Some(kind) => matches!(
+            kind,
+            std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::NotConnected
+        ),
+        None => error.is_incomplete_message() || error.is_closed() || error.is_canceled(),
+    }
+}
+
+/// The error with its causes in one line.
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
 }
 
 /// Closes silent connections until none is left.

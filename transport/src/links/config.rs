@@ -41,7 +41,10 @@ pub struct LinksConfig {
     /// Connections one peer may have to this node; more are closed with `TooManyConnections`. Default 64.
     pub connections_per_peer_max: usize,
 
-    /// Streams a peer may have open on one data link; it waits for a free one. Default 256.
+    /// Streams a peer may have open on one data link at first: what is allowed costs memory before it is used. When three
+    /// quarters are, twice as many are allowed. Default 256.
+    pub streams_start: u32,
+    /// Streams a peer may have open on one data link in the end; it waits for a free one. Default 4,096.
     pub streams_max: u32,
     /// Streams a peer may have open on the control link. Default 64.
     pub control_streams_max: u32,
@@ -122,7 +125,8 @@ impl Default for LinksConfig {
             handshake_timeout: Duration::from_secs(5),
             connections_max: 1024,
             connections_per_peer_max: 64,
-            streams_max: 256,
+            streams_start: 256,
+            streams_max: 4096,
             control_streams_max: 64,
             messages_open_max: 8,
             head_bytes_max: HEAD_BYTES_MAX,

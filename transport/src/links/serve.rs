@@ -203,6 +203,11 @@ async fn take_stream(inner: Arc<Inner>, link: Arc<QuicLink>, send: SendStream, m
     match beginning.unwrap_or(Err(Broken::Refused(FrameRefusal::TooSlow))) {
         Ok((kind, head)) if kind.is_conversation() => {
             let stream = LinkStream::new(send, recv, link.streams());
+            if link.purpose() == Purpose::Data
+                && let Some(streams) = link.streams().grown(&inner.config)
+            {
+                link.connection().set_max_concurrent_bi_streams(streams);
+            }
             inner.inbound.stream(link.core(), Arc::clone(link.peer_shared()), kind, head, stream);
         }
         Ok(_) => refuse(&inner, link.connection(), FrameRefusal::MisplacedKind),

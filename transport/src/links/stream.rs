@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use super::config::LinksConfig;
 use crate::carrier::{RecvStream, SendStream};
 
 /// Code with which the sending side of a stream is reset when it is dropped before it was finished.
@@ -216,16 +217,38 @@ impl fmt::Debug for LinkSend {
 pub(crate) struct StreamCount {
     open: AtomicUsize,
     total: AtomicU64,
+    /// How often the peer was allowed twice as many.
+    doublings: AtomicU32,
     all: Arc<OpenStreams>,
 }
 
 impl StreamCount {
     pub(crate) fn new(all: Arc<OpenStreams>) -> Arc<Self> {
-        Arc::new(Self { open: AtomicUsize::new(0), total: AtomicU64::new(0), all })
+        Arc::new(Self {
+            open: AtomicUsize::new(0),
+            total: AtomicU64::new(0),
+            doublings: AtomicU32::new(0),
+            all,
+        })
     }
 
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// How many streams the peer may have open from now on, where those that are open ask for more.
+    ///
+    /// The one caller that gets an answer is to tell the peer.
+    pub(crate) fn grown(&self, config: &LinksConfig) -> Option<u32> {
+        let doublings = self.doublings.load(Ordering::Relaxed);
+        let allowed = config.streams_start.saturating_mul(2_u32.saturating_pow(doublings));
+        let is_needed = allowed < config.streams_max && self.open() >= usize::try_from(allowed / 4 * 3).ok()?;
+        let is_mine = is_needed
+            && self
+                .doublings
+                .compare_exchange(doublings, doublings + 1, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        is_mine.then(|| allowed.saturating_mul(2).min(config.streams_max))
     }
 
     pub(crate) fn total(&self) -> u64 {

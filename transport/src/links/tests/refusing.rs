@@ -222,6 +222,24 @@ fn handshakes_beyond_the_limit_are_ignored() {
 }
 
 #[test]
+fn a_peer_that_uses_its_streams_is_allowed_more_up_to_the_limit() {
+    let config = LinksConfig { streams_start: 8, streams_max: 50, ..quick() };
+    let b = Node::start(&member(1), config);
+    let a = Node::start(&member(0), LinksConfig { open_timeout: Duration::from_millis(500), ..quick() });
+    a.knows(&b);
+    wait_for("linked", || a.is_linked(&b));
+    block(async {
+        let mut held = Vec::new();
+        for count in 0..50 {
+            let stream = a.links.open_service(0, b.id, Bytes::new()).await;
+            held.push(stream.unwrap_or_else(|error| panic!("stream {count}: {error}")));
+        }
+        let refused = a.links.open_service(0, b.id, Bytes::new()).await;
+        assert!(matches!(refused, Err(crate::link::LinkError::OpenTimedOut { .. })), "{refused:?}");
+    });
+}
+
+#[test]
 fn a_peer_that_opens_too_many_streams_has_to_wait() {
     let config = LinksConfig { streams_max: 80, ..quick() };
     let b = Node::start(&member(1), config);
