@@ -1,6 +1,7 @@
 //! One try at one endpoint: a pooled or new connection, the request, the response head.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -117,7 +118,8 @@ impl Failure {
 /// A request on its way.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    pub(super) request: Request<RequestBody>,
+    /// Boxed, for it is handed from one to the next.
+    pub(super) request: Box<Request<RequestBody>>,
     /// May be sent again although a part of it may have arrived.
     pub(super) is_repeatable: bool,
 }
@@ -133,7 +135,7 @@ impl Outgoing {
 
     /// The same request again, where its body is at hand.
     pub(super) fn copy(&self) -> Option<Self> {
-        let mut copy = Request::new(self.request.body().replay()?);
+        let mut copy = Box::new(Request::new(self.request.body().replay()?));
         self.request.method().clone_into(copy.method_mut());
         self.request.uri().clone_into(copy.uri_mut());
         self.request.headers().clone_into(copy.headers_mut());
@@ -151,10 +153,22 @@ pub(super) async fn local(
     strip_marram(outgoing.request.headers_mut());
     let key = PoolKey::Local(instance.address);
     let http = Http::from(instance.protocol);
-    let outgoing = match send_kept(context, core, &key, http, STREAMS_NEAR_MAX, outgoing).await {
-        Kept::Done(result) => return *result,
-        Kept::None(outgoing) => outgoing,
-    };
+    match send_kept(context, core, &key, http, STREAMS_NEAR_MAX, outgoing).await {
+        Kept::Done(result) => *result,
+        // Boxed, as most requests find a kept connection and need not be as large.
+        Kept::None(outgoing) => Box::pin(send_near(context, core, key, http, instance, outgoing)).await,
+    }
+}
+
+/// Sends a request to a process on this machine over a new connection.
+async fn send_near(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    key: PoolKey,
+    http: Http,
+    instance: &LocalInstance,
+    outgoing: Outgoing,
+) -> Result<Answer, Failure> {
     if http == Http::Two {
         return match shared(context, core, instance, context.config.connect_timeout).await {
             Ok(lease) => send_over(context, lease, outgoing).await,
@@ -227,37 +241,17 @@ pub(super) async fn remote(
     let key =
         PoolKey::Remote { node: endpoint.node, service: endpoint.service.clone(), instance: endpoint.instance.clone() };
     let http = Http::from(endpoint.protocol);
-    let sending = async {
-        let mut outgoing = outgoing;
-        let mut share = None;
-        let place = loop {
-            outgoing = match send_kept(context, core, &key, http, 1, outgoing).await {
-                Kept::Done(result) => return *result,
-                Kept::None(outgoing) => outgoing,
-            };
-            let lane = share.get_or_insert_with(|| context.lane(core, endpoint.node).share(&endpoint.service));
-            if http == Http::One || lane.used() < OWN_STREAMS_MAX {
-                let place = lane.place_of(|service| context.pool(core).close_one(endpoint.node, service));
-                if let Some(place) = place {
-                    break place;
-                }
-            }
-            if http == Http::Two {
-                outgoing = match send_kept(context, core, &key, http, STREAMS_FAR_MAX, outgoing).await {
-                    Kept::Done(result) => return *result,
-                    Kept::None(outgoing) => outgoing,
-                };
-            }
-            lane.changed().await;
-        };
-        match open_stream(context, core, endpoint.node, &head, place).await {
-            Err((kind, detail)) => Err(Failure::before(kind, detail, outgoing)),
-            Ok(stream) => send_new(context, core, key.clone(), http, stream, outgoing).await,
+    let mut sending = pin!(async {
+        match send_kept(context, core, &key, http, 1, outgoing).await {
+            Kept::Done(result) => *result,
+            // Boxed, as most requests find a kept connection and need not be as large.
+            Kept::None(outgoing) => Box::pin(send_far(context, core, &key, endpoint, &head, outgoing)).await,
         }
-    };
+    });
     let sent = tokio::select! {
-        sent = sending => sent,
-        never = watch(context, core, endpoint.node, head.source.clone()) => match never {},
+        biased;
+        sent = &mut sending => sent,
+        never = watch(context, core, endpoint.node, &head.source) => match never {},
     };
     let answer = sent.map_err(|mut failure| {
         // Whatever breaks between two proxies is not the instance's fault: that its node would have told.
@@ -269,6 +263,42 @@ pub(super) async fn remote(
     match Fault::of(answer.response.headers()) {
         None => Ok(answer),
         Some(fault) => Err(told(fault, answer)),
+    }
+}
+
+/// Sends a request to an instance behind a peer over a new connection, or the first that is kept until there is a place.
+async fn send_far(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    key: &PoolKey,
+    endpoint: &Endpoint,
+    head: &ServiceHead,
+    mut outgoing: Outgoing,
+) -> Result<Answer, Failure> {
+    let http = Http::from(endpoint.protocol);
+    let lane = context.lane(core, endpoint.node).share(&endpoint.service);
+    let place = loop {
+        if http == Http::One || lane.used() < OWN_STREAMS_MAX {
+            let place = lane.place_of(|service| context.pool(core).close_one(endpoint.node, service));
+            if let Some(place) = place {
+                break place;
+            }
+        }
+        if http == Http::Two {
+            outgoing = match send_kept(context, core, key, http, STREAMS_FAR_MAX, outgoing).await {
+                Kept::Done(result) => return *result,
+                Kept::None(outgoing) => outgoing,
+            };
+        }
+        lane.changed().await;
+        outgoing = match send_kept(context, core, key, http, 1, outgoing).await {
+            Kept::Done(result) => return *result,
+            Kept::None(outgoing) => outgoing,
+        };
+    };
+    match open_stream(context, core, endpoint.node, head, place).await {
+        Err((kind, detail)) => Err(Failure::before(kind, detail, outgoing)),
+        Ok(stream) => send_new(context, core, key.clone(), http, stream, outgoing).await,
     }
 }
 
@@ -385,7 +415,6 @@ pub(super) fn stream_head(
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "lives from one function to the next")]
 enum Kept {
     /// A kept connection was good, for better or worse.
     Done(Box<Result<Answer, Failure>>),
@@ -412,15 +441,15 @@ async fn send_kept(
         let failure = match send(context, lease, outgoing).await {
             Ok(answer) => return Kept::Done(Box::new(Ok(answer))),
             Err(NotSent::Unsent(again)) => {
-                outgoing = *again;
+                outgoing = again;
                 continue;
             }
             Err(NotSent::Closed { copy: Some(copy), is_clean: true, .. }) if copy.is_repeatable => {
-                return Kept::None(*copy);
+                return Kept::None(copy);
             }
-            Err(NotSent::Refused { copy: Some(copy), .. }) => return Kept::None(*copy),
+            Err(NotSent::Refused { copy: Some(copy), .. }) => return Kept::None(copy),
             Err(NotSent::Refused { detail, copy } | NotSent::Closed { detail, copy, .. }) => {
-                Failure::after(OutcomeKind::Closed, detail, copy.map(|copy| *copy))
+                Failure::after(OutcomeKind::Closed, detail, copy)
             }
             Err(NotSent::ClientBroke) => client_broke(),
         };
@@ -450,10 +479,10 @@ where
 async fn send_over(context: &ProxyContext, lease: Lease, outgoing: Outgoing) -> Result<Answer, Failure> {
     let kind = OutcomeKind::Closed;
     send(context, lease, outgoing).await.map_err(|failed| match failed {
-        NotSent::Unsent(again) => Failure::before(kind, "it closed the connection at once", *again),
-        NotSent::Refused { detail, copy: Some(again) } => Failure::before(kind, detail, *again),
+        NotSent::Unsent(again) => Failure::before(kind, "it closed the connection at once", again),
+        NotSent::Refused { detail, copy: Some(again) } => Failure::before(kind, detail, again),
         NotSent::Refused { detail, copy: None } => Failure::after(kind, detail, None),
-        NotSent::Closed { detail, copy, .. } => Failure::after(kind, detail, copy.map(|copy| *copy)),
+        NotSent::Closed { detail, copy, .. } => Failure::after(kind, detail, copy),
         NotSent::ClientBroke => client_broke(),
     })
 }
@@ -464,7 +493,7 @@ async fn send(context: &ProxyContext, mut lease: Lease, outgoing: Outgoing) -> R
     let (response, again) = lease.send(outgoing).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !may_switch {
         let detail = "it switched protocols without being asked".to_owned();
-        return Err(NotSent::Closed { detail, copy: again.map(Box::new), is_clean: false });
+        return Err(NotSent::Closed { detail, copy: again, is_clean: false });
     }
     Ok(Answer { response, lease, took: context.clock.now().saturating_sub(began), again })
 }

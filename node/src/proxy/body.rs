@@ -282,7 +282,7 @@ pub(crate) async fn within<T>(limit: Duration, upload: Option<&Upload>, sending:
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
     source: Source,
-    record: Option<Record>,
+    record: Option<Box<Record>>,
     /// For a gRPC client: what it is told when the instance does not end the answer.
     ending: Option<Ending>,
     in_use: Option<InUse>,
@@ -316,7 +316,7 @@ impl ResponseBody {
 
     /// Keeps `record` until the body is done or dropped.
     pub(crate) fn recorded(mut self, record: Record) -> Self {
-        self.record = Some(record);
+        self.record = Some(Box::new(record));
         self
     }
 

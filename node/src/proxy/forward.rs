@@ -110,7 +110,7 @@ impl Job<'_> {
                 Some(Ok(Arrived { answer, mine, local })) => {
                     record.at(Some(mine), local);
                     if answer.is_switched() {
-                        return self.switched(endpoint, answer, via.clone()).await.map_err(|refusal| refusal.via(via));
+                        return self.switched(endpoint, answer, via.clone()).map_err(|refusal| refusal.via(via));
                     }
                     let decided =
                         if self.explain { decision(self.snapshot, self.service, &pick, record.retries) } else { None };
@@ -207,7 +207,7 @@ impl Job<'_> {
     }
 
     /// From here on the bytes are the application's and the instance's own: nothing is sent again.
-    async fn switched(&self, endpoint: &Endpoint, answer: Answer, via: Option<HeaderValue>) -> Result<Reply, Refusal> {
+    fn switched(&self, endpoint: &Endpoint, answer: Answer, via: Option<HeaderValue>) -> Result<Reply, Refusal> {
         let (mut parts, instance) = answer.switch().map_err(|detail| {
             let service = self.service;
             Refusal::new(

@@ -40,8 +40,11 @@ impl Job<'_> {
         let Some((delay, copy)) = delay.and_then(|delay| Some((delay, one.outgoing.copy()?))) else {
             let Try { pick, mine, outgoing, limit } = one;
             let upload = outgoing.upload();
-            let trying = self.attempt(&pick.endpoint, mine, outgoing, limit, record.started());
-            let came = within(limit, upload.as_ref(), trying).await;
+            // Pinned here: moved into `within` it would be in this future twice.
+            let came = {
+                let trying = pin!(self.attempt(&pick.endpoint, mine, outgoing, limit, record.started()));
+                within(limit, upload.as_ref(), trying).await
+            };
             return (pick, came);
         };
         // Boxed, as every request would else be as large as two.

@@ -54,7 +54,7 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
     };
     let gate = Gate::shared(Box::new(stream), limits);
     let slot = TunnelSlot::default();
-    // Boxed, so that a connection without a request is small.
+    // What comes once or late is boxed, so that a connection without a request is small.
     let served = serve(&gate, Some(&*context.clock), |request| {
         let (context, slot) = (Arc::clone(context), slot.clone());
         Box::pin(async move { respond(&context, core, request, &slot).await })
@@ -62,10 +62,10 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
     let end = served.await;
     let (mut stream, unread) = lock(&gate).take_parts();
     let refusal = match end {
-        End::Http2 => return http2::connection(context, core, stream, unread).await,
+        End::Http2 => return Box::pin(http2::connection(context, core, stream, unread)).await,
         End::Switched => {
             if let Some(tunnel) = slot.take() {
-                tunnel.run(context, &mut stream, unread.to_vec()).await;
+                Box::pin(tunnel.run(context, &mut stream, unread.to_vec())).await;
             }
             return;
         }
@@ -77,7 +77,7 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
         End::Done => None,
     };
     // Past its time the connection is closed whether the client took the answer or not.
-    tokio::time::timeout(LAST_WORDS, close(stream, refusal)).await.ok();
+    tokio::time::timeout(LAST_WORDS, Box::pin(close(stream, refusal))).await.ok();
 }
 
 /// The answer to one request, of whatever service a connection is served by.
@@ -446,7 +446,7 @@ pub(super) async fn outgoing(
         write_upgrade(&mut parts.headers, protocols);
     }
     let is_repeatable = is_idempotent(&parts.method) && is_whole;
-    Ok(Outgoing { request: Request::from_parts(parts, body), is_repeatable })
+    Ok(Outgoing { request: Box::new(Request::from_parts(parts, body)), is_repeatable })
 }
 
 fn content_length(headers: &HeaderMap) -> Option<usize> {

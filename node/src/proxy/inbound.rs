@@ -1,5 +1,6 @@
 //! A peer's proxy on behalf of its applications: streams to instances of this node.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,9 +62,9 @@ async fn take<S: Duplex>(context: &Arc<ProxyContext>, core: usize, from: &Arc<Pe
     };
     match head.content {
         Content::Http => serve_http(context, core, from, &instance, stream).await,
-        Content::Http2 => serve_http2(context, core, from, &instance, stream).await,
+        Content::Http2 => Box::pin(serve_http2(context, core, from, &instance, stream)).await,
         Content::Tcp => serve_tcp(context, from, &instance, stream).await,
-        Content::Udp => udp::accept(context, core, from, &instance, stream).await,
+        Content::Udp => Box::pin(udp::accept(context, core, from, &instance, stream)).await,
         Content::Probe => {}
     }
 }
@@ -161,7 +162,8 @@ async fn accepted<S: Duplex>(
     instance: &Arc<LocalInstance>,
     stream: &mut S,
 ) -> bool {
-    if !is_reachable(context, core, instance).await {
+    // Boxed, as all that follows need not be as large.
+    if !Box::pin(is_reachable(context, core, instance)).await {
         refuse(from, stream, ResetCode::ConnectFailed);
         return false;
     }
@@ -195,7 +197,7 @@ async fn serve_http<S: Duplex>(
     match end {
         End::Switched => {
             if let Some(tunnel) = slot.take() {
-                tunnel.run(context, &mut stream, unread.to_vec()).await;
+                Box::pin(tunnel.run(context, &mut stream, unread.to_vec())).await;
             }
         }
         // An error means that the peer is gone, and then nobody waits for the end.
@@ -303,7 +305,7 @@ async fn respond(
         grpc::write_timeout(outgoing.request.headers_mut(), deadline.saturating_sub(spent));
     }
     let upload = outgoing.upload();
-    let sending = attempt::local(context, core, &instance, outgoing);
+    let sending = pin!(attempt::local(context, core, &instance, outgoing));
     let response = match within(limit, upload.as_ref(), sending).await {
         Some(Ok(answer)) if answer.is_switched() => match answer.switch() {
             Ok((mut parts, instance)) => {

@@ -21,25 +21,31 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const FAILURES: u32 = 3;
 
 /// Asks the peer again and again whether it still answers, and gives it up when it does not. Never ends by itself.
-pub(super) async fn watch(context: &Arc<ProxyContext>, core: usize, node: NodeId, source: String) -> Infallible {
-    let head = ServiceHead {
-        service: String::new(),
-        instance: String::new(),
-        content: Content::Probe,
-        source,
-        hops: 1,
-        deadline_ms: 0,
-        trace: [0; 16],
-    };
+pub(super) async fn watch(context: &Arc<ProxyContext>, core: usize, node: NodeId, source: &str) -> Infallible {
+    let mut head = None;
     loop {
         tokio::time::sleep(PATIENCE).await;
+        let head = head.get_or_insert_with(|| probe_head(source));
         // One probe at a time per peer and core, however many requests wait.
         let Some(turn) = context.probe_turn(core, node) else { continue };
-        let answered = open_probe(context, core, node, &head).await.is_ok();
+        // Boxed, as few requests wait for so long.
+        let answered = Box::pin(open_probe(context, core, node, head)).await.is_ok();
         if turn.finish(answered) >= FAILURES {
             metrics::counter!("marram_peers_given_up_total").increment(1);
             tracing::warn!(%node, probes = FAILURES, "peer no longer answers, its requests go elsewhere");
             context.peer_dead(node);
         }
+    }
+}
+
+fn probe_head(source: &str) -> ServiceHead {
+    ServiceHead {
+        service: String::new(),
+        instance: String::new(),
+        content: Content::Probe,
+        source: source.to_owned(),
+        hops: 1,
+        deadline_ms: 0,
+        trace: [0; 16],
     }
 }

@@ -317,16 +317,16 @@ impl fmt::Debug for Lease {
 #[derive(Debug)]
 pub(super) enum NotSent {
     /// Not a byte of it left this node; here it is again.
-    Unsent(Box<Outgoing>),
+    Unsent(Outgoing),
     /// The instance says that it did nothing with it.
     Refused {
         detail: String,
-        copy: Option<Box<Outgoing>>,
+        copy: Option<Outgoing>,
     },
     /// The connection ended, or what came was no answer; at least a part of the request left, or may have.
     Closed {
         detail: String,
-        copy: Option<Box<Outgoing>>,
+        copy: Option<Outgoing>,
         /// It just ended, as a silent one does.
         is_clean: bool,
     },
@@ -418,9 +418,10 @@ impl Lease {
             Sender::One(connection) => match connection.take() {
                 Some(connection) => send_one(connection, outgoing).await,
                 // A lease is for one request.
-                None => Err(NotSent::Unsent(Box::new(outgoing))),
+                None => Err(NotSent::Unsent(outgoing)),
             },
-            Sender::Two { sender, .. } => send_two(sender, outgoing).await,
+            // Boxed, so that requests over HTTP/1.1 need not be as large.
+            Sender::Two { sender, .. } => Box::pin(send_two(sender, outgoing)).await,
         }
     }
 
@@ -452,24 +453,24 @@ impl Lease {
 
 async fn send_one(connection: Connection, outgoing: Outgoing) -> Result<Answered, NotSent> {
     let Outgoing { request, is_repeatable } = outgoing;
-    let (mut parts, body) = request.into_parts();
+    let (mut parts, body) = (*request).into_parts();
     speak_one(&mut parts);
     let whole = body.replay();
     let mut exchange = Exchange::begin(connection, &parts, body);
     let came = exchange.answer().await;
-    let again = |body| Outgoing { request: Request::from_parts(parts, body), is_repeatable };
+    let again = |body| Outgoing { request: Box::new(Request::from_parts(parts, body)), is_repeatable };
     match came {
         Ok(head) => Ok((Response::from_parts(head, Arriving::Answer(exchange)), whole.map(again))),
         Err(Broke::Unsent) => match exchange.into_unsent().or(whole) {
-            Some(body) => Err(NotSent::Unsent(Box::new(again(body)))),
+            Some(body) => Err(NotSent::Unsent(again(body))),
             None => Err(NotSent::ClientBroke),
         },
         Err(Broke::Client) => Err(NotSent::ClientBroke),
         Err(Broke::Ended(detail)) => {
-            Err(NotSent::Closed { detail, copy: whole.map(again).map(Box::new), is_clean: true })
+            Err(NotSent::Closed { detail, copy: whole.map(again), is_clean: true })
         }
         Err(Broke::Wrong(detail)) => {
-            Err(NotSent::Closed { detail, copy: whole.map(again).map(Box::new), is_clean: false })
+            Err(NotSent::Closed { detail, copy: whole.map(again), is_clean: false })
         }
     }
 }
@@ -479,20 +480,20 @@ async fn send_two(
     outgoing: Outgoing,
 ) -> Result<Answered, NotSent> {
     let (upload, copy, is_repeatable) = (outgoing.upload(), outgoing.copy(), outgoing.is_repeatable);
-    let mut request = outgoing.request;
+    let mut request = *outgoing.request;
     speak_two(&mut request);
     let mut failed = match sender.try_send_request(request).await {
         Ok(response) => return Ok((response.map(Arriving::Two), copy)),
         Err(failed) => failed,
     };
     if let Some(request) = failed.take_message() {
-        return Err(NotSent::Unsent(Box::new(Outgoing { request, is_repeatable })));
+        return Err(NotSent::Unsent(Outgoing { request: Box::new(request), is_repeatable }));
     }
     // The error is that of the stream, which ended because the body did.
     if failed.error().is_user() || upload.is_some_and(|upload| upload.is_broken()) {
         return Err(NotSent::ClientBroke);
     }
-    let (error, copy) = (failed.into_error(), copy.map(Box::new));
+    let error = failed.into_error();
     if is_unprocessed(&error) {
         return Err(NotSent::Refused { detail: describe(&error), copy });
     }
