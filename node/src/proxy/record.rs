@@ -9,6 +9,7 @@ use hyper::{Method, StatusCode};
 use super::context::{Busy, ProxyContext};
 use crate::limits::Taken;
 use crate::snapshot::{InFlight, LocalInstance};
+use crate::telemetry::access::{self, AccessLine};
 
 /// A request, a connection, a second try.
 const HELD_MAX: usize = 3;
@@ -164,25 +165,23 @@ impl Drop for Record {
         .increment(1);
         metrics::histogram!("marram_request_duration_seconds", "service" => service, "direction" => direction)
             .record(duration.as_secs_f64());
-        tracing::info!(
-            target: "access",
+        access::write(context.clock.unix(), || AccessLine {
             direction,
-            method = self.method.as_str(),
-            service = self.service.as_deref().unwrap_or_default(),
-            host = self.host,
-            path = self.path,
-            status = self.status.map_or(0, |status| status.as_u16()),
-            bytes = self.bytes,
-            duration_ms = (duration.as_secs_f64() * 1e6).round() / 1e3,
-            via = self.via.as_deref().unwrap_or_default(),
-            p = self.probability,
-            retries = self.retries,
-            not_retried = self.not_retried,
-            hedged = self.hedged.then_some(true),
-            injected = self.injected,
-            broken = self.is_broken,
-            "request"
-        );
+            method: self.method.as_str(),
+            service: self.service.as_deref().unwrap_or_default(),
+            host: &self.host,
+            path: &self.path,
+            status: self.status.map_or(0, |status| status.as_u16()),
+            bytes: self.bytes,
+            duration_ms: (duration.as_secs_f64() * 1e6).round() / 1e3,
+            via: self.via.as_deref().unwrap_or_default(),
+            p: self.probability,
+            retries: self.retries,
+            not_retried: self.not_retried,
+            hedged: self.hedged.then_some(true),
+            injected: self.injected,
+            broken: self.is_broken,
+        });
     }
 }
 

@@ -14,6 +14,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use super::access::{self, AccessLog};
+
 /// Environment variable with the filter.
 pub const FILTER_VARIABLE: &str = "MARRAM_LOG";
 /// Filter in force when the variable is not set: our events, and only warnings of the libraries below; of h2 not even those, as
@@ -87,10 +89,13 @@ pub fn init(format: LogFormat, filter: Option<&str>) -> Result<LogGuard, LogErro
         .spawn(move || write_lines(&queue, io::stderr()))
         .map_err(LogError::Thread)?;
     let writer = Lines { queue: lines.clone() };
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    if filter.would_enable(access::TARGET, &tracing::Level::INFO) {
+        access::start(AccessLog { lines: writer.clone(), format, has_colour: colour });
+    }
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
         LogFormat::Text => {
-            let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             let layer = tracing_subscriber::fmt::layer().with_ansi(colour).with_writer(writer);
             registry.with(layer).try_init()
         }
@@ -108,7 +113,9 @@ fn parse_filter(text: Option<&str>) -> Result<Targets, LogError> {
     text.parse().map_err(|error: tracing_subscriber::filter::ParseError| LogError::Filter { reason: error.to_string() })
 }
 
-enum Message {
+/// What the writing thread is handed.
+#[derive(Debug)]
+pub(super) enum Message {
     Line(Vec<u8>),
     Flush(SyncSender<()>),
 }
@@ -144,15 +151,27 @@ fn write_lines(queue: &Receiver<Message>, mut out: impl io::Write) {
 
 /// Hands each finished line to the thread that writes.
 #[derive(Debug, Clone)]
-struct Lines {
+pub(super) struct Lines {
     queue: SyncSender<Message>,
+}
+
+impl Lines {
+    #[cfg(test)]
+    pub(super) const fn new(queue: SyncSender<Message>) -> Self {
+        Self { queue }
+    }
+
+    /// Hands on a finished line.
+    pub(super) fn send(&self, line: Vec<u8>) {
+        if self.queue.try_send(Message::Line(line)).is_err() {
+            metrics::counter!("marram_log_dropped_lines_total").increment(1);
+        }
+    }
 }
 
 impl io::Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.queue.try_send(Message::Line(line.to_vec())).is_err() {
-            metrics::counter!("marram_log_dropped_lines_total").increment(1);
-        }
+        self.send(line.to_vec());
         Ok(line.len())
     }
 

@@ -1,5 +1,6 @@
 //! What the node tells machines about itself: logs and metrics.
 
+pub(crate) mod access;
 pub mod logs;
 pub mod metrics;
 mod process;
