@@ -235,7 +235,7 @@ pub(super) async fn remote(
     context: &Arc<ProxyContext>,
     core: usize,
     endpoint: &Endpoint,
-    head: ServiceHead,
+    hops: u8,
     outgoing: Outgoing,
 ) -> Result<Answer, Failure> {
     let key =
@@ -245,13 +245,13 @@ pub(super) async fn remote(
         match send_kept(context, core, &key, http, 1, outgoing).await {
             Kept::Done(result) => *result,
             // Boxed, as most requests find a kept connection and need not be as large.
-            Kept::None(outgoing) => Box::pin(send_far(context, core, &key, endpoint, &head, outgoing)).await,
+            Kept::None(outgoing) => Box::pin(send_far(context, core, &key, endpoint, hops, outgoing)).await,
         }
     });
     let sent = tokio::select! {
         biased;
         sent = &mut sending => sent,
-        never = watch(context, core, endpoint.node, &head.source) => match never {},
+        never = watch(context, core, endpoint.node) => match never {},
     };
     let answer = sent.map_err(|mut failure| {
         // Whatever breaks between two proxies is not the instance's fault: that its node would have told.
@@ -272,7 +272,7 @@ async fn send_far(
     core: usize,
     key: &PoolKey,
     endpoint: &Endpoint,
-    head: &ServiceHead,
+    hops: u8,
     mut outgoing: Outgoing,
 ) -> Result<Answer, Failure> {
     let http = Http::from(endpoint.protocol);
@@ -296,7 +296,8 @@ async fn send_far(
             Kept::None(outgoing) => outgoing,
         };
     };
-    match open_stream(context, core, endpoint.node, head, place).await {
+    let head = stream_head(context, endpoint, endpoint.protocol.into(), hops);
+    match open_stream(context, core, endpoint.node, &head, place).await {
         Err((kind, detail)) => Err(Failure::before(kind, detail, outgoing)),
         Ok(stream) => send_new(context, core, key.clone(), http, stream, outgoing).await,
     }
@@ -397,20 +398,14 @@ fn reset_meaning(error: &std::io::Error) -> (OutcomeKind, String) {
 }
 
 /// The head of a stream for requests to `endpoint`.
-pub(super) fn stream_head(
-    endpoint: &Endpoint,
-    content: Content,
-    source: String,
-    hops: u8,
-    deadline: Option<Duration>,
-) -> ServiceHead {
+pub(super) fn stream_head(context: &ProxyContext, endpoint: &Endpoint, content: Content, hops: u8) -> ServiceHead {
     ServiceHead {
         service: endpoint.service.clone(),
         instance: endpoint.instance.clone(),
         content,
-        source,
+        source: context.source.clone(),
         hops,
-        deadline_ms: deadline.map_or(0, |left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX)),
+        deadline_ms: 0,
         trace: [0; 16],
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hyper::header::HeaderValue;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use transport::{Clock, NodeId};
@@ -87,6 +88,10 @@ pub struct ProxyContext {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) config: ProxyConfig,
     pub(super) connections: Arc<Semaphore>,
+    /// The SPIFFE ID of this node.
+    pub(super) source: String,
+    /// The same as a header's value; empty where it cannot be one.
+    pub(super) source_value: HeaderValue,
     outcomes: mpsc::Sender<Outcome>,
     cores: Vec<CoreState>,
     peers: Mutex<HashMap<NodeId, CancellationToken>>,
@@ -144,7 +149,14 @@ impl ProxyContext {
                 lanes: Lanes::default(),
             })
             .collect();
+        let source = {
+            let snapshot = parts.published.load();
+            format!("spiffe://{}/node/{}", snapshot.here.mesh, snapshot.here.node)
+        };
+        let source_value = HeaderValue::from_str(&source).unwrap_or(HeaderValue::from_static(""));
         Arc::new(Self {
+            source,
+            source_value,
             published: parts.published,
             links: parts.links,
             clock: parts.clock,

@@ -9,7 +9,7 @@ use hyper::{Response, StatusCode, Version};
 use policy::{Filters, Requirements};
 
 use super::admit::Denied;
-use super::attempt::{self, Answer, Blame, Failure, Outgoing, stream_head};
+use super::attempt::{self, Answer, Blame, Failure, Outgoing};
 use super::body::ResponseBody;
 use super::context::{Outcome, OutcomeKind, ProxyContext};
 use super::explain::decision;
@@ -196,12 +196,9 @@ impl Job<'_> {
             wait.answered(&answer);
             return Ok(Arrived { answer, mine, local: Some(local) });
         }
-        let here = &self.snapshot.here;
-        let source = format!("spiffe://{}/node/{}", here.mesh, here.node);
-        let note = RequestNote { hops: self.hops, deadline: Some(left), source: source.clone() };
-        note.write(outgoing.request.headers_mut());
-        let head = stream_head(endpoint, endpoint.protocol.into(), source, self.hops, None);
-        let answer = attempt::remote(self.context, self.core, endpoint, head, outgoing).await?;
+        let note = RequestNote { hops: self.hops, deadline: Some(left) };
+        note.write(&self.context.source_value, outgoing.request.headers_mut());
+        let answer = attempt::remote(self.context, self.core, endpoint, self.hops, outgoing).await?;
         wait.answered(&answer);
         Ok(Arrived { answer, mine, local: None })
     }

@@ -84,21 +84,17 @@ pub(crate) struct RequestNote {
     pub(crate) hops: u8,
     /// How long the sender still waits for the response head.
     pub(crate) deadline: Option<Duration>,
-    /// On whose behalf.
-    pub(crate) source: String,
 }
 
 impl RequestNote {
-    /// Writes the note into the headers of a request to a peer.
-    pub(crate) fn write(&self, headers: &mut HeaderMap) {
+    /// Writes the note into the headers of a request to a peer, and on whose behalf it goes.
+    pub(crate) fn write(&self, source: &HeaderValue, headers: &mut HeaderMap) {
         headers.insert(MARRAM_HOPS, HeaderValue::from(u16::from(self.hops)));
         if let Some(deadline) = self.deadline {
             let ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
             headers.insert(MARRAM_DEADLINE, HeaderValue::from(ms));
         }
-        if let Ok(source) = HeaderValue::from_str(&self.source) {
-            headers.insert(MARRAM_SOURCE, source);
-        }
+        headers.insert(MARRAM_SOURCE, source.clone());
     }
 
     /// Reads the note of a peer; what is missing counts as one hop and no deadline.
@@ -107,7 +103,6 @@ impl RequestNote {
         Self {
             hops: number(&MARRAM_HOPS).map_or(1, |hops| u8::try_from(hops).unwrap_or(u8::MAX)),
             deadline: number(&MARRAM_DEADLINE).map(Duration::from_millis),
-            source: headers.get(MARRAM_SOURCE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned(),
         }
     }
 }
@@ -347,12 +342,13 @@ mod tests {
 
     #[test]
     fn a_note_survives_the_way_between_proxies() {
-        let note = RequestNote { hops: 2, deadline: Some(Duration::from_millis(1500)), source: "spiffe://m/n".into() };
+        let note = RequestNote { hops: 2, deadline: Some(Duration::from_millis(1500)) };
         let mut headers = HeaderMap::new();
-        note.write(&mut headers);
+        note.write(&HeaderValue::from_static("spiffe://m/n"), &mut headers);
+        assert_eq!(headers.get(MARRAM_SOURCE).unwrap(), "spiffe://m/n");
         assert_eq!(RequestNote::read(&headers), note);
         let junk = map(&[("marram-hops", "900"), ("marram-deadline-ms", "soon")]);
-        assert_eq!(RequestNote::read(&junk), RequestNote { hops: 255, deadline: None, source: String::new() });
+        assert_eq!(RequestNote::read(&junk), RequestNote { hops: 255, deadline: None });
     }
 
     #[test]

@@ -21,11 +21,11 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const FAILURES: u32 = 3;
 
 /// Asks the peer again and again whether it still answers, and gives it up when it does not. Never ends by itself.
-pub(super) async fn watch(context: &Arc<ProxyContext>, core: usize, node: NodeId, source: &str) -> Infallible {
+pub(super) async fn watch(context: &Arc<ProxyContext>, core: usize, node: NodeId) -> Infallible {
     let mut head = None;
     loop {
         tokio::time::sleep(PATIENCE).await;
-        let head = head.get_or_insert_with(|| probe_head(source));
+        let head = head.get_or_insert_with(|| probe_head(&context.source));
         // One probe at a time per peer and core, however many requests wait.
         let Some(turn) = context.probe_turn(core, node) else { continue };
         // Boxed, as few requests wait for so long.

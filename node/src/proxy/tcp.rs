@@ -86,7 +86,7 @@ impl Tunnel {
             }
             record.via = Some(format!("{}->{}", snapshot.here.name, pick.endpoint.node_name));
             record.probability = Some(pick.probability);
-            match reach(context, core, snapshot, &pick.endpoint, record).await {
+            match reach(context, core, &pick.endpoint, record).await {
                 Ok(instance) => {
                     pick.endpoint.stats.succeeded();
                     return Ok(instance);
@@ -120,7 +120,6 @@ impl Tunnel {
 async fn reach(
     context: &Arc<ProxyContext>,
     core: usize,
-    snapshot: &Snapshot,
     endpoint: &Arc<Endpoint>,
     record: &mut Record,
 ) -> Result<Box<dyn Wire>, (OutcomeKind, String)> {
@@ -134,8 +133,7 @@ async fn reach(
         };
     }
     record.at(Some(mine), None);
-    let source = format!("spiffe://{}/node/{}", snapshot.here.mesh, snapshot.here.node);
-    let head = stream_head(endpoint, Content::Tcp, source, 1, None);
+    let head = stream_head(context, endpoint, Content::Tcp, 1);
     let place = place(context, core, endpoint).await?;
     Ok(Box::new(open_stream(context, core, endpoint.node, &head, place).await?))
 }

@@ -417,7 +417,7 @@ async fn open(
     loop {
         let pick = tries.pick(context, core, &snapshot, service)?;
         let in_flight = pick.endpoint.stats.begin();
-        match reach(context, core, &snapshot, &pick.endpoint, client, last).await {
+        match reach(context, core, &pick.endpoint, client, last).await {
             Ok(way) => {
                 pick.endpoint.stats.succeeded();
                 let open = Open { endpoint: pick.endpoint, way, seen_in: snapshot.version, _in_flight: in_flight };
@@ -431,13 +431,12 @@ async fn open(
 async fn reach(
     context: &Arc<ProxyContext>,
     core: usize,
-    snapshot: &Snapshot,
     endpoint: &Arc<Endpoint>,
     (listener, client): (&Arc<UdpSocket>, SocketAddr),
     last: &LastUse,
 ) -> Result<Way, (OutcomeKind, String)> {
     let Some(instance) = &endpoint.local else {
-        return reach_far(context, core, snapshot, endpoint, (listener, client), last).await;
+        return reach_far(context, core, endpoint, (listener, client), last).await;
     };
     let is_gone = Arc::new(AtomicBool::new(false));
     let back = {
@@ -461,13 +460,11 @@ async fn reach(
 async fn reach_far(
     context: &Arc<ProxyContext>,
     core: usize,
-    snapshot: &Snapshot,
     endpoint: &Arc<Endpoint>,
     (listener, client): (&Arc<UdpSocket>, SocketAddr),
     last: &LastUse,
 ) -> Result<Way, (OutcomeKind, String)> {
-    let source = format!("spiffe://{}/node/{}", snapshot.here.mesh, snapshot.here.node);
-    let head = stream_head(endpoint, Content::Udp, source, 1, None);
+    let head = stream_head(context, endpoint, Content::Udp, 1);
     let limit = context.config.connect_timeout;
     let place = place(context, core, endpoint).await?;
     let broken = |detail: String| (OutcomeKind::PeerFailed, detail);
