@@ -67,7 +67,9 @@ impl Body for Arriving {
             Self::Nothing => Poll::Ready(None),
             Self::Request(gate) => lock(gate).poll_body(cx),
             Self::Answer(exchange) => exchange.poll_body(cx),
-            Self::Two(incoming) => Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            Self::Two(incoming) => {
+                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+            }
         }
     }
 

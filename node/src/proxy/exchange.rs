@@ -101,7 +101,10 @@ struct Upload {
 #[derive(Debug)]
 enum Reading {
     /// In the head: so many bytes looked at, so many informational answers before it.
-    Head { scanned: usize, informational: usize },
+    Head {
+        scanned: usize,
+        informational: usize,
+    },
     Length(u64),
     Chunked(Box<Chunks>),
     UntilClose,
@@ -241,8 +244,7 @@ impl Exchange {
             let ended = match Pin::new(&mut upload.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => {
-                        self.piece =
-                            upload.coding.put(&mut self.unwritten, data).map_err(|_wrong| Stopped::Client)?;
+                        self.piece = upload.coding.put(&mut self.unwritten, data).map_err(|_wrong| Stopped::Client)?;
                         None
                     }
                     Err(frame) => Some(frame.into_trailers().unwrap_or_default()),
@@ -305,8 +307,8 @@ impl Exchange {
         let Reading::Head { scanned, informational } = &mut self.reading else { return Ok(None) };
         loop {
             let unread = &mut self.connection.unread;
-            let end = head_end(unread, scanned)
-                .map_err(|_refusal| "a line of its answer's head does not end with CR LF")?;
+            let end =
+                head_end(unread, scanned).map_err(|_refusal| "a line of its answer's head does not end with CR LF")?;
             if end.unwrap_or(unread.len()) > self.connection.head_bytes_max {
                 let limit = self.connection.head_bytes_max;
                 return Err(format!("the head of its answer is longer than {limit} bytes"));

@@ -269,7 +269,8 @@ impl Seen {
             }
             self.is_chunked = true;
         } else if name.eq_ignore_ascii_case(b"connection") {
-            let has = |word: &[u8]| value.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(word));
+            let has =
+                |word: &[u8]| value.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(word));
             self.closes |= has(b"close");
             self.keeps |= has(b"keep-alive");
         }
@@ -556,9 +557,8 @@ mod tests {
 
     #[test]
     fn heads_of_answers_are_read_as_strictly() {
-        let check = |head: &str| {
-            read_answer(&Bytes::from(format!("{head}\r\n\r\n"))).map(|(parts, _)| parts.status.as_u16())
-        };
+        let check =
+            |head: &str| read_answer(&Bytes::from(format!("{head}\r\n\r\n"))).map(|(parts, _)| parts.status.as_u16());
         for (head, status) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5", 200),
             ("HTTP/1.0 404 Not Found", 404),

@@ -237,7 +237,7 @@ async fn serve_http2<S: Duplex>(
                     Ok(()) => {
                         let request = request.map(Arriving::Two);
                         respond(&context, core, &from, service, instance, request, &TunnelSlot::default()).await
-                    },
+                    }
                     Err(refusal) => fault(Fault::Client, refusal.detail()),
                 };
                 response.headers_mut().remove(CONNECTION);

@@ -63,8 +63,8 @@ where
             Framing::Length(_) | Framing::Chunked => Arriving::Request(Arc::clone(gate)),
         };
         let response = respond(Request::from_parts(parts, body)).await;
-        let is_switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
-            || asked.is_connect && response.status().is_success();
+        let is_switched =
+            response.status() == StatusCode::SWITCHING_PROTOCOLS || asked.is_connect && response.status().is_success();
         let mut answering = {
             let mut gate = lock(gate);
             Answering::begin(gate.unwritten(), &asked, response, clock)
@@ -146,12 +146,7 @@ struct Answering {
 }
 
 impl Answering {
-    fn begin(
-        out: &mut BytesMut,
-        asked: &Asked,
-        response: Response<ResponseBody>,
-        clock: Option<&dyn Clock>,
-    ) -> Self {
+    fn begin(out: &mut BytesMut, asked: &Asked, response: Response<ResponseBody>, clock: Option<&dyn Clock>) -> Self {
         let (mut parts, body) = response.into_parts();
         let status = parts.status;
         let headers = &mut parts.headers;
@@ -176,8 +171,8 @@ impl Answering {
             if asked.is_http_11 { Coding::Chunked } else { Coding::UntilClose }
         };
         let is_switched = is_tunnel || status == StatusCode::SWITCHING_PROTOCOLS;
-        let is_kept = is_switched
-            || asked.keeps && coding != Coding::UntilClose && !has_token(headers, &CONNECTION, "close");
+        let is_kept =
+            is_switched || asked.keeps && coding != Coding::UntilClose && !has_token(headers, &CONNECTION, "close");
         if !is_kept {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         } else if !asked.is_http_11 && !is_switched {

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use hyper::client::conn::http2;
 use hyper::header::{CONNECTION, HOST, HeaderValue, TE, UPGRADE};
-use hyper::http::uri::Scheme;
 use hyper::http::request::Parts;
+use hyper::http::uri::Scheme;
 use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::watch;
@@ -304,7 +304,10 @@ pub(super) struct Lease {
 enum Sender {
     /// Until the request is on its way; then its answer's body has it.
     One(Option<Connection>),
-    Two { sender: http2::SendRequest<RequestBody>, _turn: Turn },
+    Two {
+        sender: http2::SendRequest<RequestBody>,
+        _turn: Turn,
+    },
 }
 
 impl fmt::Debug for Lease {
@@ -319,10 +322,7 @@ pub(super) enum NotSent {
     /// Not a byte of it left this node; here it is again.
     Unsent(Outgoing),
     /// The instance says that it did nothing with it.
-    Refused {
-        detail: String,
-        copy: Option<Outgoing>,
-    },
+    Refused { detail: String, copy: Option<Outgoing> },
     /// The connection ended, or what came was no answer; at least a part of the request left, or may have.
     Closed {
         detail: String,
@@ -466,19 +466,12 @@ async fn send_one(connection: Connection, outgoing: Outgoing) -> Result<Answered
             None => Err(NotSent::ClientBroke),
         },
         Err(Broke::Client) => Err(NotSent::ClientBroke),
-        Err(Broke::Ended(detail)) => {
-            Err(NotSent::Closed { detail, copy: whole.map(again), is_clean: true })
-        }
-        Err(Broke::Wrong(detail)) => {
-            Err(NotSent::Closed { detail, copy: whole.map(again), is_clean: false })
-        }
+        Err(Broke::Ended(detail)) => Err(NotSent::Closed { detail, copy: whole.map(again), is_clean: true }),
+        Err(Broke::Wrong(detail)) => Err(NotSent::Closed { detail, copy: whole.map(again), is_clean: false }),
     }
 }
 
-async fn send_two(
-    sender: &mut http2::SendRequest<RequestBody>,
-    outgoing: Outgoing,
-) -> Result<Answered, NotSent> {
+async fn send_two(sender: &mut http2::SendRequest<RequestBody>, outgoing: Outgoing) -> Result<Answered, NotSent> {
     let (upload, copy, is_repeatable) = (outgoing.upload(), outgoing.copy(), outgoing.is_repeatable);
     let mut request = *outgoing.request;
     speak_two(&mut request);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::logs::{LogFormat, Lines};
+use super::logs::{Lines, LogFormat};
 
 /// Target of these lines in a filter.
 pub(super) const TARGET: &str = "access";

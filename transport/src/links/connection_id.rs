@@ -5,6 +5,8 @@ use std::time::Duration;
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 use rand::Rng as _;
 
+/// Bytes of the longest connection id there may be (RFC 9000, section 17.2).
+const MAX_CID_SIZE: usize = 20;
 /// Bytes of a connection id.
 const LEN: usize = 8;
 /// The first bit of a packet with a long header (RFC 9000, section 17.2).
@@ -48,6 +50,16 @@ fn destination(packet: &[u8]) -> Option<&[u8; LEN]> {
         [_, _, _, _, _, length, rest @ ..] if usize::from(*length) == LEN => rest.first_chunk(),
         _ => None,
     }
+}
+
+/// The id that the first packets of a connection from `core` are sent to. Its first byte asks the peer for the core of the
+/// same number (see `socket`); the rest is random.
+pub(crate) fn first_id(core: usize) -> ConnectionId {
+    let mut id = [0; MAX_CID_SIZE];
+    rand::rng().fill_bytes(&mut id);
+    let [first, ..] = &mut id;
+    *first = u8::try_from(core).unwrap_or(u8::MAX);
+    ConnectionId::new(&id)
 }
 
 impl ConnectionIdGenerator for CoreConnectionIds {

@@ -9,6 +9,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use quinn::{ConnectionError, Endpoint};
 use tokio::time::{sleep, timeout};
 
+use super::connection_id::first_id;
 use super::counters::DialFailure;
 use super::permit::Permit;
 use super::reach::Approach;
@@ -195,7 +196,7 @@ async fn open(
         }
         None => None,
     };
-    let dial = Dial { inner, endpoint, expected, purpose, approach };
+    let dial = Dial { inner, core, endpoint, expected, purpose, approach };
     let opened = async {
         let (connection, peer) = dial.first_to_answer(addrs).await?;
         dial.confirm(connection, peer, core, permit).await
@@ -207,6 +208,7 @@ type Failed = (DialFailure, Option<String>);
 
 struct Dial<'a> {
     inner: &'a Arc<Inner>,
+    core: usize,
     /// For QUIC, where that is tried.
     endpoint: Option<Endpoint>,
     expected: Option<NodeId>,
@@ -317,7 +319,9 @@ impl Dial<'_> {
     async fn connect_quic(&self, addr: SocketAddr) -> Result<Connection, Failed> {
         let Some(endpoint) = &self.endpoint else { return Err((DialFailure::Socket, None)) };
         let is_far = lock(&self.inner.paths).is_far(addr);
-        let config = self.inner.quic.client(self.purpose, is_far);
+        let mut config = self.inner.quic.client(self.purpose, is_far);
+        let core = self.core;
+        config.initial_dst_cid_provider(Arc::new(move || first_id(core)));
         // The name is that of anybody: who answered is checked below, where it can be told from other faults.
         let connecting = endpoint
             .connect_with(config, addr, &server_name(None))

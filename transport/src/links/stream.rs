@@ -224,12 +224,7 @@ pub(crate) struct StreamCount {
 
 impl StreamCount {
     pub(crate) fn new(all: Arc<OpenStreams>) -> Arc<Self> {
-        Arc::new(Self {
-            open: AtomicUsize::new(0),
-            total: AtomicU64::new(0),
-            doublings: AtomicU32::new(0),
-            all,
-        })
+        Arc::new(Self { open: AtomicUsize::new(0), total: AtomicU64::new(0), doublings: AtomicU32::new(0), all })
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -244,10 +239,7 @@ impl StreamCount {
         let allowed = config.streams_start.saturating_mul(2_u32.saturating_pow(doublings));
         let is_needed = allowed < config.streams_max && self.open() >= usize::try_from(allowed / 4 * 3).ok()?;
         let is_mine = is_needed
-            && self
-                .doublings
-                .compare_exchange(doublings, doublings + 1, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok();
+            && self.doublings.compare_exchange(doublings, doublings + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         is_mine.then(|| allowed.saturating_mul(2).min(config.streams_max))
     }
 
