@@ -20,10 +20,12 @@ use tokio_util::io::poll_read_buf;
 use super::body::{BodyError, RequestBody};
 use super::framing::{AnswerEnd, Chunks, Framing, Taken, head_end, read_answer};
 use super::tcp::Wire;
-use super::wire::{Coding, put_fields};
+use super::wire::{Coding, TURN_BYTES, put_fields};
 
 /// Informational answers before the one; one more is taken for a flood.
 const INFORMATIONAL_MAX: usize = 16;
+/// How every answer begins.
+const BEGINNING: &[u8] = b"HTTP/1.";
 /// Bytes asked for with one read at first; where they all come, twice as many are asked for next.
 const READ_BYTES: usize = 4 * 1024;
 /// The most of that.
@@ -220,6 +222,7 @@ impl Exchange {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Stopped> {
+        let mut in_turn = 0;
         loop {
             while !self.unwritten.is_empty() || !self.piece.is_empty() {
                 let from = if self.unwritten.is_empty() { &self.piece[..] } else { &self.unwritten[..] };
@@ -241,9 +244,14 @@ impl Exchange {
                 self.is_sent = self.poll_flush(cx)?;
                 return Ok(());
             };
+            if in_turn > TURN_BYTES {
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
             let ended = match Pin::new(&mut upload.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => {
+                        in_turn += data.len();
                         self.piece = upload.coding.put(&mut self.unwritten, data).map_err(|_wrong| Stopped::Client)?;
                         None
                     }
@@ -313,7 +321,14 @@ impl Exchange {
                 let limit = self.connection.head_bytes_max;
                 return Err(format!("the head of its answer is longer than {limit} bytes"));
             }
-            let Some(end) = end else { return Ok(None) };
+            let Some(end) = end else {
+                let begun = unread.len().min(BEGINNING.len());
+                if unread.get(..begun) != BEGINNING.get(..begun) {
+                    // What is no HTTP/1 may never come to the end of a head.
+                    return Err("its answer does not begin as one of HTTP/1".to_owned());
+                }
+                return Ok(None);
+            };
             let head = unread.split_to(end).freeze();
             let (parts, end) = read_answer(&head).map_err(|fault| format!("its answer is malformed: {fault}"))?;
             if !parts.status.is_informational() || parts.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -503,6 +518,19 @@ mod tests {
                 let came = answer(&pieces).await;
                 assert!(matches!(came, Err(Broke::Wrong(_))), "{}: {came:?}", bytes.escape_ascii());
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_answer_is_told_by_its_beginning() {
+        for begun in [&b"\0\0\x12\x04"[..], b"HTTP/2.0 200", b"h"] {
+            let (mut exchange, mut far) = begin(1024);
+            let saying = async {
+                far.write_all(begun).await.unwrap();
+                far
+            };
+            let (came, _far) = tokio::join!(exchange.answer(), saying);
+            assert!(matches!(came, Err(Broke::Wrong(_))), "{}: {came:?}", begun.escape_ascii());
         }
     }
 

@@ -23,6 +23,7 @@ use super::context::ProxyContext;
 use super::http::{ResponseFuture, respond};
 use super::refuse::{Reason, Refusal};
 use super::tcp::{TunnelSlot, Wire, with_ahead};
+use super::turns::Turns;
 
 /// Requests at once on one connection; a client waits for one of them to end, or opens another connection.
 pub(super) const STREAMS_MAX: u32 = 128;
@@ -122,7 +123,7 @@ pub(super) async fn serve_connection(
         .keep_alive_interval(config.idle_timeout)
         .keep_alive_timeout(PING_TIMEOUT)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(io), service_fn(serve));
+        .serve_connection(TokioIo::new(Turns::new(io)), service_fn(serve));
     let mut served = pin!(served);
     let (mut is_draining, mut seen) = (false, 0);
     loop {

@@ -48,6 +48,7 @@ mod serve;
 mod stopwatch;
 mod tcp;
 mod transparent;
+mod turns;
 mod udp;
 mod upstream;
 mod wire;

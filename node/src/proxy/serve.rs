@@ -22,7 +22,7 @@ use super::framing::Framing;
 use super::gate::{Gate, Next, SharedGate, lock};
 use super::headers::has_token;
 use super::refuse::Refusal;
-use super::wire::{Coding, WrongLength, put_fields};
+use super::wire::{Coding, TURN_BYTES, WrongLength, put_fields};
 
 /// Bytes of a body that nobody wanted which are read to keep the connection.
 const REST_BYTES_MAX: usize = 256 * 1024;
@@ -198,7 +198,12 @@ impl Answering {
 
     /// Writes what there is, until all is written.
     fn poll(&mut self, cx: &mut Context<'_>, gate: &SharedGate) -> Poll<io::Result<()>> {
+        let mut in_turn = 0;
         while self.is_body_left {
+            if in_turn > TURN_BYTES {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             if lock(gate).is_full() && lock(gate).poll_write(cx)?.is_pending() {
                 // What the client does not take must not keep it from sending.
                 self.body.poll_upload(cx).map_err(io::Error::other)?;
@@ -217,7 +222,10 @@ impl Answering {
             };
             let mut gate = lock(gate);
             match frame {
-                Ok(frame) => self.put(&mut gate, frame).map_err(io::Error::other)?,
+                Ok(frame) => {
+                    in_turn += frame.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len);
+                    self.put(&mut gate, frame).map_err(io::Error::other)?;
+                }
                 Err(error) => {
                     // What there is goes out; that it is not all shows by the end of the connection.
                     return match gate.poll_write(cx)? {

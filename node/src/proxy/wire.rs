@@ -10,6 +10,9 @@ const COPY_BYTES_MAX: usize = 8 * 1024;
 /// The digits of the longest chunk's size, and the ends of its lines.
 const CHUNK_LINES: usize = 20;
 
+/// Bytes of a body that are moved before other tasks get their turn.
+pub(super) const TURN_BYTES: usize = 256 * 1024;
+
 /// How the end of a body is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Coding {
