@@ -9,6 +9,7 @@
 //! `cargo test -p node --lib fuzz` runs a fixed number of cases. A long run:
 //! `MARRAM_FUZZ_FOR=10m MARRAM_FUZZ_SEED=7 cargo test -p node --lib fuzz -- --nocapture`.
 
+mod answers;
 mod generate;
 mod readers;
 

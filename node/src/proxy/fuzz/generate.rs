@@ -50,6 +50,36 @@ const TARGETS: &[&str] = &[
     "",
 ];
 const VERSIONS: &[&str] = &["HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/1.2", "http/1.1", "HTTP/1.1 ", "HTTP/01.1", ""];
+const STATUS_LINES: &[&str] = &[
+    "HTTP/1.1 200 OK",
+    "HTTP/1.1 404 Not Found",
+    "HTTP/1.1 200",
+    "HTTP/1.0 200 OK",
+    "HTTP/1.1 204 No Content",
+    "HTTP/1.1 304 Not Modified",
+    "HTTP/1.1 101 Switching Protocols",
+    "HTTP/1.1 100 Continue",
+    "HTTP/1.1 600 x",
+    "HTTP/1.1 99 x",
+    "HTTP/1.1  200 OK",
+    "HTTP/1.1 200OK",
+    "HTTP/1.1 +20 OK",
+    "HTTP/1.1 200 \u{e9}\t.",
+    "HTTP/1.1 200 a\0",
+    "HTTP/1.2 200 OK",
+    "HTTP/2.0 200 OK",
+    "http/1.1 200 OK",
+    "200 OK",
+    "",
+];
+const INFORMATIONAL: &[&str] = &[
+    "HTTP/1.1 100 Continue\r\n\r\n",
+    "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n",
+    "HTTP/1.1 102 x\r\nContent-Length: 5\r\n\r\n",
+    "HTTP/1.1 102 x\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "HTTP/1.1 199\r\n\r\n",
+    "HTTP/1.1 100 Continue\n\n",
+];
 const HOSTS: &[&str] =
     &["Host: a.mesh\r\n", "", "Host: a.mesh\r\nHost: b.mesh\r\n", "Host : a.mesh\r\n", "host:\ta.mesh\r\n"];
 const FIELDS: &[&str] = &[
@@ -190,6 +220,31 @@ fn request(chance: &mut Chance, most_in: usize, bytes: &mut Vec<u8>) {
     let target = if is_plain { TARGETS[chance.below(2)] } else { chance.of(most_in, TARGETS) };
     bytes.extend_from_slice(format!("{method} {target} {}\r\n", chance.of(most_in, VERSIONS)).as_bytes());
     bytes.extend_from_slice(chance.of(most_in, HOSTS).as_bytes());
+    fields_and_body(chance, most_in, bytes);
+}
+
+/// The bytes of an answer, and of what may follow it.
+pub(super) fn answer(chance: &mut Chance) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let most_in = [usize::MAX, 12, 4][chance.below(3)];
+    for _ in 0..chance.below(3) {
+        if chance.one_in(3) {
+            bytes.extend_from_slice(chance.of(most_in, INFORMATIONAL).as_bytes());
+        }
+    }
+    let is_plain = most_in == usize::MAX;
+    let status = if is_plain { STATUS_LINES[chance.below(4)] } else { chance.of(3, STATUS_LINES) };
+    bytes.extend_from_slice(format!("{status}\r\n").as_bytes());
+    fields_and_body(chance, most_in, &mut bytes);
+    let changes = if is_plain { 0 } else { [0, 0, 1, 3][chance.below(4)] };
+    for _ in 0..changes {
+        change(chance, &mut bytes);
+    }
+    bytes
+}
+
+fn fields_and_body(chance: &mut Chance, most_in: usize, bytes: &mut Vec<u8>) {
+    let is_plain = most_in == usize::MAX;
     for _ in 0..chance.below(3) {
         let field = if is_plain { FIELDS[chance.below(2)] } else { FIELDS[chance.below(FIELDS.len())] };
         if is_plain || chance.one_in(2) {
