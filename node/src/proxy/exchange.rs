@@ -81,8 +81,7 @@ pub(crate) struct Exchange {
     piece: Bytes,
     /// The body of the request, while it is not all in `unwritten`.
     upload: Option<Upload>,
-    was_written: bool,
-    is_sent: bool,
+    sending: Sending,
     /// The connection takes nothing more; an answer may have come before.
     write_error: Option<io::Error>,
     is_head: bool,
@@ -98,6 +97,15 @@ struct Upload {
     coding: Coding,
     /// The head, for the trailers it announces.
     headers: HeaderMap,
+}
+
+/// How far a request is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    /// Not a byte was taken.
+    Untouched,
+    Begun,
+    Done,
 }
 
 #[derive(Debug)]
@@ -158,8 +166,7 @@ impl Exchange {
             unwritten,
             piece,
             upload,
-            was_written: false,
-            is_sent: false,
+            sending: Sending::Untouched,
             write_error: None,
             is_head: parts.method == Method::HEAD,
             reading: Reading::Head { scanned: 0, informational: 0 },
@@ -185,7 +192,8 @@ impl Exchange {
 
     /// The connection for the next request, where this one is over on both sides.
     pub(super) fn into_connection(self) -> Option<Connection> {
-        let is_over = matches!(self.reading, Reading::Done) && self.is_sent && self.write_error.is_none();
+        let is_over =
+            matches!(self.reading, Reading::Done) && self.sending == Sending::Done && self.write_error.is_none();
         (is_over && self.is_kept && self.connection.unread.is_empty()).then_some(self.connection)
     }
 
@@ -208,7 +216,7 @@ impl Exchange {
     /// # Errors
     /// The client broke off.
     pub(super) fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
-        if self.is_sent || self.write_error.is_some() {
+        if self.sending == Sending::Done || self.write_error.is_some() {
             return Ok(());
         }
         match self.poll_send(cx) {
@@ -229,7 +237,7 @@ impl Exchange {
                 match Pin::new(&mut self.connection.io).poll_write(cx, from) {
                     Poll::Ready(Ok(0)) => return Err(Stopped::Io(io::ErrorKind::WriteZero.into())),
                     Poll::Ready(Ok(count)) => {
-                        self.was_written = true;
+                        self.sending = Sending::Begun;
                         if self.unwritten.is_empty() {
                             self.piece.advance(count);
                         } else {
@@ -241,7 +249,9 @@ impl Exchange {
                 }
             }
             let Some(upload) = &mut self.upload else {
-                self.is_sent = self.poll_flush(cx)?;
+                if self.poll_flush(cx)? {
+                    self.sending = Sending::Done;
+                }
                 return Ok(());
             };
             if in_turn > TURN_BYTES {
@@ -283,11 +293,11 @@ impl Exchange {
     }
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<response::Parts, Broke>> {
-        if !self.is_sent && self.write_error.is_none() {
+        if self.sending != Sending::Done && self.write_error.is_none() {
             match self.poll_send(cx) {
                 Ok(()) => {}
                 Err(Stopped::Client) => return Poll::Ready(Err(Broke::Client)),
-                Err(Stopped::Io(_)) if !self.was_written => return Poll::Ready(Err(Broke::Unsent)),
+                Err(Stopped::Io(_)) if self.sending == Sending::Untouched => return Poll::Ready(Err(Broke::Unsent)),
                 // What the instance said before it closed counts.
                 Err(Stopped::Io(error)) => self.write_error = Some(error),
             }

@@ -206,7 +206,7 @@ pub(super) fn read_answer(head: &Bytes) -> Result<(response::Parts, AnswerEnd), 
         Some(length) => Some(Framing::Length(length)),
         None => None,
     };
-    let is_kept = if is_http_11 { !seen.closes } else { seen.keeps };
+    let is_kept = if is_http_11 { seen.stays != Stays::No } else { seen.stays == Stays::Yes };
     let (mut parts, ()) = Response::new(()).into_parts();
     parts.status = StatusCode::from_u16(status).map_err(|error| error.to_string())?;
     parts.headers = headers;
@@ -237,9 +237,16 @@ struct Seen {
     /// The length is written with zeros first: C would take `010` for 8.
     is_padded: bool,
     is_chunked: bool,
-    /// `Connection` says that it ends, or that it stays.
-    closes: bool,
-    keeps: bool,
+    stays: Stays,
+}
+
+/// What `Connection` says of the connection's time after the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Stays {
+    #[default]
+    Unsaid,
+    Yes,
+    No,
 }
 
 impl Seen {
@@ -271,8 +278,11 @@ impl Seen {
         } else if name.eq_ignore_ascii_case(b"connection") {
             let has =
                 |word: &[u8]| value.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(word));
-            self.closes |= has(b"close");
-            self.keeps |= has(b"keep-alive");
+            if has(b"close") {
+                self.stays = Stays::No;
+            } else if has(b"keep-alive") && self.stays == Stays::Unsaid {
+                self.stays = Stays::Yes;
+            }
         }
         Ok((name, value))
     }

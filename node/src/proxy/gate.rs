@@ -14,7 +14,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::body::Frame;
 use hyper::http::request;
 use tokio::io::AsyncWrite as _;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
 use super::body::BodyError;
@@ -125,7 +125,7 @@ impl Timer {
         let Some(limit) = limit else { return Poll::Pending };
         let until = match self.wait {
             Some((known, until)) if known == wait => until,
-            _ => Instant::now() + limit,
+            _ => sleep(limit).deadline(),
         };
         self.wait = Some((wait, until));
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(until)));

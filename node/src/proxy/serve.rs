@@ -63,8 +63,8 @@ where
             Framing::Length(_) | Framing::Chunked => Arriving::Request(Arc::clone(gate)),
         };
         let response = respond(Request::from_parts(parts, body)).await;
-        let is_switched =
-            response.status() == StatusCode::SWITCHING_PROTOCOLS || asked.is_connect && response.status().is_success();
+        let is_switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
+            || asked.method == Method::CONNECT && response.status().is_success();
         let mut answering = {
             let mut gate = lock(gate);
             Answering::begin(gate.unwritten(), &asked, response, clock)
@@ -109,9 +109,8 @@ async fn read_rest(gate: &SharedGate) -> bool {
 
 /// What of a request decides the form of its answer.
 struct Asked {
+    method: Method,
     is_http_11: bool,
-    is_head: bool,
-    is_connect: bool,
     wants_trailers: bool,
     /// Whether the client lets the connection stay.
     keeps: bool,
@@ -125,13 +124,7 @@ impl Asked {
         } else {
             has_token(headers, &CONNECTION, "keep-alive")
         };
-        Self {
-            is_http_11,
-            is_head: *method == Method::HEAD,
-            is_connect: *method == Method::CONNECT,
-            wants_trailers: has_token(headers, &TE, "trailers"),
-            keeps,
-        }
+        Self { method: method.clone(), is_http_11, wants_trailers: has_token(headers, &TE, "trailers"), keeps }
     }
 }
 
@@ -151,12 +144,12 @@ impl Answering {
         let status = parts.status;
         let headers = &mut parts.headers;
         headers.remove(TRANSFER_ENCODING);
-        let is_tunnel = asked.is_connect && status.is_success();
+        let is_tunnel = asked.method == Method::CONNECT && status.is_success();
         let has_none = status.is_informational() || status == StatusCode::NO_CONTENT || is_tunnel;
         let coding = if has_none {
             headers.remove(CONTENT_LENGTH);
             Coding::Nothing
-        } else if asked.is_head || status == StatusCode::NOT_MODIFIED {
+        } else if asked.method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
             if let (Some(length), false) = (body.size_hint().exact(), headers.contains_key(CONTENT_LENGTH))
                 && length > 0
             {
