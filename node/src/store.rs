@@ -40,7 +40,11 @@ use crate::view::{Applied, ConflictView, PolicyView, RevisionView};
 /// Commands waiting for the store thread; one more from the admin API waits, one more from peers is dropped.
 const QUEUE: usize = 256;
 /// How long a durable write waits to be in force on its own node before it is answered all the same.
+#[cfg(not(test))]
 const IN_FORCE_WAIT: Duration = Duration::from_secs(1);
+/// In most tests nobody puts a write into force.
+#[cfg(test)]
+const IN_FORCE_WAIT: Duration = Duration::from_millis(50);
 /// The snapshot is written at most this often, and only after a change.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
 /// The first one comes sooner: reading the database took memory that it gives back with it.
