@@ -346,6 +346,36 @@ mod tests {
         all.matches("200 OK").count()
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_a_first_request_is_not_that_between_two() {
+        let (mut client, server) = duplex(1024);
+        let (first, between) = (Duration::from_secs(1), Duration::from_secs(60));
+        let limits = GateLimits { head_bytes_max: 1024, head_timeout: Some(first), idle_timeout: Some(between) };
+        let gate = Gate::shared(Box::new(server), limits);
+        let served = serve(&gate, None, |_| Box::pin(async { Response::new(own("")) }));
+        let asking = async {
+            let mut last = [0; 256];
+            for _ in 0..2 {
+                // Longer than the first request may take, and then within the time between two.
+                tokio::time::sleep(first / 2).await;
+                client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+                let count = client.read(&mut last).await.unwrap();
+                assert!(last[..count].starts_with(b"HTTP/1.1 200"));
+                tokio::time::sleep(between / 2).await;
+            }
+            let early = tokio::time::timeout(between / 2 - first, client.read(&mut last)).await;
+            assert!(early.is_err(), "the time between two, and not less");
+            tokio::time::timeout(2 * first, client.read(&mut last)).await.expect("and not more").unwrap()
+        };
+        let serving = async {
+            let end = served.await;
+            drop(lock(&gate).take_parts());
+            end
+        };
+        let (end, count) = tokio::join!(serving, asking);
+        assert!(matches!(end, End::Done) && count == 0, "{end:?}");
+    }
+
     #[tokio::test]
     async fn long_and_short_pieces_keep_their_order() {
         let (near, far) = duplex(700);
