@@ -30,7 +30,7 @@ use super::tcp::Wire;
 use crate::config::Protocol;
 
 /// Silent connections kept per instance and data thread; one more is closed instead.
-const IDLE_PER_KEY_MAX: usize = 64;
+const IDLE_PER_KEY_MAX: usize = 256;
 /// Silent connections kept per data thread; one more is closed instead.
 const IDLE_MAX: usize = 512;
 /// A silent connection is closed after this, between one and one and a half times of it.
