@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use tests::{App, Fleet, Node, has_program, run_command, skip};
+use tests::{App, Fleet, Node, Recorder, Script, Stopwatch, has_program, run_command, skip};
 
 /// An instance that begins a stream of events, says on the channel that it has sent the first one, and sends the second
 /// one only when it is told to.
@@ -190,4 +190,77 @@ fn netcat_ends_its_side_first_and_still_gets_the_answer() {
         return skip(NAME, "this nc cannot end its side (-N)");
     }
     assert_eq!((said.code, said.out.as_str()), (0, "HALF CLOSED"), "{said:?}");
+}
+
+/// Large enough to fill every buffer on the way.
+const LARGE: usize = 24 << 20;
+/// What the others ask for.
+const SMALL: usize = 256 << 10;
+
+/// 31 readers at once, each eight answers over one connection; how long all took together.
+fn thirty_one_read(address: SocketAddr) -> Result<Duration, String> {
+    let watch = Stopwatch::start();
+    let readers: Vec<_> = (0..31)
+        .map(|_| {
+            std::thread::spawn(move || -> Result<(), String> {
+                let mut stream = open(address, "/small").map_err(|error| error.to_string())?;
+                for turn in 0..8 {
+                    let read = read_answer(&mut stream, SMALL).map_err(|error| format!("answer {turn}: {error}"))?;
+                    assert!(read.iter().all(|byte| *byte == b's'));
+                    ask_for(&mut stream, "/small").map_err(|error| error.to_string())?;
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.join().map_err(|_panic| "a reader panicked".to_owned())??;
+    }
+    Ok(watch.elapsed())
+}
+
+fn open(address: SocketAddr, path: &str) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    ask_for(&mut stream, path)?;
+    Ok(stream)
+}
+
+fn ask_for(stream: &mut TcpStream, path: &str) -> std::io::Result<()> {
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: large.mesh\r\n\r\n").as_bytes())
+}
+
+fn read_answer(stream: &mut TcpStream, length: usize) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    Ok(body)
+}
+
+#[test]
+fn a_reader_that_stands_still_stops_none_of_thirty_one_others_and_gets_its_own_in_the_end() {
+    let recorder = Recorder::start(|path| {
+        let (byte, length) = if path == "/large" { (b'l', LARGE) } else { (b's', SMALL) };
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+        Script::bytes([head.into_bytes(), vec![byte; length]].concat())
+    });
+    let fleet = Fleet::start(2, &|n, config| {
+        if n == 0 {
+            Node::serve(config, "large", recorder.address(), None);
+        }
+    });
+    fleet.wait_service("large", 1);
+    for node in &fleet.nodes {
+        let alone = thirty_one_read(node.proxy).unwrap();
+        let mut stalled = open(node.proxy, "/large").unwrap();
+        let beside = thirty_one_read(node.proxy).unwrap();
+        eprintln!("{}: {alone:.2?} without, {beside:.2?} beside one that reads nothing", node.name);
+        let body = read_answer(&mut stalled, LARGE).unwrap();
+        assert!(body.iter().all(|byte| *byte == b'l'), "{}", node.name);
+    }
 }
