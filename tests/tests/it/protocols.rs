@@ -262,7 +262,7 @@ fn python() -> Option<PathBuf> {
 fn clients_of_grpc_and_websocket_work_through_both_nodes() {
     const CALLS: &str = "2000";
     // So many in a row through the caller's node and its peer; the first node has the servers to itself.
-    const CALLS_FAR: &str = "2000";
+    const CALLS_FAR: &str = "10000";
     let Some(python) = python() else {
         return skip("clients_of_grpc_and_websocket_work_through_both_nodes", "no target/ci/clients; .ci/run makes it");
     };
