@@ -23,7 +23,8 @@ use super::headers::{Fault, MARRAM_FAULT_DETAIL, strip_hop_by_hop, strip_marram,
 use super::lanes::Place;
 use super::links::PeerStream;
 use super::probe::watch;
-use super::tcp::{Wire, with_ahead};
+use super::tcp::Wire;
+use super::turns::Turns;
 use super::upstream::{Http, Lease, NotSent, Opening, PoolKey, describe};
 use crate::snapshot::{Endpoint, LocalInstance};
 
@@ -93,7 +94,7 @@ impl Answer {
         strip_marram(&mut parts.headers);
         parts.headers.remove(CONTENT_LENGTH);
         write_upgrade(&mut parts.headers, protocols.unwrap_or_else(|| HeaderValue::from_static("")));
-        Ok((parts, with_ahead(io, ahead)))
+        Ok((parts, if ahead.is_empty() { io } else { Box::new(Turns::new(io, ahead)) }))
     }
 }
 

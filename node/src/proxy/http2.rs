@@ -22,7 +22,7 @@ use super::body::{Arriving, ResponseBody};
 use super::context::ProxyContext;
 use super::http::{ResponseFuture, respond};
 use super::refuse::{Reason, Refusal};
-use super::tcp::{TunnelSlot, Wire, with_ahead};
+use super::tcp::{TunnelSlot, Wire};
 use super::turns::Turns;
 
 /// Requests at once on one connection; a client waits for one of them to end, or opens another connection.
@@ -97,13 +97,13 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
             Box::pin(async move { Ok(answer(&context, core, request, in_use).await) })
         })
     };
-    serve_connection(context, with_ahead(stream, ahead), serve, &usage, Windows::NEAR).await;
+    serve_connection(context, Turns::new(stream, ahead), serve, &usage, Windows::NEAR).await;
 }
 
 /// Serves one connection until it is unused for `proxy.idle_timeout`, or to its last request when the proxy drains.
 pub(super) async fn serve_connection(
     context: &Arc<ProxyContext>,
-    io: Box<dyn Wire>,
+    io: Turns,
     serve: Serve,
     usage: &Usage,
     windows: Windows,
@@ -123,7 +123,7 @@ pub(super) async fn serve_connection(
         .keep_alive_interval(config.idle_timeout)
         .keep_alive_timeout(PING_TIMEOUT)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(Turns::new(io)), service_fn(serve));
+        .serve_connection(TokioIo::new(io), service_fn(serve));
     let mut served = pin!(served);
     let (mut is_draining, mut seen) = (false, 0);
     loop {

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Request, Response, StatusCode, Version};
 use tokio::io::AsyncWriteExt as _;
@@ -27,6 +27,7 @@ use super::links::Duplex;
 use super::record::{Direction, LocalInFlight, Record};
 use super::serve::{End, serve};
 use super::tcp::{Tunnel, TunnelSlot};
+use super::turns::Turns;
 use super::udp;
 use super::upstream::{Http, Lease, PoolKey};
 use crate::config::Protocol;
@@ -245,7 +246,7 @@ async fn serve_http2<S: Duplex>(
             })
         })
     };
-    http2::serve_connection(context, Box::new(stream), serve, &usage, Windows::FAR).await;
+    http2::serve_connection(context, Turns::new(Box::new(stream), BytesMut::new()), serve, &usage, Windows::FAR).await;
 }
 
 /// Whether the instance takes connections: one is at hand, or is now, for the stream's first request.

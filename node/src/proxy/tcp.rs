@@ -1,13 +1,9 @@
 //! Raw TCP: a listener per service, and the tunnels that CONNECT and switched protocols leave behind.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
-use bytes::{Buf as _, BytesMut};
 use hyper::Method;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::admit::Admission;
@@ -25,11 +21,6 @@ use crate::snapshot::{Endpoint, Snapshot};
 pub(super) trait Wire: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug> Wire for T {}
-
-/// The same bytes, of which some were read before.
-pub(super) fn with_ahead(io: Box<dyn Wire>, ahead: BytesMut) -> Box<dyn Wire> {
-    if ahead.is_empty() { io } else { Box::new(Prefixed { ahead, io }) }
-}
 
 /// The tunnel that a request left behind for the connection it came on.
 #[derive(Debug, Clone, Default)]
@@ -183,53 +174,5 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, mut cli
             );
             record.broken();
         }
-    }
-}
-
-/// A connection of which some bytes were read before.
-#[derive(Debug)]
-struct Prefixed {
-    ahead: BytesMut,
-    io: Box<dyn Wire>,
-}
-
-impl AsyncRead for Prefixed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
-        }
-        let count = self.ahead.len().min(buf.remaining());
-        buf.put_slice(self.ahead.get(..count).unwrap_or_default());
-        self.ahead.advance(count);
-        if self.ahead.is_empty() {
-            self.ahead = BytesMut::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Prefixed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

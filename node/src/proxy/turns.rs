@@ -8,6 +8,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::tcp::Wire;
@@ -15,17 +16,19 @@ use super::tcp::Wire;
 /// Bytes that are read in one turn: a few thousand of the smallest frames.
 const TURN_BYTES: usize = 64 * 1024;
 
-/// A connection read in turns.
+/// A connection read in turns; some of its bytes may have been read before.
 #[derive(Debug)]
 pub(super) struct Turns {
     io: Box<dyn Wire>,
+    ahead: BytesMut,
     /// Bytes read in this turn.
     read: usize,
 }
 
 impl Turns {
-    pub(super) const fn new(io: Box<dyn Wire>) -> Self {
-        Self { io, read: 0 }
+    /// With `ahead` read of it already.
+    pub(super) const fn new(io: Box<dyn Wire>, ahead: BytesMut) -> Self {
+        Self { io, ahead, read: 0 }
     }
 }
 
@@ -35,6 +38,11 @@ impl AsyncRead for Turns {
             self.read = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
+        }
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(count));
+            return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
@@ -86,7 +94,7 @@ mod tests {
         let (mut far, near) = tokio::io::duplex(1024 * 1024);
         far.write_all(&vec![7; 3 * TURN_BYTES]).await.unwrap();
         drop(far);
-        let mut turns = Turns::new(Box::new(near));
+        let mut turns = Turns::new(Box::new(near), BytesMut::from(&b"ahead"[..]));
         let mut sizes = Vec::new();
         let mut in_turn = 0;
         poll_fn(|cx| {
@@ -109,7 +117,7 @@ mod tests {
             }
         })
         .await;
-        assert_eq!(sizes.iter().sum::<usize>(), 3 * TURN_BYTES);
+        assert_eq!(sizes.iter().sum::<usize>(), 3 * TURN_BYTES + "ahead".len());
         assert!(sizes.len() >= 3 && sizes.iter().all(|size| *size < TURN_BYTES + 5000), "{sizes:?}");
     }
 }
