@@ -197,7 +197,11 @@ impl Answering {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if lock(gate).is_full() && lock(gate).poll_write(cx)?.is_pending() {
+            let is_stopped = {
+                let mut gate = lock(gate);
+                gate.is_full() && gate.poll_write(cx)?.is_pending()
+            };
+            if is_stopped {
                 // What the client does not take must not keep it from sending.
                 self.body.poll_upload(cx).map_err(io::Error::other)?;
                 return Poll::Pending;
