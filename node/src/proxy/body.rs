@@ -29,8 +29,8 @@ pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) enum Arriving {
     /// There is none.
     Nothing,
-    /// From a client of HTTP/1.1, or a peer.
-    Request(SharedGate),
+    /// From a client of HTTP/1.1, or a peer; the number of the request it belongs to.
+    Request(SharedGate, u64),
     /// From an instance of HTTP/1.1, or a peer.
     Answer(Box<Exchange>),
     /// Over HTTP/2.
@@ -45,7 +45,7 @@ impl Arriving {
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
         match self {
             Self::Answer(exchange) => exchange.poll_upload(cx),
-            Self::Nothing | Self::Request(_) | Self::Two(_) => Ok(()),
+            Self::Nothing | Self::Request(..) | Self::Two(_) => Ok(()),
         }
     }
 
@@ -53,7 +53,7 @@ impl Arriving {
     pub(super) fn into_wire(self) -> Option<(Box<dyn Wire>, BytesMut)> {
         match self {
             Self::Answer(exchange) => Some(exchange.into_parts()),
-            Self::Nothing | Self::Request(_) | Self::Two(_) => None,
+            Self::Nothing | Self::Request(..) | Self::Two(_) => None,
         }
     }
 }
@@ -65,7 +65,7 @@ impl Body for Arriving {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match &mut *self {
             Self::Nothing => Poll::Ready(None),
-            Self::Request(gate) => lock(gate).poll_body(cx),
+            Self::Request(gate, number) => lock(gate).poll_body(cx, *number),
             Self::Answer(exchange) => exchange.poll_body(cx),
             Self::Two(incoming) => {
                 Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
@@ -76,7 +76,7 @@ impl Body for Arriving {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Nothing => true,
-            Self::Request(gate) => lock(gate).is_between_requests(),
+            Self::Request(gate, number) => lock(gate).left(*number) == Some(0),
             Self::Answer(exchange) => exchange.is_read(),
             Self::Two(incoming) => incoming.is_end_stream(),
         }
@@ -85,7 +85,7 @@ impl Body for Arriving {
     fn size_hint(&self) -> SizeHint {
         let left = match self {
             Self::Nothing => Some(0),
-            Self::Request(gate) => lock(gate).left(),
+            Self::Request(gate, number) => lock(gate).left(*number),
             Self::Answer(exchange) => exchange.left(),
             Self::Two(incoming) => return incoming.size_hint(),
         };

@@ -4,9 +4,9 @@
 //! read as strictly as requests: one on which two readers could disagree is an error of the connection, so the request has
 //! failed and the connection is not kept.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -24,6 +24,10 @@ use super::wire::{Coding, TURN_BYTES, put_fields};
 
 /// Informational answers before the one; one more is taken for a flood.
 const INFORMATIONAL_MAX: usize = 16;
+/// So much of a body waits for more of it at most.
+const UNWRITTEN_BYTES_MAX: usize = 16 * 1024;
+/// What a piece of a body costs beside its bytes, counted as bytes.
+const FRAME_COST: usize = 64;
 /// How every answer begins.
 const BEGINNING: &[u8] = b"HTTP/1.";
 /// Bytes asked for with one read at first; where they all come, twice as many are asked for next.
@@ -47,9 +51,12 @@ impl Connection {
 
     /// Whether it is open and silent: what arrives before something was asked is no answer.
     pub(super) fn is_usable(&mut self) -> bool {
+        let io = &mut self.io;
         let mut byte = [0];
-        let mut cx = Context::from_waker(Waker::noop());
-        self.unread.is_empty() && Pin::new(&mut self.io).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+        let mut byte = ReadBuf::new(&mut byte);
+        // Unconstrained: a task that has had its share of turns would be told that nothing has come, whatever has.
+        let mut looking = pin!(tokio::task::unconstrained(poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut byte))));
+        self.unread.is_empty() && looking.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// The bare connection, and what was read of it ahead.
@@ -194,7 +201,9 @@ impl Exchange {
     pub(super) fn into_connection(self) -> Option<Connection> {
         let is_over =
             matches!(self.reading, Reading::Done) && self.sending == Sending::Done && self.write_error.is_none();
-        (is_over && self.is_kept && self.connection.unread.is_empty()).then_some(self.connection)
+        let is_good = is_over && self.is_kept && self.connection.unread.is_empty();
+        // Without its buffer, which a silent connection does not need.
+        is_good.then(|| Connection { unread: BytesMut::new(), ..self.connection })
     }
 
     /// Whether the answer was read to its end.
@@ -231,8 +240,11 @@ impl Exchange {
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Stopped> {
         let mut in_turn = 0;
+        let mut is_more_coming = false;
         loop {
-            while !self.unwritten.is_empty() || !self.piece.is_empty() {
+            // Small pieces of a body go out together.
+            let is_to_wait = is_more_coming && self.piece.is_empty() && self.unwritten.len() < UNWRITTEN_BYTES_MAX;
+            while !is_to_wait && (!self.unwritten.is_empty() || !self.piece.is_empty()) {
                 let from = if self.unwritten.is_empty() { &self.piece[..] } else { &self.unwritten[..] };
                 match Pin::new(&mut self.connection.io).poll_write(cx, from) {
                     Poll::Ready(Ok(0)) => return Err(Stopped::Io(io::ErrorKind::WriteZero.into())),
@@ -261,26 +273,28 @@ impl Exchange {
             let ended = match Pin::new(&mut upload.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => {
-                        in_turn += data.len();
+                        in_turn += data.len() + FRAME_COST;
                         self.piece = upload.coding.put(&mut self.unwritten, data).map_err(|_wrong| Stopped::Client)?;
-                        None
+                        is_more_coming = true;
+                        continue;
                     }
-                    Err(frame) => Some(frame.into_trailers().unwrap_or_default()),
+                    Err(frame) => frame.into_trailers().unwrap_or_default(),
                 },
                 Poll::Ready(Some(Err(_broke_off))) => return Err(Stopped::Client),
-                Poll::Ready(None) => Some(HeaderMap::new()),
+                Poll::Ready(None) => HeaderMap::new(),
+                Poll::Pending if is_more_coming => {
+                    // What has come goes out before the rest is waited for; it is asked for again after that.
+                    is_more_coming = false;
+                    continue;
+                }
                 Poll::Pending => {
                     self.poll_flush(cx)?;
                     return Ok(());
                 }
             };
-            if let Some(trailers) = ended {
-                upload
-                    .coding
-                    .end(&mut self.unwritten, Some(&upload.headers), &trailers)
-                    .map_err(|_wrong| Stopped::Client)?;
-                self.upload = None;
-            }
+            is_more_coming = false;
+            upload.coding.end(&mut self.unwritten, Some(&upload.headers), &ended).map_err(|_wrong| Stopped::Client)?;
+            self.upload = None;
         }
     }
 

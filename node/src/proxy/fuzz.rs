@@ -298,7 +298,8 @@ fn pieces(bytes: &[u8], chance: &mut Chance) -> Vec<Bytes> {
 
 async fn through_gate(pieces: Vec<Bytes>) -> Reading {
     let minute = Some(Duration::from_secs(60));
-    let limits = GateLimits { head_bytes_max: HEAD_BYTES_MAX, head_timeout: minute, idle_timeout: minute };
+    let limits =
+        GateLimits { head_bytes_max: HEAD_BYTES_MAX, head_timeout: minute, idle_timeout: minute, half_closes: true };
     let gate = Gate::shared(Box::new(Pieces::new(pieces)), limits);
     let messages = Arc::new(Mutex::new(Vec::new()));
     let served = serve(&gate, None, |request| {

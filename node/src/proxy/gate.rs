@@ -7,7 +7,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -28,6 +28,8 @@ const READ_BYTES: usize = 2048;
 const BODY_READ_BYTES: usize = 8 * 1024;
 /// The most of that.
 const BODY_READ_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that are read ahead while a request is answered.
+const AHEAD_BYTES_MAX: usize = 16 * 1024;
 /// So much waits to be written at most before it is written.
 const UNWRITTEN_BYTES_MAX: usize = 16 * 1024;
 /// How every HTTP/2 connection begins.
@@ -44,6 +46,8 @@ pub(super) struct GateLimits {
     pub(super) head_timeout: Option<Duration>,
     /// Between requests, between two pieces of a body, and for the client to take a piece of a response.
     pub(super) idle_timeout: Option<Duration>,
+    /// Whether who has ended its side still waits for its answer, as clients of TCP may.
+    pub(super) half_closes: bool,
 }
 
 /// A connection on which whole, checked requests arrive.
@@ -62,7 +66,14 @@ pub(super) struct Gate {
     write_timer: Timer,
     /// The client waits to be told before it sends the body.
     awaits_continue: bool,
-    had_request: bool,
+    /// The request whose body is read; who has another number reads no more.
+    request: u64,
+    /// An answer is being written: whoever reads the body may not write into it.
+    is_answering: bool,
+    /// Who waits for more of the body.
+    reader: Option<Waker>,
+    /// The client has ended its side.
+    is_ended: bool,
     read_bytes: usize,
 }
 
@@ -159,7 +170,10 @@ impl Gate {
             timer: Timer::default(),
             write_timer: Timer::default(),
             awaits_continue: false,
-            had_request: false,
+            request: 0,
+            is_answering: false,
+            reader: None,
+            is_ended: false,
             read_bytes: BODY_READ_BYTES,
         }
     }
@@ -186,7 +200,7 @@ impl Gate {
             }
             if self.unread.starts_with(HTTP2_BEGINNING) {
                 // In the middle of a connection it cannot begin.
-                return Poll::Ready(if self.had_request { self.refused(http2()) } else { Next::Http2 });
+                return Poll::Ready(if self.had_request() { self.refused(http2()) } else { Next::Http2 });
             }
             let found = head_end(&self.unread, &mut scanned);
             self.state = State::Head(scanned);
@@ -220,7 +234,8 @@ impl Gate {
     }
 
     fn request(&mut self, parts: request::Parts, framing: Framing) -> Next {
-        self.had_request = true;
+        self.request += 1;
+        self.is_answering = false;
         self.state = match framing {
             Framing::None => State::Head(0),
             Framing::Length(length) => State::Length(length),
@@ -243,7 +258,7 @@ impl Gate {
             // Nothing is kept for a client that is silent.
             self.unread = BytesMut::new();
         }
-        let (wait, limit) = match (self.unread.is_empty(), self.had_request) {
+        let (wait, limit) = match (self.unread.is_empty(), self.had_request()) {
             (false, _) => (Wait::RestOfHead, self.limits.head_timeout),
             (true, true) => (Wait::NextRequest, self.limits.idle_timeout),
             (true, false) => (Wait::FirstByte, self.limits.head_timeout),
@@ -261,9 +276,45 @@ impl Gate {
         })
     }
 
+    const fn had_request(&self) -> bool {
+        self.request > 0
+    }
+
+    /// The number of the request whose body is read.
+    pub(super) const fn request_number(&self) -> u64 {
+        self.request
+    }
+
+    /// An answer is written from here on.
+    pub(super) const fn begin_answer(&mut self) {
+        self.is_answering = true;
+    }
+
+    /// The request is answered: whoever still reads its body, in another task, reads no more.
+    pub(super) fn end_request(&mut self) {
+        self.request += 1;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
     /// Whether the body of the request was read to its end.
     pub(super) const fn is_between_requests(&self) -> bool {
         matches!(self.state, State::Head(_))
+    }
+
+    /// Ready when whoever asked is gone, so that nobody waits for the answer. What is sent ahead is kept.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Inside a body its reader notices.
+        while self.is_between_requests() && !self.is_ended && self.unread.len() < AHEAD_BYTES_MAX {
+            self.unread.reserve(READ_BYTES);
+            match ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.unread)) {
+                Ok(0) if self.limits.half_closes => self.is_ended = true,
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
     }
 
     /// Whether the client still waits to be told to send the body.
@@ -272,8 +323,9 @@ impl Gate {
     }
 
     /// How much of the body is left, where that is known.
-    pub(super) const fn left(&self) -> Option<u64> {
+    pub(super) const fn left(&self, request: u64) -> Option<u64> {
         match self.state {
+            _ if request != self.request => None,
             State::Length(left) => Some(left),
             State::Head(_) => Some(0),
             State::Chunked(_) | State::Over => None,
@@ -284,7 +336,14 @@ impl Gate {
     ///
     /// # Errors
     /// The client broke off, was silent for too long or broke the chunked coding.
-    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub(super) fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: u64,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if request != self.request {
+            return Poll::Ready(Some(Err("the request was answered before its body ended".into())));
+        }
         loop {
             match &mut self.state {
                 State::Head(_) => return Poll::Ready(None),
@@ -310,19 +369,26 @@ impl Gate {
                     }
                 },
             }
-            if let Err(error) = ready!(self.poll_fill(cx)) {
-                self.state = State::Over;
-                return Poll::Ready(Some(Err(error.into())));
+            match self.poll_fill(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    self.state = State::Over;
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                Poll::Pending => {
+                    self.reader = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
             }
         }
     }
 
     /// Reads more of a body.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if std::mem::take(&mut self.awaits_continue) {
-            self.unwritten.extend_from_slice(CONTINUE);
-        }
-        if !self.unwritten.is_empty() {
+        if !self.is_answering {
+            if std::mem::take(&mut self.awaits_continue) {
+                self.unwritten.extend_from_slice(CONTINUE);
+            }
             // Pending or not: reading goes on, and so does writing when there is room.
             if let Poll::Ready(written) = self.poll_write(cx) {
                 written?;

@@ -51,6 +51,7 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
         head_bytes_max: config.head_bytes_max,
         head_timeout: Some(config.head_timeout),
         idle_timeout: Some(config.idle_timeout),
+        half_closes: true,
     };
     let gate = Gate::shared(Box::new(stream), limits);
     let slot = TunnelSlot::default();

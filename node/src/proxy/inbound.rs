@@ -185,7 +185,7 @@ async fn serve_http<S: Duplex>(
     let slot = TunnelSlot::default();
     // The peer has timed what its client sends, and gives up what takes too long.
     let head_bytes_max = context.config.head_bytes_max.saturating_add(NOTES_BYTES);
-    let limits = GateLimits { head_bytes_max, head_timeout: None, idle_timeout: None };
+    let limits = GateLimits { head_bytes_max, head_timeout: None, idle_timeout: None, half_closes: false };
     let gate = Gate::shared(Box::new(stream), limits);
     let served = serve(&gate, None, |request| {
         let (context, from, slot) = (Arc::clone(context), Arc::clone(from), slot.clone());

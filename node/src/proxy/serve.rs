@@ -1,7 +1,8 @@
 //! Requests of one connection in turn: read by the gate, answered by a function, the answers written as they come.
 //!
-//! All of a request happens in the connection's own task. Its body is read by whoever sends it on, from the same gate that
-//! the answer is written to; so both directions move whenever either can.
+//! A request over HTTP/1.1 happens in the connection's own task: its body is read by whoever sends it on, from the same gate
+//! that the answer is written to, so both directions move whenever either can. Where it goes on over HTTP/2, its body is read in
+//! another task; that may write nothing, and reads nothing once the request was answered.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -60,13 +61,20 @@ where
         let asked = Asked::of(&parts.method, parts.version, &parts.headers);
         let body = match framing {
             Framing::None => Arriving::Nothing,
-            Framing::Length(_) | Framing::Chunked => Arriving::Request(Arc::clone(gate)),
+            Framing::Length(_) | Framing::Chunked => Arriving::Request(Arc::clone(gate), lock(gate).request_number()),
         };
-        let response = respond(Request::from_parts(parts, body)).await;
+        let mut responding = respond(Request::from_parts(parts, body));
+        let responded = poll_fn(|cx| match Pin::new(&mut responding).poll(cx) {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
+            Poll::Pending => lock(gate).poll_gone(cx).map(|()| None),
+        });
+        let Some(response) = responded.await else { return End::Broken(io::ErrorKind::ConnectionAborted.into()) };
+        drop(responding);
         let is_switched = response.status() == StatusCode::SWITCHING_PROTOCOLS
             || asked.method == Method::CONNECT && response.status().is_success();
         let mut answering = {
             let mut gate = lock(gate);
+            gate.begin_answer();
             Answering::begin(gate.unwritten(), &asked, response, clock)
         };
         if let Err(error) = poll_fn(|cx| answering.poll(cx, gate)).await {
@@ -75,6 +83,7 @@ where
         let is_kept = answering.is_kept;
         // The record of the request ends here, not with the next one.
         drop(answering);
+        lock(gate).end_request();
         if is_switched {
             return End::Switched;
         }
@@ -94,7 +103,7 @@ async fn read_rest(gate: &SharedGate) -> bool {
         return false;
     }
     let reading = async {
-        let mut body = Arriving::Request(Arc::clone(gate));
+        let mut body = Arriving::Request(Arc::clone(gate), lock(gate).request_number());
         let mut left = REST_BYTES_MAX;
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else { return false };
@@ -214,7 +223,8 @@ impl Answering {
                     if gate.poll_write(cx)?.is_ready() {
                         ready!(gate.poll_flush(cx))?;
                     }
-                    return Poll::Pending;
+                    // An answer may be silent for long, as a stream of events is.
+                    return gate.poll_gone(cx).map(|()| Err(io::ErrorKind::ConnectionAborted.into()));
                 }
             };
             let mut gate = lock(gate);
@@ -272,7 +282,7 @@ mod tests {
     async fn answers(sent: &str, reads_body: bool, answer: impl Fn(usize) -> ResponseBody) -> (String, End) {
         let (mut client, server) = duplex(64 * 1024);
         let count = AtomicUsize::new(0);
-        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None };
+        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None, half_closes: true };
         let gate = Gate::shared(Box::new(server), limits);
         let (count, answer) = (&count, &answer);
         let served = async {
@@ -338,7 +348,7 @@ mod tests {
     }
 
     async fn count_answers(mut client: DuplexStream, server: DuplexStream, sent: &str) -> usize {
-        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None };
+        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None, half_closes: true };
         let gate = Gate::shared(Box::new(server), limits);
         client.write_all(sent.as_bytes()).await.unwrap();
         client.shutdown().await.unwrap();
@@ -354,7 +364,12 @@ mod tests {
     async fn the_time_for_a_first_request_is_not_that_between_two() {
         let (mut client, server) = duplex(1024);
         let (first, between) = (Duration::from_secs(1), Duration::from_secs(60));
-        let limits = GateLimits { head_bytes_max: 1024, head_timeout: Some(first), idle_timeout: Some(between) };
+        let limits = GateLimits {
+            head_bytes_max: 1024,
+            head_timeout: Some(first),
+            idle_timeout: Some(between),
+            half_closes: true,
+        };
         let gate = Gate::shared(Box::new(server), limits);
         let served = serve(&gate, None, |_| Box::pin(async { Response::new(own("")) }));
         let asking = async {
@@ -381,9 +396,60 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nobody_works_for_a_peer_that_is_gone_but_for_a_client_that_only_ended_its_side() {
+        for half_closes in [false, true] {
+            let (mut client, server) = duplex(1024);
+            let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None, half_closes };
+            let gate = Gate::shared(Box::new(server), limits);
+            let (answer, told) = tokio::sync::oneshot::channel::<()>();
+            let mut told = Some(told);
+            let served = serve(&gate, None, |_| {
+                let told = told.take().unwrap();
+                Box::pin(async {
+                    told.await.unwrap();
+                    Response::new(own("hi"))
+                })
+            });
+            let leaving = async {
+                client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+                client.shutdown().await.unwrap();
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                let is_awaited = !answer.is_closed();
+                answer.send(()).ok();
+                is_awaited
+            };
+            let (end, is_awaited) = tokio::join!(served, leaving);
+            assert_eq!(is_awaited, half_closes);
+            assert_eq!(matches!(end, End::Done), half_closes, "{end:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_reads_the_body_of_an_answered_request_gets_nothing_of_the_next() {
+        let post = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello";
+        let (mut client, server) = duplex(1024);
+        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None, half_closes: true };
+        let gate = Gate::shared(Box::new(server), limits);
+        client.write_all(post.repeat(2).as_bytes()).await.unwrap();
+        let next = async || match poll_fn(|cx| lock(&gate).poll_next(cx)).await {
+            Next::Request(..) => Arriving::Request(Arc::clone(&gate), lock(&gate).request_number()),
+            other => panic!("{other:?}"),
+        };
+        let mut old = next().await;
+        lock(&gate).end_request();
+        assert!(read_rest(&gate).await);
+        let mut new = next().await;
+        assert!(old.frame().await.unwrap().is_err() && !old.is_end_stream());
+        assert_eq!(new.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
+        assert!(new.is_end_stream());
+    }
+
+    #[tokio::test]
     async fn long_and_short_pieces_keep_their_order() {
         let (near, far) = duplex(700);
-        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None };
+        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None, half_closes: true };
         let (mut client, server) = duplex(1500);
         let gate = Gate::shared(Box::new(server), limits);
         let bodies: Vec<u8> = (0..100_000_u32).flat_map(u32::to_be_bytes).collect();

@@ -28,7 +28,7 @@ fn a_stream_goes_on_while_its_openers_address_changes_again_and_again() {
         assert!(heard.expect("echoed") == said, "change {number}");
     }
     let counters = b.links.counters();
-    assert!(counters.packets_steered.count() > 0, "{counters:?}");
+    // The kernel brings packets to their core; where it cannot, the sockets hand them over (see the tests of `steer`).
     assert_eq!(counters.packets_steered_dropped.count(), 0);
     wait_for("the peer has counted the moves", || counters.migrations.count() > 0);
     assert_eq!((a.downs(), b.downs()), (0, 0));
