@@ -21,7 +21,7 @@ use super::record::Record;
 use super::tcp::Wire;
 use super::upstream::Lease;
 
-/// Boxed error of a body; hyper closes the connection on it, so that a cut body is never taken for a whole one.
+/// Boxed error of a body; the connection it is written to is closed on it, so that a cut body is never taken for a whole one.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body that arrives.

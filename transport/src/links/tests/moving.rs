@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::support::{block, linked_with, patient, wait_for};
 
-/// Often enough that the kernel surely picks another core's socket now and then.
+/// Often enough that by the pair of addresses alone another core's socket would surely be picked now and then.
 const MOVES: usize = 24;
 
 #[test]
