@@ -2,6 +2,8 @@
 //!
 //! An instance is up while every check passes. Between checks a refused connect counts as a failed check of its own,
 //! so that a crash takes the instance out before the next request fails too; a TCP connect that succeeds brings it back.
+//! A connection that ends before its answer makes the supervisor look whether anybody listens: the requests that would
+//! find out may be kept away for a while.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -105,7 +107,7 @@ pub async fn supervise(
     changes: mpsc::Sender<HealthChanged>,
 ) {
     let mut runners: Vec<Runner> = checks.into_iter().map(Runner::new).collect();
-    let mut passive = Passive::new(local.connect_failures.load(Ordering::Relaxed));
+    let mut passive = Passive::new(&local);
     let mut told: Option<(bool, Vec<bool>)> = None;
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -141,13 +143,16 @@ pub async fn supervise(
 struct Passive {
     up: bool,
     seen: u32,
+    seen_broken: u32,
     due: Duration,
     detail: String,
 }
 
 impl Passive {
-    fn new(seen: u32) -> Self {
-        Self { up: true, seen, due: Duration::ZERO, detail: String::new() }
+    fn new(local: &LocalInstance) -> Self {
+        let seen = local.connect_failures.load(Ordering::Relaxed);
+        let seen_broken = local.broken_connections.load(Ordering::Relaxed);
+        Self { up: true, seen, seen_broken, due: Duration::ZERO, detail: String::new() }
     }
 
     fn saw_refusal(&mut self, local: &LocalInstance) -> bool {
@@ -158,7 +163,18 @@ impl Passive {
         refused
     }
 
+    /// Whether a connection ended before its answer since this was asked last.
+    fn saw_break(&mut self, local: &LocalInstance) -> bool {
+        let count = local.broken_connections.load(Ordering::Relaxed);
+        std::mem::replace(&mut self.seen_broken, count) != count
+    }
+
     async fn run_if_due(&mut self, local: &LocalInstance, now: Duration, refused: bool) {
+        let is_doubted = self.saw_break(local) && self.up && !refused;
+        if is_doubted && let Err(detail) = connect(local, RETURN_INTERVAL).await {
+            (self.up, self.due, self.detail) = (false, now + RETURN_INTERVAL, detail);
+            return;
+        }
         if refused && self.up {
             self.up = false;
             self.due = now;

@@ -74,6 +74,7 @@ impl LocalInstances {
             // Without checks an instance is up until a connect fails; with checks it is down until they pass.
             healthy: AtomicBool::new(config.checks.is_empty()),
             connect_failures: AtomicU32::new(0),
+            broken_connections: AtomicU32::new(0),
         });
         let heartbeat = Arc::new(Heartbeat::default());
         let supervisor = {

@@ -209,6 +209,8 @@ pub struct LocalInstance {
     pub healthy: AtomicBool,
     /// Connects that the process refused since the last success; the health supervisor looks at it.
     pub connect_failures: AtomicU32,
+    /// Connections that ended before the answer to a request; the health supervisor looks at it.
+    pub broken_connections: AtomicU32,
 }
 
 /// Live counters of one endpoint as seen from this node.

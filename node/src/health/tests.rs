@@ -35,6 +35,7 @@ fn local(address: SocketAddr) -> Arc<LocalInstance> {
         inflight: AtomicU32::new(0),
         healthy: AtomicBool::new(false),
         connect_failures: AtomicU32::new(0),
+        broken_connections: AtomicU32::new(0),
     })
 }
 
@@ -71,6 +72,21 @@ async fn an_instance_without_checks_goes_out_when_a_request_is_refused_and_retur
     assert_eq!(out.checks[0].kind, "connect");
     let _listener = TcpListener::bind(address).await.unwrap();
     next(&mut changes, true).await;
+}
+
+#[tokio::test]
+async fn an_instance_whose_connection_broke_goes_out_where_nobody_listens_and_stays_where_somebody_does() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let local = local(listener.local_addr().unwrap());
+    let (mut changes, _) = start(&local, Vec::new());
+    next(&mut changes, true).await;
+    local.broken_connections.fetch_add(1, Ordering::Relaxed);
+    let (_looked, _) = listener.accept().await.unwrap();
+    assert!(local.healthy.load(Ordering::Relaxed));
+    drop(listener);
+    local.broken_connections.fetch_add(1, Ordering::Relaxed);
+    let out = next(&mut changes, false).await;
+    assert_eq!(out.checks[0].kind, "connect");
 }
 
 #[tokio::test]

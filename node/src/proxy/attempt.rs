@@ -104,6 +104,12 @@ impl Failure {
         Self { blame: Blame::Endpoint(kind), detail: detail.into(), again: Some(outgoing), is_unsent: true }
     }
 
+    /// The endpoint took nothing of the request's body for so long.
+    pub(super) fn not_taken(idle: Duration) -> Self {
+        let detail = format!("it took nothing of the request's body for {}", humantime::format_duration(idle));
+        Self { blame: Blame::Slow, detail, again: None, is_unsent: false }
+    }
+
     /// The client did not send what it announced.
     pub(super) fn of_client(detail: impl Into<String>) -> Self {
         Self { blame: Blame::Client, detail: detail.into(), again: None, is_unsent: false }
@@ -154,11 +160,15 @@ pub(super) async fn local(
     strip_marram(outgoing.request.headers_mut());
     let key = PoolKey::Local(instance.address);
     let http = Http::from(instance.protocol);
-    match send_kept(context, core, &key, http, STREAMS_NEAR_MAX, outgoing).await {
+    let answered = match send_kept(context, core, &key, http, STREAMS_NEAR_MAX, outgoing).await {
         Kept::Done(result) => *result,
         // Boxed, as most requests find a kept connection and need not be as large.
         Kept::None(outgoing) => Box::pin(send_near(context, core, key, http, instance, outgoing)).await,
+    };
+    if let Err(Failure { blame: Blame::Endpoint(OutcomeKind::Closed), .. }) = answered {
+        instance.broken_connections.fetch_add(1, Ordering::Relaxed);
     }
+    answered
 }
 
 /// Sends a request to a process on this machine over a new connection.

@@ -12,6 +12,7 @@ use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::watch;
 
+use super::drive::Driven;
 use super::exchange::Exchange;
 use super::gate::{SharedGate, lock};
 use super::grpc::Ending;
@@ -33,6 +34,8 @@ pub(crate) enum Arriving {
     Request(SharedGate, u64),
     /// From an instance of HTTP/1.1, or a peer.
     Answer(Box<Exchange>),
+    /// The same, by a task of its own.
+    Driven(Driven),
     /// Over HTTP/2.
     Two(Incoming),
 }
@@ -45,7 +48,7 @@ impl Arriving {
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
         match self {
             Self::Answer(exchange) => exchange.poll_upload(cx),
-            Self::Nothing | Self::Request(..) | Self::Two(_) => Ok(()),
+            Self::Nothing | Self::Request(..) | Self::Driven(_) | Self::Two(_) => Ok(()),
         }
     }
 
@@ -53,7 +56,7 @@ impl Arriving {
     pub(super) fn into_wire(self) -> Option<(Box<dyn Wire>, BytesMut)> {
         match self {
             Self::Answer(exchange) => Some(exchange.into_parts()),
-            Self::Nothing | Self::Request(..) | Self::Two(_) => None,
+            Self::Nothing | Self::Request(..) | Self::Driven(_) | Self::Two(_) => None,
         }
     }
 }
@@ -67,6 +70,7 @@ impl Body for Arriving {
             Self::Nothing => Poll::Ready(None),
             Self::Request(gate, number) => lock(gate).poll_body(cx, *number),
             Self::Answer(exchange) => exchange.poll_body(cx),
+            Self::Driven(driven) => driven.poll_frame(cx),
             Self::Two(incoming) => {
                 Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
             }
@@ -78,6 +82,8 @@ impl Body for Arriving {
             Self::Nothing => true,
             Self::Request(gate, number) => lock(gate).left(*number) == Some(0),
             Self::Answer(exchange) => exchange.is_read(),
+            // Its last word is still to come.
+            Self::Driven(_) => false,
             Self::Two(incoming) => incoming.is_end_stream(),
         }
     }
@@ -87,6 +93,7 @@ impl Body for Arriving {
             Self::Nothing => Some(0),
             Self::Request(gate, number) => lock(gate).left(*number),
             Self::Answer(exchange) => exchange.left(),
+            Self::Driven(_) => None,
             Self::Two(incoming) => return incoming.size_hint(),
         };
         left.map_or_else(SizeHint::default, SizeHint::with_exact)
@@ -102,12 +109,21 @@ pub(crate) enum RequestBody {
     Stream(VecDeque<Frame<Bytes>>, Arriving, Upload),
 }
 
-/// When a streamed request body ended; the time for a response head counts from there.
+/// How far a streamed request body is; the time for a response head counts from its end.
 ///
 /// The body ends it when it is dropped at the latest. Clones look at the same body.
 #[derive(Debug, Clone)]
 pub(crate) struct Upload {
-    at: watch::Sender<UploadAt>,
+    way: watch::Sender<Way>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    at: UploadAt,
+    /// Pieces that were taken on to the instance.
+    pieces: u64,
+    /// More of it was asked for, and has not come.
+    is_awaited: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,27 +137,50 @@ enum UploadAt {
 impl Upload {
     /// A body that has just begun.
     pub(crate) fn begin() -> Self {
-        Self { at: watch::Sender::new(UploadAt::UnderWay) }
+        Self { way: watch::Sender::new(Way { at: UploadAt::UnderWay, pieces: 0, is_awaited: false }) }
     }
 
     /// Waits for the body's end.
     pub(crate) async fn end(&self) {
         // Fails only without a sender, and this is one.
-        self.at.subscribe().wait_for(|at| *at != UploadAt::UnderWay).await.ok();
+        self.way.subscribe().wait_for(|way| way.at != UploadAt::UnderWay).await.ok();
+    }
+
+    /// Waits until nothing of the body was taken for `limit`, at most twice that, though more of it has come.
+    async fn untaken(&self, limit: Duration) {
+        let mut seen = *self.way.borrow();
+        loop {
+            tokio::time::sleep(limit).await;
+            let way = *self.way.borrow();
+            if way.pieces == seen.pieces && !way.is_awaited && !seen.is_awaited {
+                return;
+            }
+            seen = way;
+        }
     }
 
     /// Whether it ended before its end.
     pub(crate) fn is_broken(&self) -> bool {
-        *self.at.borrow() == UploadAt::Broken
+        self.way.borrow().at == UploadAt::Broken
     }
 
     fn ended(&self, how: UploadAt) {
-        self.at.send_if_modified(|at| {
-            let is_news = *at == UploadAt::UnderWay;
+        self.way.send_if_modified(|way| {
+            let is_news = way.at == UploadAt::UnderWay;
             if is_news {
-                *at = how;
+                way.at = how;
             }
             is_news
+        });
+    }
+
+    /// A piece was asked for, and has come or not.
+    fn asked(&self, has_come: bool) {
+        // Nobody waits for that.
+        self.way.send_if_modified(|way| {
+            way.pieces += u64::from(has_come);
+            way.is_awaited = !has_come;
+            false
         });
     }
 }
@@ -153,6 +192,11 @@ impl RequestBody {
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
             Self::Stream(..) => None,
         }
+    }
+
+    /// Whether more of it comes over HTTP/2.
+    pub(super) const fn comes_over_two(&self) -> bool {
+        matches!(self, Self::Stream(_, Arriving::Two(_), _))
     }
 
     /// Takes what has arrived already, at most `bytes_max` and the last piece: a small body over HTTP/2 is there with its
@@ -210,12 +254,15 @@ impl Body for RequestBody {
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::Stream(arrived, incoming, upload) => {
                 if let Some(frame) = arrived.pop_front() {
+                    upload.asked(true);
                     if arrived.is_empty() && incoming.is_end_stream() {
                         upload.ended(UploadAt::Ended);
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }
-                let mut frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                let polled = Pin::new(&mut *incoming).poll_frame(cx);
+                upload.asked(polled.is_ready());
+                let mut frame = std::task::ready!(polled);
                 settle_trailers(&mut frame);
                 match &frame {
                     Some(Err(_)) => upload.ended(UploadAt::Broken),
@@ -260,22 +307,54 @@ impl Drop for RequestBody {
     }
 }
 
-/// Runs `sending` for at most `limit`, counted from the end of the streamed request body if there is one.
+/// Why a request was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// Its answer did not come in time.
+    NoAnswer,
+    /// Nothing of its body was taken in time.
+    BodyNotTaken,
+}
+
+/// Runs `sending` for at most `limit`, counted from the end of the streamed request body if there is one; of that body a
+/// piece must be taken within `idle`, at most twice that.
 ///
-/// `None` when the time is over. A client that stops in the middle of its body is not waited for: its connection ends
-/// after `proxy.idle_timeout`, and the body with it.
-pub(crate) async fn within<T>(limit: Duration, upload: Option<&Upload>, sending: impl Future<Output = T>) -> Option<T> {
+/// A client that stops in the middle of its body is not waited for: its connection ends after `proxy.idle_timeout`, and
+/// the body with it.
+///
+/// # Errors
+/// The time is over.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    idle: Duration,
+    upload: Option<&Upload>,
+    sending: impl Future<Output = T>,
+) -> Result<T, Late> {
     let over = async {
-        if let Some(upload) = upload {
-            upload.end().await;
+        match upload {
+            None => {
+                tokio::time::sleep(limit).await;
+                Late::NoAnswer
+            }
+            // Boxed, as most requests have their bodies at hand and need not be as large.
+            Some(upload) => Box::pin(late(limit, idle, upload)).await,
         }
-        tokio::time::sleep(limit).await;
     };
     tokio::select! {
         biased;
-        sent = sending => Some(sent),
-        () = over => None,
+        sent = sending => Ok(sent),
+        late = over => Err(late),
     }
+}
+
+async fn late(limit: Duration, idle: Duration, upload: &Upload) -> Late {
+    tokio::select! {
+        biased;
+        () = upload.end() => {}
+        () = upload.untaken(idle) => return Late::BodyNotTaken,
+    }
+    tokio::time::sleep(limit).await;
+    Late::NoAnswer
 }
 
 /// A response body on its way to the client: the proxy's own words, or what an instance sends.

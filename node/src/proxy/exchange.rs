@@ -113,6 +113,8 @@ enum Sending {
     Untouched,
     Begun,
     Done,
+    /// The client broke off; what would come of its body after that is not its end.
+    Broken,
 }
 
 #[derive(Debug)]
@@ -206,6 +208,13 @@ impl Exchange {
         is_good.then(|| Connection { unread: BytesMut::new(), ..self.connection })
     }
 
+    /// Whether the request goes on while its answer comes, and whoever takes that might not take care of it: hyper asks for
+    /// a body only when it can be written.
+    pub(super) fn goes_on_by_itself(&self) -> bool {
+        let is_sending = matches!(self.sending, Sending::Untouched | Sending::Begun) && self.write_error.is_none();
+        is_sending && !self.is_read() && self.upload.as_ref().is_some_and(|upload| upload.body.comes_over_two())
+    }
+
     /// Whether the answer was read to its end.
     pub(super) const fn is_read(&self) -> bool {
         matches!(self.reading, Reading::Done)
@@ -239,6 +248,14 @@ impl Exchange {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), Stopped> {
+        let sent = if self.sending == Sending::Broken { Err(Stopped::Client) } else { self.send_more(cx) };
+        if matches!(sent, Err(Stopped::Client)) {
+            self.sending = Sending::Broken;
+        }
+        sent
+    }
+
+    fn send_more(&mut self, cx: &mut Context<'_>) -> Result<(), Stopped> {
         let mut in_turn = 0;
         let mut is_more_coming = false;
         loop {
@@ -491,7 +508,12 @@ mod tests {
     use hyper::Request;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
-    use super::super::body::Arriving;
+    use std::collections::VecDeque;
+
+    use tokio::sync::mpsc;
+
+    use super::super::body::{Arriving, Upload};
+    use super::super::drive::Driven;
     use super::*;
 
     fn get() -> request::Parts {
@@ -601,6 +623,23 @@ mod tests {
         let (mut exchange, far) = begin(1024);
         drop(far);
         assert!(matches!(exchange.answer().await, Err(Broke::Unsent)));
+    }
+
+    #[tokio::test]
+    async fn the_end_behind_a_fault_of_a_body_is_not_its_end() {
+        let (near, mut far) = duplex(1024);
+        let (sender, pieces) = mpsc::channel(2);
+        sender.send(Ok(Frame::data(Bytes::from_static(b"begun")))).await.unwrap();
+        sender.send(Err("broke off".into())).await.unwrap();
+        drop(sender);
+        let body = RequestBody::Stream(VecDeque::new(), Arriving::Driven(Driven::of(pieces)), Upload::begin());
+        let mut exchange = Exchange::begin(Connection::new(Box::new(near), 1024), &get(), body);
+        assert!(matches!(exchange.answer().await, Err(Broke::Client)));
+        assert!(matches!(exchange.answer().await, Err(Broke::Client)));
+        drop(exchange);
+        let mut sent = String::new();
+        far.read_to_string(&mut sent).await.unwrap();
+        assert!(!sent.ends_with("0\r\n\r\n"), "{sent}");
     }
 
     #[tokio::test]

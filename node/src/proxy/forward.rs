@@ -117,8 +117,9 @@ impl Job<'_> {
                     return Ok(Reply::Answer(self.response(endpoint, answer, via, decided, record)));
                 }
                 Some(Err(failure)) if failure.blame != Blame::Slow => failure,
-                Some(Err(_)) | None => {
-                    let refusal = self.timed_out(endpoint, one_try.unwrap_or(self.timeout), is_fair);
+                slow => {
+                    let told = slow.and_then(Result::err).map(|failure| failure.detail);
+                    let refusal = self.timed_out(endpoint, one_try.unwrap_or(self.timeout), told.as_deref(), is_fair);
                     let Some(again) = spare.filter(|_| tries.may_go_on()) else { return Err(refusal.via(via)) };
                     tries.leave_out(endpoint, refusal.detail());
                     last = Some(refusal);
@@ -130,7 +131,7 @@ impl Job<'_> {
                 Blame::Endpoint(kind) => kind,
                 Blame::Client => return Err(Refusal::new(Reason::BadRequest, failure.detail).via(via).closing()),
                 Blame::Loop => return Err(self.loop_detected().via(via)),
-                Blame::Slow => return Err(self.timed_out(endpoint, self.timeout, is_fair).via(via)),
+                Blame::Slow => return Err(self.timed_out(endpoint, self.timeout, None, is_fair).via(via)),
             };
             let Failure { detail, again, is_unsent, .. } = failure;
             tries.fail(self.context, self.snapshot, endpoint, kind, detail);
@@ -307,13 +308,14 @@ impl Job<'_> {
         self.context.clock.now().saturating_sub(started)
     }
 
-    /// The endpoint gave no answer within `limit`. That counts as an error of it where `is_fair`.
-    fn timed_out(&self, endpoint: &Arc<Endpoint>, limit: Duration, is_fair: bool) -> Refusal {
+    /// The endpoint gave no answer within `limit`, or was too slow as `told`. That counts as an error of it where `is_fair`.
+    fn timed_out(&self, endpoint: &Arc<Endpoint>, limit: Duration, told: Option<&str>, is_fair: bool) -> Refusal {
         let limit = humantime::format_duration(limit);
-        let detail = format!(
-            "`{}` gave no response head within {limit}; asked was {} on {}",
-            self.service, endpoint.instance, endpoint.node_name
+        let what = told.map_or_else(
+            || format!("gave no response head within {limit}"),
+            |told| format!("gave no response head in time: {told}"),
         );
+        let detail = format!("`{}` {what}; asked was {} on {}", self.service, endpoint.instance, endpoint.node_name);
         too_slow(self.context, endpoint, &detail);
         if is_fair {
             self.erred(endpoint, self.context.clock.now(), || "it gives no answer in time, again and again".to_owned());

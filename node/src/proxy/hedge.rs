@@ -8,10 +8,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::attempt::{Blame, Outgoing};
-use super::body::within;
+use super::attempt::{Blame, Failure, Outgoing};
+use super::body::{Late, within};
 use super::forward::{Arrived, Came, Job};
 use super::record::Record;
 use super::retry::Tries;
@@ -43,7 +43,12 @@ impl Job<'_> {
             // Pinned here: moved into `within` it would be in this future twice.
             let came = {
                 let trying = pin!(self.attempt(&pick.endpoint, mine, outgoing, limit, record.started()));
-                within(limit, upload.as_ref(), trying).await
+                within(limit, self.context.config.idle_timeout, upload.as_ref(), trying).await
+            };
+            let came = match came {
+                Ok(came) => Some(came),
+                Err(Late::NoAnswer) => None,
+                Err(Late::BodyNotTaken) => Some(Err(Failure::not_taken(self.context.config.idle_timeout))),
             };
             return (pick, came);
         };
@@ -62,7 +67,7 @@ impl Job<'_> {
         let Try { pick, mine, outgoing, limit } = one;
         let started = record.started();
         let endpoint = Arc::clone(&pick.endpoint);
-        let mut first = pin!(within(limit, None, self.attempt(&endpoint, mine, outgoing, limit, started)));
+        let mut first = pin!(at_most(limit, self.attempt(&endpoint, mine, outgoing, limit, started)));
         tokio::select! {
             biased;
             came = &mut first => return (pick, came),
@@ -71,8 +76,7 @@ impl Job<'_> {
         let Some((second_pick, mine)) = self.beside(tries, &pick, record) else { return (pick, first.await) };
         let second_endpoint = Arc::clone(&second_pick.endpoint);
         let left = limit.saturating_sub(delay);
-        let second = within(left, None, self.attempt(&second_endpoint, mine, copy, left, started));
-        let mut second = pin!(second);
+        let mut second = pin!(at_most(left, self.attempt(&second_endpoint, mine, copy, left, started)));
         let (first_ended, came) = tokio::select! {
             biased;
             came = &mut first => (true, came),
@@ -136,6 +140,11 @@ impl Job<'_> {
         let labels = [("service", self.service.to_owned()), ("result", result.to_owned())];
         metrics::counter!("marram_hedges_total", &labels).increment(1);
     }
+}
+
+/// What came within `limit` of a request whose body is at hand.
+async fn at_most(limit: Duration, sending: impl Future<Output = Result<Arrived, Failure>>) -> Came {
+    timeout(limit, sending).await.ok()
 }
 
 /// Whether nothing better can come.

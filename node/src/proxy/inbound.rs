@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 use transport::PeerInfo;
 
 use super::attempt::{self, Blame, Failure, connect};
-use super::body::{Arriving, ResponseBody, within};
+use super::body::{Arriving, Late, ResponseBody, within};
 use super::context::{OutcomeKind, ProxyContext};
 use super::copy::copy_both;
 use super::gate::{Gate, GateLimits, lock};
@@ -307,8 +307,8 @@ async fn respond(
     }
     let upload = outgoing.upload();
     let sending = pin!(attempt::local(context, core, &instance, outgoing));
-    let response = match within(limit, upload.as_ref(), sending).await {
-        Some(Ok(answer)) if answer.is_switched() => match answer.switch() {
+    let response = match within(limit, context.config.idle_timeout, upload.as_ref(), sending).await {
+        Ok(Ok(answer)) if answer.is_switched() => match answer.switch() {
             Ok((mut parts, instance)) => {
                 parts.headers.insert(MARRAM_INFLIGHT, HeaderValue::from(in_flight));
                 record.status = Some(parts.status);
@@ -317,15 +317,16 @@ async fn respond(
             }
             Err(detail) => fault(Fault::Closed, &detail),
         },
-        Some(Ok(answer)) => {
+        Ok(Ok(answer)) => {
             let (mut parts, incoming) = answer.response.into_parts();
             strip_hop_by_hop(&mut parts.headers);
             strip_marram(&mut parts.headers);
             parts.version = Version::HTTP_11;
             Response::from_parts(parts, ResponseBody::instance(incoming, answer.lease))
         }
-        Some(Err(failure)) => fault(fault_of(&failure), &failure.detail),
-        None => fault(Fault::TimedOut, "the instance gave no response head in time"),
+        Ok(Err(failure)) => fault(fault_of(&failure), &failure.detail),
+        Err(Late::NoAnswer) => fault(Fault::TimedOut, "the instance gave no response head in time"),
+        Err(Late::BodyNotTaken) => fault(Fault::TimedOut, &Failure::not_taken(context.config.idle_timeout).detail),
     };
     finish(context, response, in_flight, record)
 }

@@ -25,6 +25,7 @@ mod attempt;
 mod body;
 mod context;
 mod copy;
+mod drive;
 mod exchange;
 mod explain;
 mod filters;

@@ -14,7 +14,7 @@ use hyper::client::conn::http2;
 use hyper::header::{CONNECTION, HOST, HeaderValue, TE, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::http::uri::Scheme;
-use hyper::{Request, Response, Uri, Version};
+use hyper::{Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::watch;
 use transport::NodeId;
@@ -22,6 +22,7 @@ use transport::NodeId;
 use super::attempt::Outgoing;
 use super::body::{Arriving, RequestBody};
 use super::context::ProxyContext;
+use super::drive::Driven;
 use super::exchange::{Broke, Connection, Exchange};
 use super::http::origin_form;
 use super::http2::{FRAME_BYTES_MAX, RESETS_OWN_MAX, SEND_BYTES_MAX, Windows};
@@ -460,7 +461,11 @@ async fn send_one(connection: Connection, outgoing: Outgoing) -> Result<Answered
     let came = exchange.answer().await;
     let again = |body| Outgoing { request: Box::new(Request::from_parts(parts, body)), is_repeatable };
     match came {
-        Ok(head) => Ok((Response::from_parts(head, Arriving::Answer(exchange)), whole.map(again))),
+        Ok(head) => {
+            let goes_on = head.status != StatusCode::SWITCHING_PROTOCOLS && exchange.goes_on_by_itself();
+            let answer = if goes_on { Arriving::Driven(Driven::begin(exchange)) } else { Arriving::Answer(exchange) };
+            Ok((Response::from_parts(head, answer), whole.map(again)))
+        }
         Err(Broke::Unsent) => match exchange.into_unsent().or(whole) {
             Some(body) => Err(NotSent::Unsent(again(body))),
             None => Err(NotSent::ClientBroke),

@@ -73,9 +73,11 @@ fn nodes_without_udp_agree_and_carry_requests_streams_and_raw_tcp_with_the_codes
         assert!(said.out.contains("OVER") && said.out.contains("tcp"), "{}", said.out);
     }
 
-    apply(&fleet.nodes[1], &traffic("hello", "hello", 0.5));
+    // Each is drawn whatever its answers took: one of them has to refuse.
+    let single = traffic("hello", "hello", 0.001).replace("lambda:", "draw: Single, lambda:");
+    apply(&fleet.nodes[1], &single);
     eventually("the write is in force everywhere", Duration::from_secs(5), || {
-        fleet.nodes.iter().try_for_each(|node| in_force(node, "hello", 0.5))
+        fleet.nodes.iter().try_for_each(|node| in_force(node, "hello", 0.001))
     });
     let (_root, _took) = fleet.wait_roots_equal(Duration::from_secs(5));
 

@@ -93,6 +93,7 @@ impl Bench {
             inflight: AtomicU32::new(0),
             healthy: true.into(),
             connect_failures: AtomicU32::new(0),
+            broken_connections: AtomicU32::new(0),
         });
         self.local.insert((service.to_owned(), instance.instance.clone()), Arc::clone(&instance));
         let endpoint =

@@ -14,3 +14,4 @@ mod retries;
 mod streams;
 mod tunnels;
 mod upgrades;
+mod uploads;

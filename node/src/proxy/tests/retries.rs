@@ -59,6 +59,7 @@ async fn an_idempotent_request_survives_an_instance_that_dies_with_it() {
         assert_eq!(bench.outcomes.recv().await.unwrap().kind, OutcomeKind::Closed);
     }
     assert_eq!(asked.load(Ordering::SeqCst), 3);
+    assert_eq!(bad.local.as_ref().unwrap().broken_connections.load(Ordering::Relaxed), 3, "its health is looked at");
 }
 
 #[tokio::test]
