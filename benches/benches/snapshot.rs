@@ -40,7 +40,7 @@ fn library() -> Library {
     library
 }
 
-/// Nodes that offer 100 of the services each.
+/// Nodes that offer 100 of the services each, and `wide` all of them.
 fn catalog() -> Catalog {
     let id = |byte| NodeId::from_bytes([byte; 16]);
     let mut catalog = Catalog::new(id(u8::MAX));
@@ -56,8 +56,9 @@ fn catalog() -> Catalog {
             chain: Vec::new(),
         };
         catalog.take_facts(id(byte), (Role::Member, [byte; 32]), (1, 1), facts, NOW).expect("a node joins");
-        let instances = (0..100).map(|number| node::gossip::Offer {
-            service: format!("s{}", usize::from(byte % 10) * 100 + number),
+        let names = (0..100).map(|number| format!("s{}", usize::from(byte % 10) * 100 + number));
+        let instances = names.chain(["wide".to_owned()]).map(|service| node::gossip::Offer {
+            service,
             instance: "1".to_owned(),
             protocol: Spoken::Known(Protocol::Http),
             capacity: 64.0,
@@ -83,7 +84,7 @@ fn snapshot(criterion: &mut Criterion) {
     let mut catalog = catalog();
     let near = Distance { ms: 1.0, source: DistanceSource::Rtt };
     let services = catalog.services(&HashMap::new(), |_| near, NOW);
-    assert_eq!(services.values().map(|view| view.endpoints.len()).sum::<usize>(), 10_000);
+    assert_eq!(services.values().map(|view| view.endpoints.len()).sum::<usize>(), 10_100);
     group.bench_function("put 10,000 endpoints together", |bencher| {
         bencher.iter(|| catalog.services(&HashMap::new(), |_| near, black_box(NOW)));
     });
@@ -94,10 +95,18 @@ fn snapshot(criterion: &mut Criterion) {
         zone: String::new(),
         mesh: "bench".to_owned(),
     };
-    let snapshot = Snapshot { version: 1, here, table: RouteTable::default().into(), services, local: HashMap::new() };
-    group.bench_function("pick one of 10 endpoints", |bencher| {
-        bencher.iter(|| node::pick::pick(&snapshot, black_box("s7"), Asked::default(), [0.7, 0.3], NOW));
-    });
+    let snapshot = Snapshot::new(1, here, RouteTable::default().into(), services, HashMap::new());
+    for (service, count) in [("s7", 10), ("wide", 100)] {
+        let endpoints = snapshot.services.get(service).map_or(&[][..], |view| &view.endpoints);
+        assert_eq!(endpoints.len(), count);
+        for (number, endpoint) in (1..).zip(endpoints) {
+            endpoint.stats.report_inflight(number % 40, NOW.saturating_sub(Duration::from_millis(20)));
+            endpoint.stats.learn_latency(|known| known.answered(Duration::from_millis(u64::from(number % 30)), NOW));
+        }
+        group.bench_function(format!("pick one of {count} endpoints"), |bencher| {
+            bencher.iter(|| node::pick::pick(&snapshot, black_box(service), Asked::default(), [0.7, 0.3], NOW));
+        });
+    }
     group.finish();
 }
 

@@ -1,5 +1,6 @@
 //! From a service's name to one endpoint: the only place that turns a [`Snapshot`] into a decision.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,14 +28,14 @@ pub struct Pick {
     /// The place in `candidates` of the one that was drawn beside it and would have cost more.
     pub passed_over: Option<usize>,
     /// How long each takes to answer, in milliseconds, in the order of `candidates`; `None` where that is not known.
-    pub latencies_ms: Arc<[Option<f64>]>,
+    pub latencies_ms: Vec<Option<f64>>,
     /// Every candidate of this decision with its weight, in the order of `candidates`.
-    pub weighed: Arc<[Weighed]>,
-    /// The endpoints that were weighed.
-    pub candidates: Arc<[Arc<Endpoint>]>,
+    pub weighed: Vec<Weighed>,
+    /// The endpoints that were weighed; empty where nobody wants to know.
+    pub candidates: Vec<Arc<Endpoint>>,
     /// The capacity, load and distance that gave each its weight, in the order of `candidates`; loads move with every
     /// request, these are the ones of this decision.
-    pub inputs: Arc<[Candidate]>,
+    pub inputs: Vec<Candidate>,
     /// Whether a locality got more than its part because another one has too few sound instances.
     pub is_spilling: bool,
     /// Whether so many endpoints are ejected that the ejections did not count.
@@ -48,6 +49,8 @@ pub struct Asked<'a> {
     pub tried: &'a [Arc<Endpoint>],
     /// What the node of an instance must be.
     pub requirements: Option<&'a Arc<Requirements>>,
+    /// Whether the candidates are wanted beside the one that is picked.
+    pub with_candidates: bool,
 }
 
 /// Who takes part in a draw.
@@ -146,8 +149,13 @@ pub fn pick(
 ) -> Result<Pick, NoPick> {
     let view = snapshot.services.get(service).ok_or(NoPick::UnknownService)?;
     let backend = snapshot.table.backend(service);
-    let Eligible { candidates, out, spread, is_panic } = eligible(view, asked, now, backend);
-    let latencies_ms: Arc<[Option<f64>]> = candidates.iter().map(|endpoint| endpoint.stats.latency_ms(now)).collect();
+    let (candidates, out, spread, is_panic) = if takes_all(view, asked, now, backend) {
+        (Cow::Borrowed(&*view.endpoints), Vec::new(), None, false)
+    } else {
+        let Eligible { candidates, out, spread, is_panic } = eligible(view, asked, now, backend);
+        (Cow::Owned(candidates), out, spread, is_panic)
+    };
+    let latencies_ms: Vec<Option<f64>> = candidates.iter().map(|endpoint| endpoint.stats.latency_ms(now)).collect();
     let (inputs, weighed) = weigh(view, &candidates, &latencies_ms, backend, spread.as_ref(), now);
     let contender = |at: usize| Some(contender(candidates.get(at)?, inputs.get(at)?, *latencies_ms.get(at)?));
     let choice = match &spread {
@@ -165,9 +173,9 @@ pub fn pick(
         draw: backend.draw,
         passed_over,
         latencies_ms,
-        weighed: weighed.into(),
-        candidates: candidates.into(),
-        inputs: inputs.into(),
+        weighed,
+        candidates: if asked.with_candidates { candidates.into_owned() } else { Vec::new() },
+        inputs,
         is_spilling: spread.is_some_and(|spread| spread.is_spilling),
         is_panic,
     })
@@ -191,7 +199,7 @@ pub fn shares(snapshot: &Snapshot, service: &str, now: Duration) -> Vec<(Arc<End
 /// the judgement: a wrong guess beats a certain refusal. A second try goes to any locality.
 #[must_use]
 pub fn eligible(view: &ServiceView, asked: Asked<'_>, now: Duration, backend: &BackendPolicy) -> Eligible {
-    let Asked { tried, requirements } = asked;
+    let Asked { tried, requirements, .. } = asked;
     let untried = view.endpoints.iter().filter(|e| !tried.iter().any(|t| Arc::ptr_eq(&t.stats, &e.stats)));
     let mut inside: Vec<Arc<Endpoint>> = Vec::with_capacity(view.endpoints.len());
     inside.extend(untried.cloned());
@@ -224,6 +232,14 @@ pub fn eligible(view: &ServiceView, asked: Asked<'_>, now: Duration, backend: &B
         out.extend(inside.split_off(count).into_iter().map(|far| (far, OutReason::NotNearest(count))));
     }
     Eligible { candidates: inside, out, spread: None, is_panic }
+}
+
+/// Whether a request may go to every endpoint of `view`, as nearly all may: what [`eligible`] would find is known then.
+fn takes_all(view: &ServiceView, asked: Asked<'_>, now: Duration, backend: &BackendPolicy) -> bool {
+    let nobody_is_unfit = asked.tried.is_empty() && asked.requirements.is_none() && view.placed.is_none();
+    let all_are_near = backend.nearest.is_none_or(|count| view.endpoints.len() <= count);
+    let is_in = |endpoint: &Arc<Endpoint>| !endpoint.stats.is_ejected(now) && held_back(endpoint, backend).is_none();
+    nobody_is_unfit && all_are_near && view.endpoints.iter().all(is_in)
 }
 
 /// Whether fewer than so many percent of the endpoints are left by the verdicts of this node. The verdicts of an
@@ -322,12 +338,14 @@ fn weigh(
 }
 
 fn record(candidates: &[Arc<Endpoint>], weighed: &[Weighed], chosen: usize, draw: Draw) {
-    let told = |at: usize, share: &Weighed| match draw {
-        Draw::Single => share.probability,
-        _ => f64::from(u8::from(at == chosen)),
-    };
+    if draw != Draw::Single {
+        if let Some(candidate) = candidates.get(chosen) {
+            candidate.stats.record_decision(1.0, true);
+        }
+        return;
+    }
     for (at, (candidate, share)) in candidates.iter().zip(weighed).enumerate() {
-        candidate.stats.record_decision(told(at, share), at == chosen);
+        candidate.stats.record_decision(share.probability, at == chosen);
     }
 }
 

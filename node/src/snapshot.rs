@@ -375,7 +375,7 @@ impl EndpointStats {
     /// Whether the endpoint is out at `now` (monotonic since the start of the process).
     #[must_use]
     pub fn is_ejected(&self, now: Duration) -> bool {
-        u128::from(self.ejected_until_ms.load(Ordering::Relaxed)) > now.as_millis()
+        self.ejected_until_ms.load(Ordering::Relaxed) > whole_ms(now)
     }
 
     /// Failures since the last success.
@@ -410,8 +410,9 @@ impl EndpointStats {
     }
 }
 
+/// Without the 128 bits of [`Duration::as_millis`]: this is asked for every candidate of every decision.
 fn whole_ms(at: Duration) -> u64 {
-    u64::try_from(at.as_millis()).unwrap_or(u64::MAX)
+    at.as_secs().saturating_mul(1000).saturating_add(u64::from(at.subsec_millis()))
 }
 
 /// One request in flight; dropping it takes the request off the count.

@@ -66,18 +66,21 @@ impl PeakEwma {
     }
 
     /// The estimate at `now` in milliseconds, above zero; `None` where nothing is known.
+    #[inline]
     #[must_use]
     pub fn latency_ms(self, now: Duration) -> Option<f64> {
         self.is_known().then(|| (f64::from(self.latency_ms) * self.kept(now)).max(LEAST_MS))
     }
 
     /// The value in 64 bits; those of the default are zero.
+    #[inline]
     #[must_use]
     pub fn to_bits(self) -> u64 {
         u64::from(self.latency_ms.to_bits()) << 32 | u64::from(self.at_ms)
     }
 
     /// The value that gave these bits. Bits of no value give one of which nothing is known.
+    #[inline]
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
         let [high, low] = [bits >> 32, bits & u64::from(u32::MAX)].map(|half| u32::try_from(half).unwrap_or(0));
@@ -85,16 +88,23 @@ impl PeakEwma {
         if latency_ms.is_finite() && latency_ms > 0.0 { Self { latency_ms, at_ms: low } } else { Self::default() }
     }
 
+    #[inline]
     fn is_known(self) -> bool {
         self.latency_ms > 0.0
     }
 
     /// How much of the estimate is left at `now`: within 0 and 1.
+    #[inline]
     fn kept(self, now: Duration) -> f64 {
         let since_ms = wrapped_ms(now).wrapping_sub(self.at_ms);
         // More than half of the circle ahead is behind: another thread was a moment later than this one.
         let since_ms = if since_ms > u32::MAX / 2 { 0 } else { since_ms };
-        (-f64::from(since_ms) / DECAY_MS).exp()
+        // As exact as the latency itself is kept: this is asked for every candidate of every decision.
+        #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough")]
+        let rate = (-1.0 / DECAY_MS) as f32;
+        #[expect(clippy::cast_precision_loss, reason = "seven digits are enough")]
+        let exponent = since_ms as f32 * rate;
+        f64::from(exponent.exp())
     }
 
     fn at(self, latency_ms: f64, now: Duration) -> Self {
@@ -111,6 +121,7 @@ fn millis(duration: Duration) -> f64 {
 }
 
 /// Without 128 bits, which [`Duration::as_millis`] takes: this is asked for every candidate of every decision.
+#[inline]
 fn wrapped_ms(now: Duration) -> u32 {
     let ms = now.as_secs().wrapping_mul(1000).wrapping_add(u64::from(now.subsec_millis()));
     u32::try_from(ms & u64::from(u32::MAX)).unwrap_or(0)

@@ -25,6 +25,7 @@ impl Capacity {
     }
 
     /// The capacity in concurrent requests.
+    #[inline]
     #[must_use]
     pub fn requests(self) -> f64 {
         self.0
@@ -52,6 +53,7 @@ pub struct Candidate {
 
 impl Candidate {
     /// A candidate with `inflight` requests in work, so that L = inflight / C, `distance_ms` away.
+    #[inline]
     #[must_use]
     pub fn with_inflight(capacity: Capacity, inflight: f64, distance_ms: f64) -> Self {
         let load = bounded(inflight / capacity.0, LOAD_MAX);
@@ -59,12 +61,14 @@ impl Candidate {
     }
 
     /// The load the formula uses: within 0 and [`LOAD_MAX`].
+    #[inline]
     #[must_use]
     pub fn load_used(&self) -> f64 {
         bounded(self.load, LOAD_MAX)
     }
 
     /// The distance in milliseconds the formula uses: within 0 and [`DISTANCE_MS_MAX`].
+    #[inline]
     #[must_use]
     pub fn distance_used_ms(&self) -> f64 {
         bounded(self.distance_ms, DISTANCE_MS_MAX)
@@ -127,21 +131,29 @@ impl Decay {
 
     fn weigh(self, candidates: &[Candidate], out: &mut Vec<Weighed>) {
         let nearest = candidates.iter().map(Candidate::distance_used_ms).fold(DISTANCE_MS_MAX, f64::min);
-        if candidates.iter().all(|candidate| PLAIN.contains(&self.quotient(candidate))) {
+        let mut are_plain = true;
+        out.extend(candidates.iter().map(|candidate| {
+            let quotient = self.quotient(candidate);
+            are_plain &= PLAIN.contains(&quotient);
+            Weighed { weight: quotient, probability: 0.0 }
+        }));
+        if are_plain {
             self.weigh_plain(candidates, nearest, out);
         } else {
+            out.clear();
             self.weigh_by_logarithm(candidates, nearest, out);
         }
     }
 
-    /// One `exp` for each candidate: the shown weight is the relative one times the decay to the nearest.
-    fn weigh_plain(self, candidates: &[Candidate], nearest: f64, out: &mut Vec<Weighed>) {
+    /// From the quotients in `out`, with one `exp` for each candidate: the shown weight is the relative one times the decay
+    /// to the nearest.
+    fn weigh_plain(self, candidates: &[Candidate], nearest: f64, out: &mut [Weighed]) {
         let decay_to_nearest = self.decay(nearest);
         let mut sum = 0.0;
-        for candidate in candidates {
-            let relative = self.quotient(candidate) * self.decay(candidate.distance_used_ms() - nearest);
+        for (candidate, weighed) in candidates.iter().zip(out.iter_mut()) {
+            let relative = weighed.weight * self.decay(candidate.distance_used_ms() - nearest);
             sum += relative;
-            out.push(Weighed { weight: relative * decay_to_nearest, probability: relative });
+            *weighed = Weighed { weight: relative * decay_to_nearest, probability: relative };
         }
         divide(out, sum);
     }
@@ -178,12 +190,14 @@ impl Decay {
 const PLAIN: std::ops::RangeInclusive<f64> = 1e-100..=1e100;
 
 fn divide(out: &mut [Weighed], sum: f64) {
+    let whole = 1.0 / sum;
     for weighed in out {
-        weighed.probability /= sum;
+        weighed.probability *= whole;
     }
 }
 
 /// Below zero is zero; above `max` and what is not a number is `max`.
+#[inline]
 pub(crate) fn bounded(value: f64, max: f64) -> f64 {
     if value.is_nan() { max } else { value.clamp(0.0, max) }
 }

@@ -66,7 +66,8 @@ fn eligible(
     now: Duration,
     backend: &BackendPolicy,
 ) -> (Vec<Arc<Endpoint>>, Vec<Told>) {
-    let Eligible { candidates, out, .. } = super::eligible(view, Asked { tried, requirements: None }, now, backend);
+    let Eligible { candidates, out, .. } =
+        super::eligible(view, Asked { tried, with_candidates: true, ..Asked::default() }, now, backend);
     let told = out.into_iter().map(|(endpoint, reason)| {
         let sentence = reason.sentence(view, &endpoint);
         (endpoint, sentence)
@@ -75,7 +76,7 @@ fn eligible(
 }
 
 fn asked(tried: &[Arc<Endpoint>]) -> Asked<'_> {
-    Asked { tried, requirements: None }
+    Asked { tried, with_candidates: true, ..Asked::default() }
 }
 
 fn balanced(load_balancer: &str) -> RouteTable {

@@ -84,7 +84,7 @@ impl Job<'_> {
     /// # Errors
     /// The refusal to answer with.
     pub(super) async fn carry(&self, mut outgoing: Outgoing, record: &mut Record) -> Result<Reply, Refusal> {
-        let mut tries = Tries::requiring(self.requirements);
+        let mut tries = Tries::requiring(self.requirements).explained(self.explain);
         let mut via = None;
         // What the client is told when the request is not sent once more.
         let mut last: Option<Refusal> = None;

@@ -27,12 +27,19 @@ pub(super) struct Tries {
     datagrams: bool,
     /// What the node of an instance must be.
     requirements: Option<Arc<Requirements>>,
+    /// Whether the client wants to know who the candidates were.
+    explained: bool,
 }
 
 impl Tries {
     /// None yet, of a request that goes to nodes with these traits only.
     pub(super) fn requiring(requirements: Option<&Arc<Requirements>>) -> Self {
         Self { requirements: requirements.cloned(), ..Self::default() }
+    }
+
+    /// The same, where every pick is to tell its candidates if `explained`.
+    pub(super) fn explained(self, explained: bool) -> Self {
+        Self { explained, ..self }
     }
 
     /// For datagrams, which only go to endpoints that speak them; all else only goes to the others.
@@ -99,7 +106,8 @@ impl Tries {
         let now = context.clock.now();
         let out = self.out(snapshot, service);
         let draw = |tried: &[Arc<Endpoint>]| {
-            let asked = Asked { tried, requirements: self.requirements.as_ref() };
+            let requirements = self.requirements.as_ref();
+            let asked = Asked { tried, requirements, with_candidates: self.explained };
             pick(snapshot, service, asked, chances, now)
         };
         let picked = draw(&out).or_else(|none| {

@@ -168,7 +168,7 @@ fn a_second_try_goes_to_any_locality() {
     let first = pick(&known, "hello", Asked::default(), [0.5; 2], NOW).unwrap();
     assert_eq!(first.endpoint.zone, "z1");
     let tried = [first.endpoint];
-    let second = pick(&known, "hello", Asked { tried: &tried, requirements: None }, [0.5; 2], NOW).unwrap();
+    let second = pick(&known, "hello", Asked { tried: &tried, ..Asked::default() }, [0.5; 2], NOW).unwrap();
     assert_eq!(second.endpoint.zone, "z9");
 }
 
@@ -237,7 +237,7 @@ fn residency_stands_before_every_weight_and_refuses_rather_than_lets_a_request_l
         endpoints[0].stats.failed(NOW + Duration::from_secs(5));
     }
     let tried = [Arc::clone(&endpoints[0])];
-    let second = pick(&known, "hello", Asked { tried: &tried, requirements: None }, [0.5; 2], NOW);
+    let second = pick(&known, "hello", Asked { tried: &tried, ..Asked::default() }, [0.5; 2], NOW);
     assert!(matches!(second, Err(NoPick::NoneHealthy(_))), "a second try does not leave either: {second:?}");
     let nobody = snapshot(&endpoints[1..], Vec::new(), table(RESIDENCY));
     let refused = pick(&nobody, "hello", Asked::default(), [0.5; 2], NOW).unwrap_err();
@@ -311,7 +311,7 @@ fn only_nodes_that_are_what_is_required_are_asked_and_the_others_say_what_they_l
     let endpoints = [endpoint("z1", 0), endpoint("z1", 2), endpoint("z2", 4)];
     let known = snapshot(&endpoints, Vec::new(), balanced(SPLIT));
     let required = needing(2, "deny");
-    let asked = Asked { tried: &[], requirements: Some(&required) };
+    let asked = Asked { requirements: Some(&required), ..Asked::default() };
     let Eligible { candidates, out, .. } = eligible(&known.services["hello"], asked, NOW, known.table.backend("hello"));
     assert_eq!(candidates.iter().map(|one| one.instance.as_str()).collect::<Vec<_>>(), ["z1-2", "z2-4"]);
     assert_eq!(out[0].1.sentence(&known.services["hello"], &out[0].0), "needs gpu >= 2, node has 0");
@@ -320,10 +320,10 @@ fn only_nodes_that_are_what_is_required_are_asked_and_the_others_say_what_they_l
 
     let too_much = needing(9, "deny");
     let refused =
-        pick(&known, "hello", Asked { tried: &[], requirements: Some(&too_much) }, [0.5; 2], NOW).unwrap_err();
+        pick(&known, "hello", Asked { requirements: Some(&too_much), ..Asked::default() }, [0.5; 2], NOW).unwrap_err();
     let NoPick::Unfit(reasons) = refused else { panic!("{refused:?}") };
     assert_eq!(reasons[0], ("z1-0@on-z1-0".to_owned(), "needs gpu >= 9, node has 0".to_owned()));
     let passing = needing(9, "pass-through");
-    let counts = by_zone(&known, Asked { tried: &[], requirements: Some(&passing) });
+    let counts = by_zone(&known, Asked { requirements: Some(&passing), ..Asked::default() });
     assert!(is_near(counts.get("z1"), 80), "as if nothing had been required: {counts:?}");
 }
