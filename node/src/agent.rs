@@ -595,6 +595,10 @@ fn take_redirected(
     }
     let bind = config.transparent.bind;
     let tcp = sockets(bind, threads.handles.len(), "the listener for redirected connections", "transparent.bind")?;
+    for socket in &tcp {
+        // For TPROXY; redirected connections come without it, and it needs rights that few agents have.
+        socket2::SockRef::from(socket).set_ip_transparent_v4(true).ok();
+    }
     let serve = |(core, (handle, socket)): (usize, (&Handle, std::net::TcpListener))| {
         let (proxy, names) = (Arc::clone(proxy), Arc::clone(names));
         accept(handle, "transparent", socket, is_open, move |listener| {

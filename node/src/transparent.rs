@@ -3,6 +3,9 @@
 //! The rules stand in a table of their own that belongs to one `nft` process (nftables: `flags owner`): the kernel takes
 //! the table away when that process ends. It ends with its input, which a holder process keeps open for as long as the
 //! agent lives. So whichever of the three is killed, nothing is left behind that could cut an application off.
+//!
+//! With [`Mode::Tproxy`] there is a routing rule beside the table, for packets that bear a mark. Only the table gives that
+//! mark, so a rule that a killed holder left behind concerns nothing.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -23,15 +26,34 @@ use crate::admin::socket_path;
 
 /// The one table; a second agent on the machine has to wait until it is free.
 pub const TABLE: &str = "marram";
+/// What packets bear that TPROXY is to take: "marr".
+const MARK: u32 = 0x6d61_7272;
+/// The number of the table of routes for them.
+const ROUTES: &str = "7081";
 /// Name of the file within a node's folder that says what is in force; locked by whoever holds it there.
 const FILE_NAME: &str = "transparent.json";
 /// Looks until the rules must be in force, or gone: 5 s.
 const LOOKS_MAX: u32 = 250;
 const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
+/// How connections come to the agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The kernel changes the destination of each connection (NAT) and remembers the one before.
+    #[default]
+    Redirect,
+    /// The kernel hands the packets over as they are (TPROXY), for kernels without NAT; the agent needs CAP_NET_ADMIN or
+    /// CAP_NET_RAW.
+    Tproxy,
+}
+
 /// Whose connections go to the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Redirect {
+    /// How.
+    #[serde(default)]
+    pub mode: Mode,
     /// User ids.
     pub uids: Vec<u32>,
     /// Control groups (version 2), as paths below `/sys/fs/cgroup`.
@@ -44,24 +66,42 @@ impl Redirect {
     /// The commands for `nft` that put this in force.
     #[must_use]
     pub fn rules(&self) -> String {
-        let mut text = format!(
-            "add table ip {TABLE} {{ flags owner; }}\n\
-             add chain ip {TABLE} output {{ type nat hook output priority -100; policy accept; }}\n"
-        );
         let port = self.port;
-        for uid in &self.uids {
-            // Writing into a string cannot fail.
-            writeln!(text, "add rule ip {TABLE} output meta l4proto tcp meta skuid {uid} redirect to :{port}").ok();
+        let mut text = format!("add table ip {TABLE} {{ flags owner; }}\n");
+        let (chain, verdict) = match self.mode {
+            Mode::Redirect => ("type nat hook output priority -100", format!("redirect to :{port}")),
+            // What a process answers to those that came to it is not sent to the agent.
+            Mode::Tproxy => {
+                ("type route hook output priority -150", format!("ct direction original meta mark set {MARK:#010x}"))
+            }
+        };
+        // Writing into a string cannot fail.
+        writeln!(text, "add chain ip {TABLE} output {{ {chain}; policy accept; }}").ok();
+        let uids = self.uids.iter().map(|uid| format!("meta skuid {uid}"));
+        let cgroups = self.cgroups.iter().map(|path| {
+            let level = path.split('/').count();
+            format!("socket cgroupv2 level {level} \"{path}\"")
+        });
+        for subject in uids.chain(cgroups) {
+            writeln!(text, "add rule ip {TABLE} output meta l4proto tcp {subject} {verdict}").ok();
         }
-        for cgroup in &self.cgroups {
-            let (level, path) = (cgroup.split('/').count(), cgroup);
+        if self.mode == Mode::Tproxy {
             writeln!(
                 text,
-                "add rule ip {TABLE} output meta l4proto tcp socket cgroupv2 level {level} \"{path}\" redirect to :{port}"
+                "add chain ip {TABLE} prerouting {{ type filter hook prerouting priority -150; policy accept; }}\n\
+                 add rule ip {TABLE} prerouting iif lo meta mark {MARK:#010x} meta l4proto tcp tproxy to 127.0.0.1:{port} accept"
             )
             .ok();
         }
         text
+    }
+
+    /// What every rule of a subject ends with, as `nft` lists it.
+    const fn verdict(&self) -> &'static str {
+        match self.mode {
+            Mode::Redirect => "redirect to",
+            Mode::Tproxy => "mark set",
+        }
     }
 
     /// Who, for people.
@@ -76,6 +116,11 @@ impl Redirect {
     /// # Errors
     /// Says which of the choices it is, and the way out.
     pub fn check(&self, agent: &AgentProcess) -> anyhow::Result<()> {
+        if self.mode == Mode::Tproxy && !agent.may_be_transparent {
+            bail!(
+                "the agent may not take connections that are meant for others: it has neither CAP_NET_ADMIN nor CAP_NET_RAW\n  hint: with systemd `AmbientCapabilities=CAP_NET_RAW` and the same in CapabilityBoundingSet, or use --mode redirect, which needs none"
+            );
+        }
         if self.uids.contains(&agent.uid) {
             bail!(
                 "uid {} is the agent's own, whose connections must not come back to it\n  hint: run the agent or the application as another user, or choose the application by --cgroup",
@@ -111,6 +156,8 @@ pub struct AgentProcess {
     pub uid: u32,
     /// Its control group (version 2), without the outer slash; empty for the root or where there is none.
     pub cgroup: String,
+    /// Whether it has a capability that TPROXY asks for.
+    pub may_be_transparent: bool,
 }
 
 impl AgentProcess {
@@ -126,8 +173,18 @@ impl AgentProcess {
         let pid = peer.pid.as_raw_nonzero().get();
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let cgroup = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned();
-        Ok(Self { pid, uid: peer.uid.as_raw(), cgroup })
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        Ok(Self { pid, uid: peer.uid.as_raw(), cgroup, may_be_transparent: may_be_transparent(&status) })
     }
+}
+
+/// Whether a process with this `/proc/PID/status` may set `IP_TRANSPARENT` (ip(7)).
+fn may_be_transparent(status: &str) -> bool {
+    const NET_ADMIN: u64 = 1 << 12;
+    const NET_RAW: u64 = 1 << 13;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    effective & (NET_ADMIN | NET_RAW) != 0
 }
 
 /// What is in force, as the holder has written it down.
@@ -173,6 +230,10 @@ pub fn end(dir: &Path) -> anyhow::Result<bool> {
     kill_process(holder, Signal::TERM).with_context(|| format!("end the holder, process {}", held.holder))?;
     for _ in 0..LOOKS_MAX {
         if in_force(dir)?.is_none() && table()?.is_none() {
+            if held.redirect.mode == Mode::Tproxy {
+                // A signal gave its holder no time for that.
+                drop(MarkedRoute);
+            }
             return Ok(true);
         }
         poll(&mut [], Some(&LOOK_EVERY)).ok();
@@ -197,6 +258,7 @@ pub fn hold(dir: &Path, redirect: &Redirect, told: impl FnOnce() -> io::Result<(
             "table ip {TABLE} is there already\n  hint: another agent of this machine may have it: `marram transparent off --dir DIR`"
         );
     }
+    let _route = (redirect.mode == Mode::Tproxy).then(MarkedRoute::add).transpose()?;
     let mut firewall = Firewall::start(redirect)?;
     firewall.wait_in_force(redirect)?;
     let held = InForce { holder: own_pid()?, agent: agent.pid, redirect: redirect.clone() };
@@ -229,7 +291,7 @@ struct Firewall {
 
 impl Firewall {
     fn start(redirect: &Redirect) -> anyhow::Result<Self> {
-        let mut nft = Command::new(program()?);
+        let mut nft = Command::new(program("nft", "nftables")?);
         nft.arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let nft = nft.spawn().context("start nft")?;
         let pid = i32::try_from(nft.id()).ok().and_then(Pid::from_raw).context("nft has no process id")?;
@@ -244,7 +306,7 @@ impl Firewall {
     fn wait_in_force(&mut self, redirect: &Redirect) -> anyhow::Result<()> {
         let wanted = redirect.uids.len() + redirect.cgroups.len();
         for _ in 0..LOOKS_MAX {
-            if table()?.is_some_and(|text| text.matches("redirect to").count() == wanted) {
+            if table()?.is_some_and(|text| text.matches(redirect.verdict()).count() == wanted) {
                 return Ok(());
             }
             let mut end = [PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN)];
@@ -273,20 +335,56 @@ impl Drop for Firewall {
     }
 }
 
+/// The way of marked packets back to this machine, until it is dropped.
+struct MarkedRoute;
+
+impl MarkedRoute {
+    fn add() -> anyhow::Result<Self> {
+        // A holder that was killed has left its own.
+        Self::ip(&["rule", "del"]).ok();
+        Self::ip(&["rule", "add"])?;
+        let route = Self;
+        ip(&["route", "replace", "local", "0.0.0.0/0", "dev", "lo", "table", ROUTES])?;
+        Ok(route)
+    }
+
+    fn ip(verb: &[&str]) -> anyhow::Result<()> {
+        ip(&[verb, &["fwmark", &format!("{MARK:#010x}"), "lookup", ROUTES]].concat())
+    }
+}
+
+impl Drop for MarkedRoute {
+    fn drop(&mut self) {
+        Self::ip(&["rule", "del"]).ok();
+        ip(&["route", "flush", "table", ROUTES]).ok();
+    }
+}
+
+fn ip(words: &[&str]) -> anyhow::Result<()> {
+    let said = Command::new(program("ip", "iproute2")?).arg("-4").args(words).stdin(Stdio::null()).output();
+    let said = said.context("run ip")?;
+    if !said.status.success() {
+        let (words, why) = (words.join(" "), String::from_utf8_lossy(&said.stderr).trim().to_owned());
+        bail!("`ip -4 {words}` failed: {why}\n  hint: this needs root (CAP_NET_ADMIN)");
+    }
+    Ok(())
+}
+
 /// The table as the kernel has it; `None` where there is none.
 fn table() -> anyhow::Result<Option<String>> {
-    let listed = Command::new(program()?).args(["list", "table", "ip", TABLE]).stdin(Stdio::null()).output();
+    let listed =
+        Command::new(program("nft", "nftables")?).args(["list", "table", "ip", TABLE]).stdin(Stdio::null()).output();
     let listed = listed.context("run nft")?;
     Ok(listed.status.success().then(|| String::from_utf8_lossy(&listed.stdout).into_owned()))
 }
 
-/// `nft`, also where the search path of a user leaves out the folders of root's programs.
-fn program() -> anyhow::Result<PathBuf> {
+/// `name` of the package `package`, also where the search path of a user leaves out the folders of root's programs.
+fn program(name: &str, package: &str) -> anyhow::Result<PathBuf> {
     let searched = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&searched).collect();
     folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    let found = folders.into_iter().map(|folder| folder.join("nft")).find(|program| program.is_file());
-    found.context("nft is not installed\n  hint: apt install nftables")
+    let found = folders.into_iter().map(|folder| folder.join(name)).find(|program| program.is_file());
+    found.with_context(|| format!("{name} is not installed\n  hint: apt install {package}"))
 }
 
 /// Where the agent's transparent listener must be for rules to lead there.
@@ -311,7 +409,7 @@ mod tests {
 
     fn redirect(uids: &[u32], cgroups: &[&str]) -> Redirect {
         let cgroups = cgroups.iter().map(|name| (*name).to_owned()).collect();
-        Redirect { uids: uids.to_vec(), cgroups, port: 7081 }
+        Redirect { mode: Mode::Redirect, uids: uids.to_vec(), cgroups, port: 7081 }
     }
 
     #[test]
@@ -326,8 +424,40 @@ mod tests {
     }
 
     #[test]
+    fn tproxy_marks_what_a_subject_begins_and_hands_over_what_comes_back_with_the_mark() {
+        let tproxy = Redirect { mode: Mode::Tproxy, ..redirect(&[1001], &["shop"]) };
+        assert_eq!(
+            tproxy.rules(),
+            "add table ip marram { flags owner; }\n\
+             add chain ip marram output { type route hook output priority -150; policy accept; }\n\
+             add rule ip marram output meta l4proto tcp meta skuid 1001 ct direction original meta mark set 0x6d617272\n\
+             add rule ip marram output meta l4proto tcp socket cgroupv2 level 1 \"shop\" ct direction original meta mark set 0x6d617272\n\
+             add chain ip marram prerouting { type filter hook prerouting priority -150; policy accept; }\n\
+             add rule ip marram prerouting iif lo meta mark 0x6d617272 meta l4proto tcp tproxy to 127.0.0.1:7081 accept\n"
+        );
+    }
+
+    #[test]
+    fn tproxy_asks_for_an_agent_with_a_capability() {
+        for (status, may) in [
+            ("CapPrm:\t000001ffffffffff\nCapEff:\t0000000000000000\n", false),
+            ("CapEff:\t0000000000001000\n", true),
+            ("CapEff:\t0000000000002000\n", true),
+            ("CapEff:\t0000000000000400\n", false),
+            ("", false),
+        ] {
+            assert_eq!(may_be_transparent(status), may, "{status}");
+            let agent = AgentProcess { pid: 7, uid: 1, cgroup: String::new(), may_be_transparent: may };
+            let tproxy = Redirect { mode: Mode::Tproxy, ..redirect(&[1001], &[]) };
+            assert_eq!(tproxy.check(&agent).is_ok(), may, "{status}");
+            assert!(redirect(&[1001], &[]).check(&agent).is_ok());
+        }
+    }
+
+    #[test]
     fn a_choice_that_holds_the_agent_itself_is_refused() {
-        let agent = AgentProcess { pid: 7, uid: 1001, cgroup: "system.slice/marram.service".to_owned() };
+        let cgroup = "system.slice/marram.service".to_owned();
+        let agent = AgentProcess { pid: 7, uid: 1001, cgroup, may_be_transparent: false };
         for (choice, is_good) in [
             (redirect(&[1002], &[]), true),
             (redirect(&[1002, 1001], &[]), false),

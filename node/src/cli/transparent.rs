@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::{CliError, Exit, print};
 use crate::config::Config;
-use crate::transparent::{AgentProcess, Redirect, cgroup_name, end, hold, in_force, port_of};
+use crate::transparent::{AgentProcess, Mode, Redirect, cgroup_name, end, hold, in_force, port_of};
 
 /// Leads the TCP connections of chosen processes through the agent, as long as it lives.
 #[derive(Debug, clap::Subcommand)]
@@ -40,6 +40,9 @@ struct Choice {
     /// Processes of this control group (version 2), as a path below /sys/fs/cgroup; may be repeated
     #[arg(long = "cgroup", value_name = "PATH")]
     cgroups: Vec<String>,
+    /// How the kernel leads them here
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
 }
 
 impl Choice {
@@ -52,12 +55,14 @@ impl Choice {
             })
         };
         let cgroups = self.cgroups.iter().map(cgroup).collect::<Result<_, _>>()?;
-        Ok(Redirect { uids: self.uids.clone(), cgroups, port })
+        Ok(Redirect { mode: self.mode, uids: self.uids.clone(), cgroups, port })
     }
 
     fn words(&self) -> impl Iterator<Item = String> {
         let uids = self.uids.iter().flat_map(|uid| ["--uid".to_owned(), uid.to_string()]);
-        uids.chain(self.cgroups.iter().flat_map(|path| ["--cgroup".to_owned(), path.clone()]))
+        let mode = (self.mode == Mode::Tproxy).then(|| ["--mode".to_owned(), "tproxy".to_owned()]);
+        let cgroups = self.cgroups.iter().flat_map(|path| ["--cgroup".to_owned(), path.clone()]);
+        uids.chain(cgroups).chain(mode.into_iter().flatten())
     }
 }
 
@@ -148,8 +153,9 @@ impl Status {
             Some(held) => {
                 let (subjects, port) = (held.redirect.subjects(), held.redirect.port);
                 let (agent, holder) = (held.agent, held.holder);
+                let by = if held.redirect.mode == Mode::Tproxy { " by TPROXY" } else { "" };
                 format!(
-                    "on: connections of {subjects} go to 127.0.0.1:{port}, agent process {agent}, held by process {holder}\n"
+                    "on: connections of {subjects} go to 127.0.0.1:{port}{by}, agent process {agent}, held by process {holder}\n"
                 )
             }
             None => "off\n".to_owned(),

@@ -25,18 +25,25 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 impl ProxyContext {
     /// Serves redirected connections until the proxy drains. To be spawned on the runtime of `core`.
     pub async fn serve_transparent(self: Arc<Self>, core: usize, listener: TcpListener, names: Arc<VirtualAddresses>) {
+        let Ok(own) = listener.local_addr() else { return };
         while let Some((stream, permit)) = self.next_connection(&listener, "transparent").await {
             let (context, names) = (Arc::clone(&self), Arc::clone(&names));
             tokio::spawn(async move {
-                connection(&context, core, stream, &names).await;
+                connection(&context, core, stream, own, &names).await;
                 drop(permit);
             });
         }
     }
 }
 
-async fn connection(context: &Arc<ProxyContext>, core: usize, client: TcpStream, names: &VirtualAddresses) {
-    let Some(wanted) = wanted(&client) else {
+async fn connection(
+    context: &Arc<ProxyContext>,
+    core: usize,
+    client: TcpStream,
+    own: SocketAddr,
+    names: &VirtualAddresses,
+) {
+    let Some(wanted) = wanted(&client, own) else {
         // It came here by its own will.
         return count("refused");
     };
@@ -59,10 +66,15 @@ async fn connection(context: &Arc<ProxyContext>, core: usize, client: TcpStream,
     }
 }
 
-/// Where the process wanted to go; `None` for a connection that was not redirected.
-fn wanted(client: &TcpStream) -> Option<SocketAddr> {
+/// Where the process wanted to go; `None` for a connection that came to `own`, the listener, by its own will.
+fn wanted(client: &TcpStream, own: SocketAddr) -> Option<SocketAddr> {
+    let here = client.local_addr().ok()?;
+    if here != own {
+        // Handed over by TPROXY, which leaves the destination as it was.
+        return Some(here);
+    }
     let wanted = SockRef::from(client).original_dst_v4().ok()?.as_socket()?;
-    (client.local_addr().ok()? != wanted).then_some(wanted)
+    (wanted != own).then_some(wanted)
 }
 
 /// The service that has the address. A process may remember it from before this agent was started: names are given

@@ -21,8 +21,8 @@ fn connections_of_a_user_go_through_the_agent_and_are_free_again_when_it_is_kill
     if std::env::var_os(INSIDE).is_some() {
         return inside();
     }
-    if !is_root() || !["unshare", "ip", "nft", "curl", "dig"].iter().all(|program| has_program(program)) {
-        return skip(NAME, "needs root, unshare, ip, nft, curl and dig");
+    if !is_root() || !["unshare", "ip", "nft", "curl", "dig", "nc"].iter().all(|program| has_program(program)) {
+        return skip(NAME, "needs root, unshare, ip, nft, curl, dig and nc");
     }
     let own = std::env::current_exe().unwrap();
     let script = format!(
@@ -58,6 +58,62 @@ fn address_of(names: SocketAddr, name: &str) -> Ipv4Addr {
         said.out.trim().parse::<Ipv4Addr>().map_err(|fault| format!("{fault}: {said:?}"))
     });
     address
+}
+
+/// A machine behind a wire, with a server that answers one connection.
+fn afar() -> Process {
+    let mut far = Command::new("unshare");
+    let serve = "ip link set lo up; until ip addr add 198.51.100.2/24 dev far 2>/dev/null; do sleep 0.05; done; ip link set far up; \
+                 while :; do printf 'HTTP/1.1 200 OK\\r\\nContent-Length: 9\\r\\n\\r\\nfrom afar' | nc -l -N 198.51.100.2 80; done";
+    let far = Process::start(far.args(["--net", "sh", "-c", serve]).stdin(Stdio::null()).stdout(Stdio::null()));
+    let wire = format!(
+        "ip link add near type veth peer name far && ip addr add 198.51.100.1/24 dev near && ip link set near up && \
+         ip link set far netns {}",
+        far.pid()
+    );
+    // The other namespace is there a moment after its process.
+    eventually("a wire", Duration::from_secs(5), || {
+        let own = std::fs::read_link("/proc/self/ns/net").map_err(|fault| fault.to_string())?;
+        let there = std::fs::read_link(format!("/proc/{}/ns/net", far.pid())).map_err(|fault| fault.to_string())?;
+        if own == there { Err("not there".to_owned()) } else { Ok(()) }
+    });
+    let said = run_command(Command::new("sh").args(["-c", &wire]));
+    assert_eq!(said.code, 0, "{said:?}");
+    far
+}
+
+fn tproxy(node: &Node, direct: &App) {
+    let passed = |to: &str| node.metric("marram_transparent_connections_total", to).unwrap();
+    let _far = afar();
+    let (near, far) = (format!("http://{}/", direct.address()), "http://198.51.100.2/");
+    let get = |to: &str| curl(&["--connect-timeout", "2", to]);
+    let away = || get(far).and_then(|text| if text == "from afar" { Ok(()) } else { Err(text) });
+    eventually("the far machine answers", Duration::from_secs(10), away);
+    let before = passed("passed");
+    let said = node.run(&["transparent", "on", "--uid", &USER.to_string(), "--mode", "tproxy"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let status = node.run(&["transparent", "status"]);
+    assert!(status.out.contains("by TPROXY"), "{status:?}");
+    eventually("the far machine answers through the agent", Duration::from_secs(10), away);
+    assert_eq!(get(&near).as_deref(), Ok("hello from direct"));
+    assert!(passed("passed") >= before + 2.0, "both went through the agent");
+
+    // A server of that user answers who comes to it, and not the agent.
+    let mut server = Command::new("sh");
+    let serve = "printf 'HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok' | nc -l -N 198.51.100.1 8099";
+    let _server =
+        Process::start(server.args(["-c", serve]).uid(USER).gid(USER).stdin(Stdio::null()).stdout(Stdio::null()));
+    eventually("who comes to a server of the user is answered", Duration::from_secs(10), || {
+        let said = run_command(Command::new("curl").args(["-s", "--max-time", "2", "http://198.51.100.1:8099/"]));
+        if said.out == "ok" { Ok(()) } else { Err(format!("{said:?}")) }
+    });
+
+    assert_eq!(node.run(&["transparent", "off"]).out, "off\n");
+    let rules = run_command(Command::new("ip").args(["-4", "rule"]));
+    assert!(!rules.out.contains("0x6d617272"), "{rules:?}");
+    let before = passed("");
+    eventually("the far machine is reached straight again", Duration::from_secs(10), away);
+    assert!((passed("") - before).abs() < 0.5, "nothing goes through the agent any more");
 }
 
 fn inside() {
@@ -129,6 +185,9 @@ fn inside() {
     assert!(hello().is_err());
     assert_eq!(verb(&fleet.nodes[1], &["status"]).out, "off\n");
     assert_eq!(verb(&fleet.nodes[1], &["off"]).out, "off already\n");
+
+    // By TPROXY: the same, also for what is not on this machine, and answers to others stay what they are.
+    tproxy(&fleet.nodes[1], &direct);
 
     // The agent is killed without a word: the application reaches what it reached before.
     on(&fleet.nodes[1]);
