@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::ServiceLimits;
 use crate::locality::LocalityPolicy;
+use crate::outlier::Outlier;
 
 /// The distance, in milliseconds of round trip, at which a candidate counts half, unless a policy says otherwise.
 pub const HALF_DISTANCE_DEFAULT_MS: f64 = 25.0;
@@ -50,30 +51,6 @@ impl fmt::Display for Draw {
     }
 }
 
-/// When an instance that answers with errors is left out for a while.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outlier {
-    /// Errors in a row; 0 for never.
-    pub consecutive_errors: u32,
-    /// The first and the last of them are no further apart.
-    pub interval: Duration,
-    /// How long it is left out the first time; twice as long each time that it comes back and errs at once.
-    pub base_ejection: Duration,
-    /// Part of a service's instances that may be left out for their errors, in percent.
-    pub max_ejection_percent: u32,
-}
-
-impl Default for Outlier {
-    fn default() -> Self {
-        Self {
-            consecutive_errors: 5,
-            interval: Duration::from_secs(10),
-            base_ejection: Duration::from_secs(10),
-            max_ejection_percent: 50,
-        }
-    }
-}
-
 /// How to balance over the instances of one service, on this node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendPolicy {
@@ -87,7 +64,7 @@ pub struct BackendPolicy {
     pub draw: Draw,
     /// Only this many of the nearest candidates take part; `None` is all of them.
     pub nearest: Option<usize>,
-    /// Who is left out for answering with errors.
+    /// Who is left out for what it answers.
     pub outlier: Outlier,
     /// What happens on failures and on too much.
     pub limits: ServiceLimits,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::{
-    backend::{BackendPolicy, Outlier},
+    backend::BackendPolicy,
     document::{DocId, Document, TargetRef, backend_traffic},
     in_force::{Layer, Sorted},
     lock::Subject,
@@ -108,15 +108,10 @@ fn backend(layers: &[Layer<'_>]) -> BackendPolicy {
         epsilon: spec.epsilon.unwrap_or(default.epsilon),
         draw: spec.draw.unwrap_or(default.draw),
         nearest: spec.nearest,
-        outlier: Outlier {
-            consecutive_errors: spec.consecutive_errors.unwrap_or(default.outlier.consecutive_errors),
-            interval: spec.interval.unwrap_or(default.outlier.interval),
-            base_ejection: spec.base_ejection.unwrap_or(default.outlier.base_ejection),
-            max_ejection_percent: spec.max_ejection_percent.unwrap_or(default.outlier.max_ejection_percent),
-        },
+        outlier: spec.health_check.outlier,
         limits: spec.limits,
         locality: spec.locality,
-        panic_threshold_percent: spec.panic_threshold_percent.unwrap_or(default.panic_threshold_percent),
+        panic_threshold_percent: spec.health_check.panic_threshold_percent.unwrap_or(default.panic_threshold_percent),
         slow_start: spec.slow_start,
         source: if sources.is_empty() { default.source } else { sources.join(", ") },
     }

@@ -62,6 +62,7 @@ mod limits;
 mod locality;
 mod lock;
 mod name;
+mod outlier;
 mod overlay;
 mod patch;
 mod pattern;
@@ -79,7 +80,7 @@ mod validate;
 mod weigh;
 
 pub use authorization::{Authorization, AuthzDecision, AuthzRequest, OPEN};
-pub use backend::{Algorithm, BackendPolicy, Draw, EPSILON_DEFAULT, HALF_DISTANCE_DEFAULT_MS, Outlier};
+pub use backend::{Algorithm, BackendPolicy, Draw, EPSILON_DEFAULT, HALF_DISTANCE_DEFAULT_MS};
 pub use choose::{Choice, Contender, choose};
 pub use compile::{Compiled, compile};
 pub use diff::{FieldChange, SideChange, diff, three_way};
@@ -103,6 +104,7 @@ pub use locality::{
 };
 pub use lock::locked_conflicts;
 pub use name::{is_label, is_name};
+pub use outlier::{FailurePercentage, Outlier, Slowness, SuccessRate};
 pub use patch::merge_patch;
 pub use peak_ewma::PeakEwma;
 pub use priority::Priority;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{fields::Fields, limits, locality};
+use super::{fields::Fields, health_check, health_check::HealthCheck, limits, locality};
 use crate::{
     backend::{Algorithm, Draw, lambda_of},
     limits::ServiceLimits,
@@ -20,12 +20,8 @@ pub(crate) struct BackendTrafficSpec {
     pub(crate) epsilon: Option<f64>,
     pub(crate) draw: Option<Draw>,
     pub(crate) nearest: Option<usize>,
-    pub(crate) consecutive_errors: Option<u32>,
-    pub(crate) interval: Option<Duration>,
-    pub(crate) base_ejection: Option<Duration>,
-    pub(crate) max_ejection_percent: Option<u32>,
+    pub(crate) health_check: HealthCheck,
     pub(crate) limits: ServiceLimits,
-    pub(crate) panic_threshold_percent: Option<u32>,
     pub(crate) slow_start: Option<Duration>,
     pub(crate) locality: Option<LocalityPolicy>,
 }
@@ -37,7 +33,7 @@ pub(crate) fn read(spec: &Value, faults: &mut Faults<'_>) -> BackendTrafficSpec 
     let Some(fields) = Fields::open(spec, "spec", &known, faults) else { return read };
     read.limits = limits::read(&fields, faults);
     if let Some(check) = fields.get("healthCheck") {
-        health_check(check, &fields.at("healthCheck"), &mut read, faults);
+        read.health_check = health_check::read(check, &fields.at("healthCheck"), faults);
     }
     if let Some(section) = fields.get("locality") {
         read.locality = locality::read(section, &fields.at("locality"), faults);
@@ -67,21 +63,6 @@ pub(crate) fn read(spec: &Value, faults: &mut Faults<'_>) -> BackendTrafficSpec 
     read
 }
 
-/// What answers tell of an instance, the passive check, and when that is not believed.
-fn health_check(check: &Value, path: &str, read: &mut BackendTrafficSpec, faults: &mut Faults<'_>) {
-    let Some(check) = Fields::open(check, path, &["passive", "panicThreshold"], faults) else { return };
-    read.panic_threshold_percent = check.whole("panicThreshold", 0, 100, faults);
-    if check.get("panicThreshold").is_none() {
-        check.require("passive", "add `passive: { consecutive5XxErrors: 5 }`", faults);
-    }
-    let Some(passive) = check.get("passive") else { return };
-    let Some(passive) = Fields::open(passive, &check.at("passive"), &PASSIVE, faults) else { return };
-    read.consecutive_errors = passive.whole("consecutive5XxErrors", 0, ERRORS_MOST, faults);
-    read.interval = passive.duration("interval", EJECTION_MOST, faults);
-    read.base_ejection = passive.duration("baseEjectionTime", EJECTION_MOST, faults);
-    read.max_ejection_percent = passive.whole("maxEjectionPercent", 0, 100, faults);
-}
-
 /// Lambda, from `lambda` or `halfDistance`, which say the same thing and so exclude each other.
 fn decay(balancer: &Fields<'_>, faults: &mut Faults<'_>) -> Option<f64> {
     let lambda = within(balancer, "lambda", 0.0, LAMBDA_MOST, faults);
@@ -103,10 +84,7 @@ fn within(fields: &Fields<'_>, name: &str, least: f64, most: f64, faults: &mut F
 }
 
 const BALANCER: [&str; 7] = ["algorithm", "halfDistance", "lambda", "epsilon", "draw", "subset", "slowStart"];
-const PASSIVE: [&str; 4] = ["consecutive5XxErrors", "interval", "baseEjectionTime", "maxEjectionPercent"];
-const ERRORS_MOST: u32 = 1000;
 const WINDOW_MOST: Duration = Duration::from_secs(3600);
-const EJECTION_MOST: Duration = Duration::from_secs(3600);
 const LATER_ALGORITHMS: [&str; 2] = ["EdgeAdditive", "PredictedLatency"];
 const DRAWS: [(&str, Draw); 2] = [("Single", Draw::Single), ("BestOfTwo", Draw::BestOfTwo)];
 /// Below this an idle instance would take everything, whatever its capacity.

@@ -5,6 +5,7 @@ pub(crate) mod backend_traffic;
 pub(crate) mod canonical;
 mod envelope;
 pub(crate) mod fields;
+pub(crate) mod health_check;
 pub(crate) mod http_route;
 pub(crate) mod limits;
 mod lines;
