@@ -456,6 +456,7 @@ impl Running {
             state.swim.set_local(u16::try_from(inflight).unwrap_or(u16::MAX), coord);
             loads
         };
+        self.control.proxy.turn_intervals(now);
         // Distances move a little all the time: requests see them at the pace of the tick.
         self.dirty = true;
         self.tell_loads(loads, now);

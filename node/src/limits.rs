@@ -7,7 +7,7 @@
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use policy::{RateLimit, RetryConstraint};
@@ -29,6 +29,8 @@ pub struct ServiceStats {
     freed: Notify,
     budget: RetryBudget,
     bucket: Bucket,
+    /// When the endpoints are compared next; 0 before the first interval.
+    interval_ends_ns: AtomicU64,
 }
 
 /// Which of a service's counts.
@@ -108,6 +110,20 @@ impl ServiceStats {
     /// After how long there is one.
     pub fn pass(&self, rule: &RateLimit, now: Duration) -> Result<(), Duration> {
         self.bucket.take(rule, now)
+    }
+
+    /// Whether an interval in which its endpoints are compared is over at `now`; then the next one begins. The first call
+    /// begins the first. For one thread, the control thread.
+    #[must_use]
+    pub fn ends_interval(&self, interval: Duration, now: Duration) -> bool {
+        let ends = self.interval_ends_ns.load(Ordering::Relaxed);
+        let (now, next) = (whole_ns(now), whole_ns(now.saturating_add(interval)));
+        let is_over = ends != 0 && ends <= now;
+        // Policy may have made it shorter meanwhile.
+        if ends == 0 || is_over || ends > next {
+            self.interval_ends_ns.store(next, Ordering::Relaxed);
+        }
+        is_over
     }
 
     const fn of(&self, count: Count) -> &AtomicU32 {

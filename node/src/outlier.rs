@@ -5,10 +5,21 @@
 //! twice as long. What each node sees counts for this node alone: one client's bad requests must not take an instance
 //! from the whole mesh. No answer in the time that policy or configuration sets is an error like any other: an instance
 //! that hangs would cost every request sent there its whole time.
+//!
+//! What fails now and then, or is slow, shows only beside others: once in each interval the endpoints of a service are
+//! compared ([`judge`]), by what this node counted of each ([`Window`]).
 
 use std::time::Duration;
 
 use policy::Outlier;
+
+mod peers;
+mod turn;
+mod window;
+
+pub use peers::{Finding, Seen, Verdict, judge};
+pub use turn::{Ejection, turn};
+pub use window::Window;
 
 /// The longest time an instance is left out at once.
 const EJECTION_MAX: Duration = Duration::from_secs(300);
@@ -40,9 +51,18 @@ impl Streak {
         if u32::from(errors) < limit {
             return (Self { errors, first_ms, ..self }, None);
         }
-        let times = 2_u32.saturating_pow(u32::from(self.ejections));
-        let out_for = rule.base_ejection.saturating_mul(times).min(EJECTION_MAX.max(rule.base_ejection));
-        (Self { errors: 0, ejections: self.ejections.saturating_add(1), first_ms }, Some(out_for))
+        let (streak, out_for) = Self { first_ms, ..self }.left_out(0, rule);
+        (streak, Some(out_for))
+    }
+
+    /// It is left out: the streak as it is then, and for how long. It was left out `times` before for what it is left out
+    /// for now, though it may have answered well since.
+    #[must_use]
+    pub fn left_out(self, times: u32, rule: &Outlier) -> (Self, Duration) {
+        let times = u8::try_from(times).unwrap_or(u8::MAX).max(self.ejections);
+        let doubled = rule.base_ejection.saturating_mul(2_u32.saturating_pow(u32::from(times)));
+        let out_for = doubled.min(EJECTION_MAX.max(rule.base_ejection));
+        (Self { errors: 0, ejections: times.saturating_add(1), ..self }, out_for)
     }
 
     /// Whether it was left out, and has not answered well since.

@@ -74,7 +74,7 @@ pub type LeftOut = (Arc<Endpoint>, OutReason);
 pub enum OutReason {
     /// This node ejected it.
     Ejected {
-        /// For what it answered.
+        /// For what it answered, or how slowly.
         is_outlier: bool,
     },
     /// It has all that it may have from here.
@@ -84,7 +84,7 @@ pub enum OutReason {
         /// Its value.
         limit: u32,
     },
-    /// It came back from errors, has a request, and has yet to show that it is well.
+    /// It came back from being an outlier, has a request, and has yet to show that it is well.
     OnProbation,
     /// So many others are nearer, and policy asks for no more.
     NotNearest(usize),
@@ -101,12 +101,17 @@ impl OutReason {
     #[must_use]
     pub fn sentence(&self, view: &ServiceView, endpoint: &Endpoint) -> String {
         match self {
-            Self::Ejected { is_outlier: true } => "ejected here for answering with errors".to_owned(),
+            Self::Ejected { is_outlier: true } => match endpoint.stats.finding() {
+                Some(finding) => format!("ejected here: {finding}"),
+                None => "ejected here for answering with errors".to_owned(),
+            },
             Self::Ejected { is_outlier: false } => {
                 format!("ejected here after {} failures in a row", endpoint.stats.failures_in_a_row())
             }
             Self::AtLimit { field, limit } => format!("at its limit from here: `{field}` is {limit}"),
-            Self::OnProbation => "back after errors, and asked one request at a time until it answers well".to_owned(),
+            Self::OnProbation => {
+                "back from being left out, and asked one request at a time until it answers well".to_owned()
+            }
             Self::NotNearest(count) => format!("not among the nearest {count} that policy asks for"),
             Self::NotSound => "failed last or is suspected, and a sound one is left for this second try".to_owned(),
             Self::Locality => {

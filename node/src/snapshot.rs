@@ -18,7 +18,7 @@ use transport::NodeId;
 use crate::config::Protocol;
 use crate::gossip::Facts;
 use crate::limits::{ServiceStats, take_within};
-use crate::outlier::Streak;
+use crate::outlier::{Finding, Seen, Streak, Verdict, Window};
 use crate::spread::{Placed, settle};
 
 /// Where readers find the newest snapshot.
@@ -227,6 +227,8 @@ pub struct EndpointStats {
     is_outlier: AtomicBool,
     /// A [`Streak`] in its bits.
     streak: AtomicU64,
+    /// What is compared with its peers'.
+    window: Window,
     /// Since when it is there and healthy; 0 while it is not.
     present_since_ms: AtomicU64,
     failures_in_a_row: AtomicU32,
@@ -285,7 +287,7 @@ impl EndpointStats {
         take_within(&self.own_inflight, limit).then(|| InFlight { stats: Arc::clone(self) })
     }
 
-    /// Whether the endpoint came back from being out for errors and has not answered well since. While it owes this node an
+    /// Whether the endpoint came back from being an outlier and has not answered well since. While it owes this node an
     /// answer, the other requests are better off elsewhere: they would all learn the same.
     #[must_use]
     pub fn is_on_probation(&self) -> bool {
@@ -320,10 +322,12 @@ impl EndpointStats {
         self.successes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The answer was no error, as far as it says of its instance: what was said of errors is forgotten.
-    pub fn answered_well(&self) {
+    /// The answer at `now` was no error, as far as it says of its instance: what was said of errors is forgotten, unless
+    /// the endpoint is left out, so that the answer is to what was sent before.
+    pub fn answered_well(&self, now: Duration) {
+        self.window.good();
         // Nearly always there is nothing to forget, and a read is shared by all threads.
-        if self.streak.load(Ordering::Relaxed) != 0 {
+        if self.streak.load(Ordering::Relaxed) != 0 && !self.is_outlier(now) {
             self.streak.store(0, Ordering::Relaxed);
         }
     }
@@ -335,13 +339,51 @@ impl EndpointStats {
         if self.is_outlier(now) {
             return None;
         }
+        self.window.bad();
         let next = |bits| Streak::from_bits(bits).erred(now, rule).0.to_bits();
         let before = self.streak.update(Ordering::Relaxed, Ordering::Relaxed, next);
         let out_for = Streak::from_bits(before).erred(now, rule).1.filter(|_| may_leave_out())?;
+        self.window.found_streak();
+        self.leave_out_until(now.saturating_add(out_for));
+        Some(out_for)
+    }
+
+    /// A good answer took so long, for the comparison with the endpoint's peers.
+    pub fn answered_within(&self, took: Duration) {
+        self.window.timed(took);
+    }
+
+    /// What was counted in the interval that ends now; the next one begins at zero. For the control thread.
+    pub fn take_window(&self, distance_ms: f64) -> Seen {
+        self.window.take(distance_ms)
+    }
+
+    /// Keeps what came of comparing it in that interval.
+    pub fn note_interval(&self, verdict: &Verdict) {
+        self.window.note(verdict);
+    }
+
+    /// The endpoint is not drawn for the time that is returned, from `now` on: it is too different from its peers.
+    pub fn leave_out(&self, finding: Finding, rule: &Outlier, now: Duration) -> Duration {
+        let times = self.window.relapses();
+        let next = |bits| Streak::from_bits(bits).left_out(times, rule).0.to_bits();
+        let before = self.streak.update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let (_, out_for) = Streak::from_bits(before).left_out(times, rule);
+        self.window.found(finding);
+        self.leave_out_until(now.saturating_add(out_for));
+        out_for
+    }
+
+    /// What comparison with its peers the endpoint was left out for last; `None` where it was errors in a row.
+    #[must_use]
+    pub fn finding(&self) -> Option<Finding> {
+        self.window.finding()
+    }
+
+    fn leave_out_until(&self, until: Duration) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         self.is_outlier.store(true, Ordering::Relaxed);
-        self.ejected_until_ms.store(whole_ms(now.saturating_add(out_for)), Ordering::Relaxed);
-        Some(out_for)
+        self.ejected_until_ms.store(whole_ms(until), Ordering::Relaxed);
     }
 
     /// Whether the endpoint is out at `now` for what it answered.
@@ -369,6 +411,7 @@ impl EndpointStats {
         self.latency.store(PeakEwma::default().to_bits(), Ordering::Relaxed);
         self.ejected_until_ms.store(0, Ordering::Relaxed);
         self.streak.store(0, Ordering::Relaxed);
+        self.window.forget();
         self.failures_in_a_row.store(0, Ordering::Relaxed);
     }
 

@@ -17,6 +17,7 @@ use super::refuse::{Reason, Refusal};
 use super::udp::Flows;
 use super::upstream::Pool;
 use crate::config::ProxyConfig;
+use crate::outlier::{self, Ejection, Finding};
 use crate::snapshot::{Endpoint, Published};
 
 /// What [`ProxyContext::new`] is made of.
@@ -65,6 +66,12 @@ pub enum OutcomeKind {
     TimedOut,
     /// Errors in a row for answers; out for a while.
     Erring,
+    /// A success rate below that of its peers; out for a while.
+    SuccessRate,
+    /// Too many failures, and more than its peers have; out for a while.
+    FailurePercentage,
+    /// Slower than its peers over several intervals; out for a while.
+    Latency,
 }
 
 impl OutcomeKind {
@@ -77,6 +84,9 @@ impl OutcomeKind {
             Self::PeerFailed => "peer_failed",
             Self::TimedOut => "timed_out",
             Self::Erring => "erring",
+            Self::SuccessRate => "success_rate",
+            Self::FailurePercentage => "failure_percentage",
+            Self::Latency => "latency",
         }
     }
 }
@@ -292,12 +302,32 @@ impl ProxyContext {
     pub(super) fn tell(&self, outcome: Outcome) {
         match outcome.kind {
             OutcomeKind::TimedOut => metrics::counter!("marram_request_timeouts_total").increment(1),
-            OutcomeKind::ConnectFailed | OutcomeKind::Closed | OutcomeKind::PeerFailed | OutcomeKind::Erring => {
+            OutcomeKind::ConnectFailed
+            | OutcomeKind::Closed
+            | OutcomeKind::PeerFailed
+            | OutcomeKind::Erring
+            | OutcomeKind::SuccessRate
+            | OutcomeKind::FailurePercentage
+            | OutcomeKind::Latency => {
                 metrics::counter!("marram_ejections_total", "reason" => outcome.kind.as_str()).increment(1);
             }
         }
         if self.outcomes.try_send(outcome).is_err() {
             metrics::counter!("marram_outcomes_dropped_total").increment(1);
+        }
+    }
+
+    /// Compares the endpoints of each service whose interval is over at `now`, and tells who is left out for it. The control
+    /// thread calls this again and again.
+    pub fn turn_intervals(&self, now: Duration) {
+        for Ejection { endpoint, finding, out_for } in outlier::turn(&self.published.load(), now) {
+            let kind = match finding {
+                Finding::SuccessRate { .. } => OutcomeKind::SuccessRate,
+                Finding::FailurePercentage { .. } => OutcomeKind::FailurePercentage,
+                Finding::Latency { .. } => OutcomeKind::Latency,
+            };
+            let detail = format!("{finding}; left out here for {}", humantime::format_duration(out_for));
+            self.tell(Outcome { endpoint, kind, detail, in_a_row: 0, at: now });
         }
     }
 

@@ -187,7 +187,8 @@ impl Job<'_> {
         left: Duration,
         started: Duration,
     ) -> Result<Arrived, Failure> {
-        let wait = Wait::begin(self.context, endpoint, &outgoing);
+        let is_compared = self.snapshot.table.backend(self.service).outlier.latency.is_some();
+        let wait = Wait::begin(self.context, endpoint, &outgoing, is_compared);
         if let Some(left) = self.deadline_left(started) {
             grpc::write_timeout(outgoing.request.headers_mut(), left);
         }
@@ -271,7 +272,7 @@ impl Job<'_> {
             let seen = || format!("it answers with errors, {} last", status.as_u16());
             self.erred(endpoint, now, seen);
         } else {
-            endpoint.stats.answered_well();
+            endpoint.stats.answered_well(now);
         }
     }
 

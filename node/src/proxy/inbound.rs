@@ -339,7 +339,10 @@ const fn fault_of(failure: &Failure) -> Fault {
             | OutcomeKind::Closed
             | OutcomeKind::PeerFailed
             | OutcomeKind::TimedOut
-            | OutcomeKind::Erring,
+            | OutcomeKind::Erring
+            | OutcomeKind::SuccessRate
+            | OutcomeKind::FailurePercentage
+            | OutcomeKind::Latency,
         ) => Fault::Closed,
         Blame::Client => Fault::Client,
         Blame::Loop => Fault::Loop,

@@ -21,21 +21,32 @@ pub(super) struct Wait<'a> {
     context: &'a ProxyContext,
     endpoint: Option<&'a Arc<Endpoint>>,
     began: Duration,
+    /// Whether policy compares endpoints by it.
+    is_compared: bool,
 }
 
 impl<'a> Wait<'a> {
-    pub(super) fn begin(context: &'a ProxyContext, endpoint: &'a Arc<Endpoint>, outgoing: &Outgoing) -> Self {
+    pub(super) fn begin(
+        context: &'a ProxyContext,
+        endpoint: &'a Arc<Endpoint>,
+        outgoing: &Outgoing,
+        is_compared: bool,
+    ) -> Self {
         let endpoint = outgoing.upload().is_none().then_some(endpoint);
-        Self { context, endpoint, began: context.clock.now() }
+        Self { context, endpoint, began: context.clock.now(), is_compared }
     }
 
     /// Ends the wait with an answer.
     pub(super) fn answered(mut self, answer: &Answer) {
         let Some(endpoint) = self.endpoint.take() else { return };
         let (took, now) = (answer.took, self.context.clock.now());
-        endpoint.stats.learn_latency(|known| {
-            if is_refusal(answer.response.status()) { known.erred(took, now) } else { known.answered(took, now) }
-        });
+        let is_refusal = is_refusal(answer.response.status());
+        endpoint
+            .stats
+            .learn_latency(|known| if is_refusal { known.erred(took, now) } else { known.answered(took, now) });
+        if self.is_compared && !is_refusal {
+            endpoint.stats.answered_within(took);
+        }
     }
 }
 

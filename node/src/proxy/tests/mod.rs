@@ -8,6 +8,7 @@ mod http2;
 mod latency;
 mod limits;
 mod mesh;
+mod outliers;
 mod refusals;
 mod requests;
 mod retries;

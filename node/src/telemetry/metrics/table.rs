@@ -209,7 +209,12 @@ pub const METRICS: &[Metric] = &[
         &["service", "result"],
         "Copies of requests for the services that mirror them, sent or dropped",
     ),
-    stable("marram_ejections_total", Counter, &["reason"], "Endpoints ejected by this node after a failure, by reason"),
+    stable(
+        "marram_ejections_total",
+        Counter,
+        &["reason"],
+        "Endpoints ejected by this node after a failure or beside their peers, by reason",
+    ),
     stable("marram_proxy_connections_total", Counter, &["kind"], "Connections accepted from local applications"),
     stable(
         "marram_proxy_refused_total",
