@@ -1,4 +1,5 @@
-//! An instance that answers, but with errors: it is left out, comes back by itself, and the last one is never left out.
+//! An instance that answers, but with errors: it is left out, comes back by itself, and the last one is never left out. One
+//! that fails now and then shows beside the others.
 
 use std::time::Duration;
 
@@ -16,6 +17,22 @@ kind: BackendTrafficPolicy
 metadata: { name: pair }
 targetRef: { kind: Service, name: pair }
 spec: { loadBalancer: { draw: Single }, healthCheck: { passive: { baseEjectionTime: 3s } } }
+";
+
+/// For two instances: there a standard deviation says nothing.
+const OFTEN: &str = "
+apiVersion: marram.dev/v1
+kind: BackendTrafficPolicy
+metadata: { name: pair }
+targetRef: { kind: Service, name: pair }
+spec:
+  loadBalancer: { draw: Single }
+  healthCheck:
+    passive:
+      interval: 1s
+      baseEjectionTime: 60s
+      consecutive5XxErrors: 0
+      failurePercentage: { threshold: 25, requestVolume: 20 }
 ";
 
 #[test]
@@ -55,4 +72,33 @@ fn an_instance_that_answers_with_errors_gets_under_one_in_a_hundred_and_comes_ba
         if apps[0].requests() > before { Ok(()) } else { Err("not yet".to_owned()) }
     });
     assert_eq!((0..50).filter(|_| ask("pair").status != 200).count(), 0);
+}
+
+#[test]
+fn an_instance_that_fails_now_and_then_is_left_out_for_it_and_whoever_looks_reads_why() {
+    let apps = [App::start("a"), App::start("b")];
+    let fleet = Fleet::start(2, &|n, config| Node::serve(config, "pair", apps[n].address(), None));
+    fleet.wait_service("pair", 2);
+    let node = &fleet.nodes[1];
+    let ask = || get(node.proxy, "/", &[("host", "pair.mesh")]).unwrap();
+    apply(&fleet.nodes[0], OFTEN);
+    let explained = |text: &str| {
+        let told = format!("{:?}", node.explain("pair")?);
+        if told.contains(text) { Ok(()) } else { Err(told) }
+    };
+    eventually("it is left out", Duration::from_secs(20), || {
+        for nth in 0..20 {
+            apps[0].set_failing(nth % 2 == 0);
+            ask();
+        }
+        explained("ejected here: it fails ")
+    });
+    let before = apps[0].requests();
+    apps[0].set_failing(true);
+    assert_eq!((0..200).filter(|_| ask().status != 200).count(), 0);
+    assert_eq!(apps[0].requests(), before);
+    assert!(node.metric("marram_ejections_total", "reason=\"failure_percentage\"").unwrap() >= 1.0);
+    assert!(node.metric("marram_ejections_total", "reason=\"erring\"").unwrap() < 1.0);
+    let cli = node.run(&["route", "explain", "pair"]);
+    assert!(cli.out.contains("ejected here: it fails "), "{cli:?}");
 }
