@@ -160,7 +160,17 @@ fn who_is_far_is_not_slow_for_that() {
     for (ms, expected) in [(120, vec![]), (180, vec![]), (320, vec![]), (321, vec![2])] {
         assert_eq!(found(&[timed(20), timed(20), far(ms)], &rule), expected, "{ms}");
     }
-    assert_eq!(found(&[far(90), far(120), timed(20)], &rule), [0_usize; 0], "nearer than was thought");
+    // Nearer than was thought: they take no less than nothing, and 45 ms is not 50 more than that.
+    assert_eq!(found(&[far(90), far(90), timed(45)], &rule), [0_usize; 0]);
+}
+
+#[test]
+fn who_is_in_order_by_one_rule_and_slow_by_another_is_not_sound() {
+    let rule = only(None, Some(FailurePercentage::of(50)), Some(Slowness::of(3.0)));
+    let both = |ms| Seen { good: 50, ..timed(ms) };
+    let verdicts = judge(&[both(20), both(20), both(100)], &rule);
+    let told: Vec<_> = verdicts.iter().map(|verdict| (verdict.finding.is_some(), verdict.is_sound)).collect();
+    assert_eq!(told, [(false, true), (false, true), (false, false)]);
 }
 
 #[test]

@@ -152,6 +152,18 @@ fn no_more_than_the_part_is_left_out_the_worst_first_and_those_out_for_errors_in
 }
 
 #[test]
+fn who_is_out_already_is_not_judged_by_what_it_did_before() {
+    let (snapshot, endpoints) = begun(6, "baseEjectionTime: 10s");
+    for (endpoint, bad) in endpoints.iter().zip([0, 0, 0, 0, 0, 40]) {
+        answers(endpoint, bad, after(5));
+    }
+    let once = Outlier { consecutive_errors: 1, ..Outlier::default() };
+    assert_eq!(endpoints[5].stats.answered_badly(after(9), &once, || true), Some(Duration::from_secs(10)));
+    assert!(turn(&snapshot, after(10)).is_empty());
+    assert!(endpoints[5].stats.is_outlier(after(18)) && !endpoints[5].stats.is_outlier(after(19)));
+}
+
+#[test]
 fn the_last_one_is_never_left_out() {
     let (snapshot, endpoints) = begun(2, "maxEjectionPercent: 100, failurePercentage: { threshold: 20 }");
     answers(&endpoints[0], 99, after(5));
