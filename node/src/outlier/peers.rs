@@ -322,7 +322,7 @@ fn whole(count: u32) -> usize {
 /// A success rate that is less than five in a hundred below the others' is nothing that a client would notice; to do
 /// without the instance would cost more.
 const LEAST_GAP: f64 = 0.05;
-/// Standard errors: by chance alone 1 of 700 intervals has more.
+/// Standard errors: by chance alone an instance has more in 1 of 700 intervals, as far as errors are normally distributed.
 const CHANCE_ERRORS: f64 = 3.0;
 /// Round trips beyond the first that a request may take on its way.
 const WAY_TRIPS: f64 = 2.0;

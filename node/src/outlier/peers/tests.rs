@@ -1,3 +1,6 @@
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
 use super::*;
 
 const RATE: SuccessRate = SuccessRate { stdev_factor: 1.9, minimum_hosts: 5, request_volume: 100 };
@@ -89,6 +92,25 @@ fn what_chance_explains_is_no_reason() {
     };
     assert_eq!(found(&fleet(1), &rule), [0_usize; 0]);
     assert_eq!(found(&fleet(10), &rule), [2]);
+}
+
+/// In how many of a thousand intervals somebody is left out, where each has a hundred requests and fails this part.
+fn intervals_with_a_verdict(failing: &[f64]) -> usize {
+    let (rule, mut chance) = (only(Some(RATE), None, None), StdRng::seed_from_u64(1));
+    let mut one = |part: f64| {
+        let bad = (0..100).filter(|_| chance.random_bool(part)).count() as u64;
+        seen(100 - bad, bad)
+    };
+    let mut interval = || -> Vec<Seen> { failing.iter().map(|part| one(*part)).collect() };
+    (0..1000).filter(|_| !found(&interval(), &rule).is_empty()).count()
+}
+
+#[test]
+fn chance_puts_few_sound_ones_out_and_hides_few_that_are_not() {
+    let wrong = intervals_with_a_verdict(&[0.1; 10]);
+    assert!(wrong < 50, "all ten fail alike: {wrong} of 1,000 intervals; the standard deviation alone: about 320");
+    let right = intervals_with_a_verdict(&[0.01, 0.01, 0.01, 0.01, 0.2]);
+    assert!(right > 980, "one of five fails a fifth: {right} of 1,000");
 }
 
 #[test]
