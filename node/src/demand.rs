@@ -152,12 +152,11 @@ impl Demand {
     fn wanted(&self, floor: f64) -> u64 {
         let told = self.told.back().map_or(0, |(_, told)| *told);
         let most = millionths(self.limit);
-        let asked = self.average.min(self.limit / HEADROOM);
         let stands = per_second(told) * STANDS_ABOVE..=per_second(told);
-        if told > 0 && told <= most && stands.contains(&asked) {
+        if told > 0 && told <= most && stands.contains(&self.average) {
             return told;
         }
-        let wanted = asked * HEADROOM;
+        let wanted = self.average * HEADROOM;
         if wanted > floor { millionths(wanted).min(most) } else { 0 }
     }
 

@@ -17,9 +17,9 @@ pub fn floor_share(limit: f64, nodes: usize) -> f64 {
 }
 
 /// What a node that asks for `own` may take of `limit`, beside nodes that ask for `others` and `silent` ones that ask for
-/// nothing. All in one unit, finite and at least 0; what is not, counts as nothing asked.
+/// nothing. All in one unit and at least 0; what is not, counts as nothing asked.
 ///
-/// Each is taken to ask for its [`floor_share`] at least and for `limit` at most. Where all that is asked is within the
+/// Each is taken to ask for its [`floor_share`] at least. Where all that is asked is within the
 /// limit, each may have that and an even part of what is left. Else each may have what it asks up to a level, the same for
 /// all, at which the sum is the limit: max-min fairness, found by filling up (Bertsekas and Gallager, *Data Networks*, 6.5.2).
 /// So whoever claims too much gets no more than the others that are not satisfied.
@@ -28,7 +28,7 @@ pub fn fair_share(limit: f64, own: f64, others: &[f64], silent: usize) -> f64 {
     let nodes = others.len() + silent + 1;
     let floor = floor_share(limit, nodes);
     // The larger of something that is no number and the floor is the floor.
-    let asks = |demand: f64| demand.max(floor).min(limit);
+    let asks = |demand: f64| demand.max(floor);
     let own = asks(own);
     let all: Vec<f64> = others.iter().map(|demand| asks(*demand)).chain(repeat_n(floor, silent)).chain([own]).collect();
     let left = limit - all.iter().sum::<f64>();

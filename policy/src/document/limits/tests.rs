@@ -198,3 +198,16 @@ fn a_rate_of_all_nodes_stands_in_a_document_for_all_nodes() {
     assert_eq!(all, RateLimit { requests: 1000, interval: 60 * SECOND, burst: 1000 });
     assert!((all.per_second() - 16.667).abs() < 0.001);
 }
+
+#[test]
+fn of_two_documents_that_spell_the_time_of_a_rate_differently_the_first_name_holds() {
+    let of = |name: &str, time: Value| {
+        let mut document = document("global", json!({ "rateLimit": { "global": time } }));
+        name.clone_into(&mut document.metadata.name);
+        document
+    };
+    let first = of("a", json!({ "requests": 7, "unit": "Minute" }));
+    let second = of("b", json!({ "requests": 9, "interval": "10s", "burst": 3 }));
+    let rate = in_force(&[second, first]).limits.fleet_rate;
+    assert_eq!(rate, Some(RateLimit { requests: 7, interval: 60 * SECOND, burst: 3 }));
+}
