@@ -32,6 +32,7 @@ use crate::admin::AdminServer;
 use crate::clock::SystemClock;
 use crate::config::{Config, GossipPreset, ListenerConfig, ListenerProtocol, ServiceConfig};
 use crate::control::{Control, Inputs, resolve};
+use crate::demand::Demands;
 use crate::dns::{Dns, VirtualAddresses};
 use crate::event::Event;
 use crate::gossip::Facts;
@@ -396,13 +397,14 @@ async fn state(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         chain: identity.chain().to_vec(),
     };
-    let timing = match config.gossip.preset {
-        GossipPreset::Lan => SwimConfig::lan(),
-        GossipPreset::Metered => SwimConfig::metered(),
+    let (timing, gossip_every) = match config.gossip.preset {
+        GossipPreset::Lan => (SwimConfig::lan(), CellConfig::LAN_INTERVAL),
+        GossipPreset::Metered => (SwimConfig::metered(), CellConfig::METERED_INTERVAL),
     };
     let cell = CellId::from_name(&format!("{}/{CELL}", here.mesh));
     let swim = Swim::new(here.node, incarnation, SwimConfig { cell, ..timing });
-    let state = State::new(here, identity.role(), identity.public_key(), facts, local, swim, clock.now());
+    let mut state = State::new(here, identity.role(), identity.public_key(), facts, local, swim, clock.now());
+    state.demands = Demands::new(gossip_every);
     (Arc::new(Mutex::new(state)), health_inbox)
 }
 

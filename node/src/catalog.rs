@@ -14,7 +14,7 @@ use transport::swim::Liveness;
 use transport::trust::Role;
 
 use crate::config::Protocol;
-use crate::gossip::{Facts, Loads, OFFERS_MAX, Offer, Offers};
+use crate::gossip::{ASKS_MAX, Asks, Facts, Loads, OFFERS_MAX, Offer, Offers, per_second};
 use crate::limits::ServiceStats;
 use crate::snapshot::{Endpoint, EndpointStats, ExcludedEndpoint, LocalInstance, Missing, ServiceView};
 
@@ -44,6 +44,8 @@ pub struct KnownNode {
     pub offers: Offers,
     /// How busy it was when it last told.
     pub loads: Loads,
+    /// What is asked of it for services whose rate all nodes share, by its last word.
+    pub asks: Asks,
     /// When loads were last heard, monotonic.
     pub loads_at: Option<Duration>,
     /// The prober's verdict.
@@ -79,6 +81,7 @@ enum RecordKind {
     Facts,
     Offers,
     Loads,
+    Asks,
 }
 
 /// Newest (generation, sequence) of each record of a node.
@@ -87,6 +90,7 @@ struct Stamps {
     facts: (u64, u64),
     offers: (u64, u64),
     loads: (u64, u64),
+    asks: (u64, u64),
 }
 
 /// How far a node is and how that is known.
@@ -128,6 +132,10 @@ impl Catalog {
     ) -> Result<(), Refusal> {
         if let Some(known) = self.nodes.get_mut(&node) {
             known.advance(RecordKind::Facts, stamp)?;
+            if known.stamps.asks.0 < stamp.0 {
+                // What was asked of an earlier life of the node is not asked of this one.
+                known.asks = Asks::default();
+            }
             known.facts = Arc::new(facts);
             known.role = role;
             return Ok(());
@@ -142,6 +150,7 @@ impl Catalog {
             facts: Arc::new(facts),
             offers: Offers::default(),
             loads: Loads::default(),
+            asks: Asks::default(),
             loads_at: None,
             liveness: if node == self.me { Liveness::Alive } else { Liveness::Joining },
             reason: if node == self.me {
@@ -193,6 +202,38 @@ impl Catalog {
         known.loads = loads;
         known.loads_at = Some(now);
         Ok(())
+    }
+
+    /// Takes what is asked of a node for services whose rate all nodes share.
+    ///
+    /// # Errors
+    /// [`Refusal::Old`], also for the word of an earlier life of the node, and [`Refusal::NoFacts`].
+    pub fn take_asks(&mut self, node: NodeId, stamp: (u64, u64), mut asks: Asks) -> Result<(), Refusal> {
+        let known = self.nodes.get_mut(&node).ok_or(Refusal::NoFacts)?;
+        if stamp.0 < known.stamps.facts.0 {
+            return Err(Refusal::Old);
+        }
+        known.advance(RecordKind::Asks, stamp)?;
+        asks.services.truncate(ASKS_MAX);
+        // One that is named again and again is asked of one node.
+        asks.services.sort_unstable();
+        asks.services.dedup_by(|next, first| next.0 == first.0);
+        known.asks = asks;
+        Ok(())
+    }
+
+    /// How many other nodes share rates with this one, and what each of them is asked for that told so, per second by
+    /// service. Who is not known to be dead or to have left shares: of two sides that do not reach each other each shares
+    /// among its own.
+    #[must_use]
+    pub fn asks(&self) -> (usize, HashMap<&str, Vec<f64>>) {
+        let is_there =
+            |known: &&KnownNode| known.node != self.me && !matches!(known.liveness, Liveness::Dead | Liveness::Left);
+        let mut by_service: HashMap<&str, Vec<f64>> = HashMap::new();
+        for (service, asked) in self.nodes.values().filter(is_there).flat_map(|known| &known.asks.services) {
+            by_service.entry(service).or_default().push(per_second(*asked));
+        }
+        (self.nodes.values().filter(is_there).count(), by_service)
     }
 
     /// Takes the prober's verdict; true when it changed anything.
@@ -301,7 +342,15 @@ impl Catalog {
             .map(|(name, (endpoints, excluded))| {
                 let active_clients = clients.get(&name).copied().unwrap_or(1.0);
                 let stats = Arc::clone(self.service_stats.entry(name.clone()).or_default());
-                let view = ServiceView { name: name.clone(), endpoints, excluded, active_clients, stats, placed: None };
+                let view = ServiceView {
+                    name: name.clone(),
+                    endpoints,
+                    excluded,
+                    active_clients,
+                    stats,
+                    fleet_share: None,
+                    placed: None,
+                };
                 (name, Arc::new(view))
             })
             .collect()
@@ -314,6 +363,7 @@ impl KnownNode {
             RecordKind::Facts => &mut self.stamps.facts,
             RecordKind::Offers => &mut self.stamps.offers,
             RecordKind::Loads => &mut self.stamps.loads,
+            RecordKind::Asks => &mut self.stamps.asks,
         };
         if stamp <= *last {
             return Err(Refusal::Old);

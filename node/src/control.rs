@@ -27,11 +27,13 @@ use crate::catalog::{KnownNode, Refusal};
 use crate::codec;
 use crate::doubts::Doubts;
 use crate::event::Event;
-use crate::gossip::{FACTS_KEY, Facts, LOADS_KEY, Loads, OFFERS_KEY, Offers, RECORD_VERSION, SIGN_CONTEXT};
+use crate::gossip::{
+    ASKS_KEY, Asks, FACTS_KEY, Facts, LOADS_KEY, Loads, OFFERS_KEY, Offers, RECORD_VERSION, SIGN_CONTEXT,
+};
 use crate::health::HealthChanged;
 use crate::machine::{self, CpuMeter};
 use crate::proxy::{Outcome, ProxyContext};
-use crate::snapshot::Published;
+use crate::snapshot::{Published, Snapshot};
 use crate::state::{Life, State};
 use crate::store::{StoreChange, StoreEvent, StoreHandle, unix_ms};
 use crate::sync::Syncer;
@@ -128,6 +130,8 @@ struct Running {
     lookups: HashMap<NodeId, AbortHandle>,
     doubts: Doubts,
     told: Fresh,
+    /// The services of which a share was exported last.
+    shared: Vec<String>,
     /// Writers that wait for the next snapshot.
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -161,6 +165,7 @@ impl Control {
             lookups: HashMap::new(),
             doubts: Doubts::default(),
             told: Fresh::default(),
+            shared: Vec::new(),
             waiting: Vec::new(),
             control: self,
         };
@@ -445,7 +450,7 @@ impl Running {
             .filter(|link| link.control)
             .map(|link| (link.node, link.rtt))
             .collect();
-        let loads = {
+        let (loads, asks) = {
             let mut state = self.control.state();
             state.cpu = cpu;
             state.link_rtt = trips;
@@ -454,12 +459,15 @@ impl Running {
             let inflight: u32 = loads.inflight.iter().map(|(_, _, count)| *count).fold(0, u32::saturating_add);
             let coord = state.vivaldi.coord();
             state.swim.set_local(u16::try_from(inflight).unwrap_or(u16::MAX), coord);
-            loads
+            (loads, state.demand(&snapshot, now))
         };
         self.control.proxy.turn_intervals(now);
         // Distances move a little all the time: requests see them at the pace of the tick.
         self.dirty = true;
         self.tell_loads(loads, now);
+        if let Some(asks) = asks {
+            self.tell(ASKS_KEY, &asks);
+        }
         let roots = self.roots();
         self.control.store.set_alive_peers(roots.len());
         self.control.store.know_peers(roots.len());
@@ -472,9 +480,22 @@ impl Running {
         if now >= self.next_export {
             self.next_export = now + EXPORT_EVERY;
             self.forget_the_gone();
+            self.export_shares(&snapshot);
             let swim = *self.control.state().swim.counters();
             self.control.tally.export(&swim);
         }
+    }
+
+    /// What this node may begin of the rates that all nodes share, for the metrics.
+    fn export_shares(&mut self, snapshot: &Snapshot) {
+        let shared = snapshot.services.iter().filter_map(|(service, view)| Some((service, view.fleet_share?)));
+        let shared: HashMap<String, f64> = shared.map(|(service, share)| (service.clone(), share.per_second)).collect();
+        let set = |service: &String, per_second: f64| {
+            metrics::gauge!("marram_rate_limit_share", "service" => service.clone()).set(per_second);
+        };
+        shared.iter().for_each(|(service, per_second)| set(service, *per_second));
+        self.shared.iter().filter(|service| !shared.contains_key(*service)).for_each(|service| set(service, 0.0));
+        self.shared = shared.into_keys().collect();
     }
 
     /// Alive peers and the policy root each told last.
@@ -587,8 +608,8 @@ impl Running {
         }
         match self.take_record(change.node, &change.key, text) {
             Ok(()) => {
-                // Loads are counters that requests read in place; the tick picks up the rest of them.
-                self.dirty |= change.key != LOADS_KEY;
+                // Loads are counters that requests read in place; the tick picks up the rest of them, and demands.
+                self.dirty |= change.key != LOADS_KEY && change.key != ASKS_KEY;
                 if change.key == FACTS_KEY {
                     self.take_waiting(change.node);
                 }
@@ -649,6 +670,11 @@ impl Running {
             LOADS_KEY => {
                 let loads: Loads = codec::decode(RECORD_VERSION, &record.payload).map_err(|_fault| "malformed")?;
                 let taken = self.control.state().catalog.take_loads(node, stamp, loads, now);
+                taken.map_err(refusal_word)
+            }
+            ASKS_KEY => {
+                let asks: Asks = codec::decode(RECORD_VERSION, &record.payload).map_err(|_fault| "malformed")?;
+                let taken = self.control.state().catalog.take_asks(node, stamp, asks);
                 taken.map_err(refusal_word)
             }
             // Written by a later version: kept by gossip, not used here.

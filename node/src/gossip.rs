@@ -1,10 +1,11 @@
-//! What a node says about itself by gossip: three records, each signed by the node it speaks of.
+//! What a node says about itself by gossip: four records, each signed by the node it speaks of.
 //!
 //! | key | record | changes |
 //! |---|---|---|
 //! | `m` | [`Facts`]: names, place, addresses, machine, admission chain | rarely |
 //! | `s` | [`Offers`]: its instances and their health | with registrations and checks |
 //! | `l` | [`Loads`]: requests in flight, processor, policy root | every second or two |
+//! | `d` | [`Asks`]: demand for services whose rate all nodes share | when it has changed by a fifth or so |
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -17,7 +18,9 @@ pub const FACTS_KEY: &str = "m";
 pub const OFFERS_KEY: &str = "s";
 /// Key of [`Loads`].
 pub const LOADS_KEY: &str = "l";
-/// Version byte of all three records.
+/// Key of [`Asks`]. Versions before it pass it on and do not look at it.
+pub const ASKS_KEY: &str = "d";
+/// Version byte of all records.
 pub const RECORD_VERSION: u8 = 1;
 /// Context of their signatures.
 pub const SIGN_CONTEXT: &str = "gossip/1";
@@ -132,6 +135,23 @@ pub struct Loads {
     pub policy_root: [u8; 16],
 }
 
+/// How much is asked of a node for the services whose rate all nodes share; what is not listed is next to nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asks {
+    /// Each service with millionths of a request per second; at most [`ASKS_MAX`] are used.
+    pub services: Vec<(String, u64)>,
+}
+
+/// Most services of one node whose demand others look at; so many of the longest names fit what gossip carries.
+pub const ASKS_MAX: usize = 128;
+
+/// Requests per second, of what a record says in millionths.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "an average is not known to the billionth part")]
+pub fn per_second(millionths: u64) -> f64 {
+    millionths as f64 / 1e6
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +172,17 @@ mod tests {
         let offers = Offers { instances, draining: false };
         let bytes = encode(RECORD_VERSION, &offers).unwrap();
         assert_eq!(decode::<Offers>(RECORD_VERSION, &bytes), Ok(offers));
+    }
+
+    #[test]
+    fn demands_round_trip_and_as_many_as_may_fit_what_gossip_carries() {
+        let few = Asks { services: vec![("a".to_owned(), 1_500_000)] };
+        let bytes = encode(RECORD_VERSION, &few).unwrap();
+        assert_eq!(bytes, [1, 1, 1, b'a', 252, 0x60, 0xe3, 0x16, 0], "what this version says, later ones read");
+        assert_eq!(decode::<Asks>(RECORD_VERSION, &bytes), Ok(few));
+        let many = Asks { services: vec![("s".repeat(63), u64::MAX); ASKS_MAX] };
+        // A record is text of four letters for three bytes, with a signature and some words besides.
+        assert!(encode(RECORD_VERSION, &many).unwrap().len() * 4 / 3 + 1024 < 16 * 1024);
     }
 
     #[test]

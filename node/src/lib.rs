@@ -12,6 +12,7 @@ pub mod clock;
 pub mod codec;
 pub mod config;
 pub mod control;
+pub mod demand;
 pub mod demo;
 pub mod dns;
 pub mod doubts;

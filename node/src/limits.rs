@@ -15,9 +15,11 @@ use tokio::sync::Notify;
 
 mod bucket;
 mod budget;
+mod fleet;
 
-pub use bucket::Bucket;
+pub use bucket::{Bucket, Fill};
 pub use budget::RetryBudget;
+pub use fleet::FleetShare;
 
 /// Live counters of one service as seen from this node: the same object in every snapshot that names the service.
 #[derive(Debug, Default)]
@@ -31,6 +33,9 @@ pub struct ServiceStats {
     bucket: Bucket,
     /// When the endpoints are compared next; 0 before the first interval.
     interval_ends_ns: AtomicU64,
+    /// Requests that asked to begin while all nodes share a rate.
+    asked: AtomicU64,
+    fleet_bucket: Bucket,
 }
 
 /// Which of a service's counts.
@@ -109,7 +114,22 @@ impl ServiceStats {
     /// # Errors
     /// After how long there is one.
     pub fn pass(&self, rule: &RateLimit, now: Duration) -> Result<(), Duration> {
-        self.bucket.take(rule, now)
+        self.bucket.take(Fill::of(rule), now)
+    }
+
+    /// Counts a request that asks to begin, and takes one from the bucket of this node's share.
+    ///
+    /// # Errors
+    /// After how long there is one, at the share of now.
+    pub fn pass_fleet(&self, share: &FleetShare, now: Duration) -> Result<(), Duration> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.fleet_bucket.take(share.fill, now)
+    }
+
+    /// Requests that asked to begin while all nodes shared a rate, refused ones included.
+    #[must_use]
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// Whether an interval in which its endpoints are compared is over at `now`; then the next one begins. The first call

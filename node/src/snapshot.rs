@@ -17,7 +17,7 @@ use transport::NodeId;
 
 use crate::config::Protocol;
 use crate::gossip::Facts;
-use crate::limits::{ServiceStats, take_within};
+use crate::limits::{FleetShare, ServiceStats, take_within};
 use crate::outlier::{Finding, Seen, Streak, Verdict, Window};
 use crate::spread::{Placed, settle};
 
@@ -104,6 +104,8 @@ pub struct ServiceView {
     pub active_clients: f64,
     /// What this node has under way to it, the same object in every snapshot that names the service.
     pub stats: Arc<ServiceStats>,
+    /// What this node may begin of a rate that all nodes share; `None` where there is none, or nothing is known yet.
+    pub fleet_share: Option<FleetShare>,
     /// The localities that policy tells apart; the endpoints stand in their order.
     pub placed: Option<Placed>,
 }

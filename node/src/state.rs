@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use policy::explain::{DistanceSource, Excluded, Explanation, Subject, explain_parts};
-use policy::{BackendPolicy, DocId, Filed, Library, Place, Problem, RouteTable, ServiceTraffic};
+use policy::explain::{DistanceSource, Excluded, ExplainedFleetRate, Explanation, Subject, explain_parts};
+use policy::{BackendPolicy, DocId, Filed, Library, Place, Problem, RouteTable, ServiceTraffic, floor_share};
 use transport::NodeId;
+use transport::cell::CellConfig;
 use transport::rtt::RttFilter;
 use transport::swim::{Liveness, Swim};
 use transport::trust::Role;
 use transport::vivaldi::Vivaldi;
 
 use crate::catalog::{Catalog, DEFAULT_DISTANCE_MS, Distance, KnownNode, great_circle_ms};
-use crate::gossip::{Facts, Loads, Offers};
+use crate::demand::{Demands, Seen};
+use crate::gossip::{Asks, Facts, Loads, Offers};
 use crate::local::LocalInstances;
 use crate::pick::{self, Asked, Eligible};
 use crate::shares::{EndpointKey, Shares};
@@ -49,6 +51,8 @@ pub struct State {
     pub vivaldi: Vivaldi,
     /// Shares really got.
     pub shares: Shares,
+    /// What is asked of this node for services whose rate all nodes share.
+    pub demands: Demands,
     /// The policy store in short.
     pub store: StoreState,
     /// Every document, read.
@@ -125,6 +129,7 @@ impl State {
             swim,
             vivaldi: Vivaldi::new(None),
             shares: Shares::default(),
+            demands: Demands::new(CellConfig::LAN_INTERVAL),
             store: StoreState::default(),
             library: Library::default(),
             read_only: None,
@@ -226,9 +231,35 @@ impl State {
         let distances: HashMap<NodeId, Distance> =
             self.catalog.nodes().map(|known| (known.node, self.distance(known))).collect();
         let unknown = Distance { ms: DEFAULT_DISTANCE_MS, source: DistanceSource::Unknown };
-        let services =
+        let mut services =
             self.catalog.services(&local, |known| distances.get(&known.node).copied().unwrap_or(unknown), now);
+        self.share_rates(&mut services);
         Snapshot::new(self.version, self.here.clone(), Arc::clone(&self.table), services, local)
+    }
+
+    /// Works out what this node may begin of the rates that all nodes share.
+    fn share_rates(&mut self, services: &mut BTreeMap<String, Arc<ServiceView>>) {
+        let (others, mut asked) = self.catalog.asks();
+        for (service, limit) in self.table.fleet_rates() {
+            // They were just made, so nobody else has them.
+            if let Some(view) = services.get_mut(service).and_then(Arc::get_mut) {
+                let asked = asked.remove(service).unwrap_or_default();
+                let silent = others.saturating_sub(asked.len());
+                view.fleet_share = Some(self.demands.share(service, limit, &asked, silent));
+            }
+        }
+    }
+
+    /// Sees how many requests asked to begin for services whose rate all nodes share, and returns what others should know
+    /// of it.
+    pub fn demand(&mut self, snapshot: &Snapshot, now: Duration) -> Option<Asks> {
+        let nodes = self.catalog.asks().0 + 1;
+        let seen = snapshot.table.fleet_rates().filter_map(|(service, limit)| {
+            let asked = snapshot.services.get(service)?.stats.asked();
+            Some(Seen { service, asked, limit, floor: floor_share(limit.per_second(), nodes) })
+        });
+        self.demands.observe(now, seen);
+        self.demands.tell(now)
     }
 
     /// How far `known` is: the smaller of the probes' filtered round trip and the link's, else coordinates, else the great
@@ -305,6 +336,14 @@ impl State {
         let mut explanation = explain_parts(service, backend, &self.here.name, subjects, localities, excluded);
         explanation.panic = is_panic;
         explanation.requirements = spread::requirements(view, &snapshot.table);
+        explanation.fleet_rate =
+            backend.limits.fleet_rate.zip(view.fleet_share).map(|(limit, share)| ExplainedFleetRate {
+                limit_per_s: limit.per_second(),
+                share_per_s: share.per_second,
+                demand_per_s: share.demand,
+                nodes: share.nodes,
+                asking: share.asking,
+            });
         let picks: Vec<(EndpointKey, u64)> =
             candidates.iter().map(|endpoint| (share_key(endpoint), endpoint.stats.picks().0)).collect();
         let shares = self.shares.observed(&picks);

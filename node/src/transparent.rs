@@ -43,8 +43,8 @@ pub enum Mode {
     /// The kernel changes the destination of each connection (NAT) and remembers the one before.
     #[default]
     Redirect,
-    /// The kernel hands the packets over as they are (TPROXY), for kernels without NAT; the agent needs CAP_NET_ADMIN or
-    /// CAP_NET_RAW.
+    /// The kernel hands the packets over as they are (TPROXY), for kernels without NAT; the agent needs `CAP_NET_ADMIN` or
+    /// `CAP_NET_RAW`.
     Tproxy,
 }
 

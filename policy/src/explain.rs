@@ -30,6 +30,9 @@ pub struct Explanation {
     /// [`BackendPolicy::panic_threshold_percent`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub panic: bool,
+    /// What this node may take of a rate that all nodes share; absent where policy sets none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet_rate: Option<ExplainedFleetRate>,
     /// What each locality gets; absent where policy tells none apart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub localities: Vec<ExplainedLocality>,
@@ -40,6 +43,21 @@ pub struct Explanation {
     pub candidates: Vec<ExplainedCandidate>,
     /// Who does not.
     pub excluded: Vec<Excluded>,
+}
+
+/// One node's part of a rate that all nodes share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExplainedFleetRate {
+    /// Requests per second that may begin at all nodes together.
+    pub limit_per_s: f64,
+    /// Requests per second that may begin here.
+    pub share_per_s: f64,
+    /// Requests per second that ask to begin here, averaged; the limit at most.
+    pub demand_per_s: f64,
+    /// The nodes that share, as seen here, this one among them.
+    pub nodes: usize,
+    /// Those of them that ask for more than the little that each may always take.
+    pub asking: usize,
 }
 
 /// One locality with its part of the requests.
@@ -243,6 +261,7 @@ pub fn explain_parts(
         policy: policy.source.clone(),
         as_known_by: as_known_by.to_owned(),
         panic: false,
+        fleet_rate: None,
         localities,
         requirements: Vec::new(),
         candidates,

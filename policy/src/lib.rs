@@ -16,6 +16,7 @@
 //!   for localities: [`Localities`], [`weigh_parts`], [`choose_within`]; for newcomers: [`slow_start_factor`];
 //! - what the better of two knows of each: [`inflight_estimate`], [`PeakEwma`];
 //! - what the node of an instance must be: [`Requirements`];
+//! - which part of a rate that all nodes share is one node's: [`fair_share`];
 //! - why it went there: [`explain`].
 //!
 //! ```
@@ -53,6 +54,7 @@ mod document;
 mod draw;
 mod effective;
 pub mod explain;
+mod fair_share;
 mod host;
 mod impact;
 mod in_force;
@@ -92,6 +94,7 @@ pub use document::{
 };
 pub use draw::{draw, draw_excluding};
 pub use effective::{Effective, EffectiveKind, FieldSource, Overridden, effective};
+pub use fair_share::{fair_share, floor_share};
 pub use impact::{Expiry, Impact, ServiceTraffic, Touched, impact};
 pub use inflight::{Report, inflight_estimate, inflight_from_own};
 pub use library::{Filed, Library};

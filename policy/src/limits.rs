@@ -13,8 +13,10 @@ pub struct ServiceLimits {
     pub retries: RetryConstraint,
     /// How much may be under way at once.
     pub breaker: CircuitBreaker,
-    /// How many requests may begin in a time.
+    /// How many requests may begin in a time at this node.
     pub rate: Option<RateLimit>,
+    /// How many may begin at all nodes together.
+    pub fleet_rate: Option<RateLimit>,
     /// What is made to fail on purpose.
     pub faults: FaultInjection,
     /// When a request that waits is sent a second time beside the first.
@@ -87,6 +89,14 @@ pub struct RateLimit {
     pub interval: Duration,
     /// At least 1.
     pub burst: u32,
+}
+
+impl RateLimit {
+    /// How many in a second.
+    #[must_use]
+    pub fn per_second(&self) -> f64 {
+        f64::from(self.requests) / self.interval.as_secs_f64()
+    }
 }
 
 /// What a node does to requests on purpose, to see how they take it.

@@ -144,6 +144,7 @@ pub(crate) fn slot(path: &str) -> &str {
     match path {
         "loadBalancer.halfDistance" => "loadBalancer.lambda",
         "rateLimit.local.unit" => "rateLimit.local.interval",
+        "rateLimit.global.unit" => "rateLimit.global.interval",
         path => path,
     }
 }

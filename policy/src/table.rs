@@ -17,6 +17,7 @@ use crate::{
         route_match::{Conditions, Headers, Pattern, is_below},
     },
     host::{host_of, parents, service_of},
+    limits::RateLimit,
     priority::Priority,
     requirements::Requirements,
 };
@@ -202,6 +203,13 @@ impl RouteTable {
     #[must_use]
     pub fn backend(&self, service: &str) -> &BackendPolicy {
         self.backends.get(service).unwrap_or(&self.default_backend)
+    }
+
+    /// The rates that hold for all nodes together, by service.
+    pub fn fleet_rates(&self) -> impl Iterator<Item = (&str, &RateLimit)> {
+        self.backends
+            .iter()
+            .filter_map(|(service, backend)| Some((service.as_ref(), backend.limits.fleet_rate.as_ref()?)))
     }
 
     /// Who may ask `service` for what: every `AuthorizationPolicy` for it, composed. Without one everything is allowed.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::{
     document::{
         API_VERSION, DEPTH_MAX, Document, KNOWN_KINDS, Metadata, STRICTEST_KINDS, TargetRef, authorization,
-        backend_traffic, fields, fields::shown, http_route, is_told, peer_authentication, residency,
+        backend_traffic, fields, fields::shown, http_route, is_told, limits, peer_authentication, residency,
     },
     lock,
     name::{bend, is_label, is_name},
@@ -25,6 +25,7 @@ pub fn validate(document: &Document) -> Result<(), Vec<Problem>> {
         "BackendTrafficPolicy" => {
             target(document, &["Service"], &mut faults);
             backend_traffic::read(&document.spec, &mut faults);
+            limits::all_nodes(&document.spec, &document.metadata.scope, &mut faults);
         }
         "AuthorizationPolicy" => {
             target(document, &["Service"], &mut faults);

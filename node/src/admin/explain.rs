@@ -50,6 +50,8 @@ pub(super) struct ExplanationBody {
     as_known_by: String,
     /// `true` while so many instances are out by the verdicts of this node that these do not count; else absent.
     panic: bool,
+    /// What this node may take of a rate that all nodes share; absent where policy sets none.
+    fleet_rate: Option<FleetRateBody>,
     /// What each locality gets; absent where policy tells none apart.
     localities: Vec<LocalityBody>,
     /// What rules that lead to the service require of a node; absent where none does.
@@ -101,6 +103,23 @@ pub(super) struct CandidateBody {
     state: String,
     /// `declared`, `learned` or `cores`.
     capacity_source: String,
+}
+
+/// One node's part of a rate that all nodes share.
+#[derive(ToSchema)]
+#[schema(as = ExplainedFleetRate)]
+#[expect(dead_code, reason = "a description for machines; nobody builds one")]
+pub(super) struct FleetRateBody {
+    /// Requests per second that may begin at all nodes together.
+    limit_per_s: f64,
+    /// Requests per second that may begin here.
+    share_per_s: f64,
+    /// Requests per second that ask to begin here, averaged; the limit at most.
+    demand_per_s: f64,
+    /// The nodes that share, as seen here, this one among them.
+    nodes: usize,
+    /// Those of them that ask for more than the little that each may always take.
+    asking: usize,
 }
 
 /// One locality with its part of the requests.

@@ -73,6 +73,7 @@ fn the_description_of_an_explanation_has_the_fields_that_are_answered() {
         ("Explanation", &answered),
         ("ExplainedCandidate", &answered["candidates"][0]),
         ("ExplainedLocality", &answered["localities"][0]),
+        ("ExplainedFleetRate", &answered["fleet_rate"]),
         ("ExplainedRequirements", &answered["requirements"][0]),
         ("Excluded", &answered["excluded"][0]),
     ] {

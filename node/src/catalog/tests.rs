@@ -161,3 +161,55 @@ fn one_that_was_down_is_new_when_it_is_back_and_one_that_has_left_is_not_missed(
     catalog.take_verdict(id(2), Liveness::Left, 2, "it said so", NOW);
     assert_eq!(at(&mut catalog, NOW + second(7)), (Some(Duration::ZERO), vec![Missing::No]));
 }
+
+/// What node 0 counts of `hello`: the other nodes that share, and what each that told is asked for.
+fn asks_of(catalog: &Catalog) -> (usize, Vec<f64>) {
+    let (others, mut by_service) = catalog.asks();
+    (others, by_service.remove("hello").unwrap_or_default())
+}
+
+fn asks(per_second: u64) -> Asks {
+    Asks { services: vec![("hello".to_owned(), per_second * 1_000_000)] }
+}
+
+#[test]
+fn demands_count_of_every_node_that_is_not_known_to_be_gone() {
+    let mut catalog = catalog();
+    assert_eq!(asks_of(&catalog), (2, vec![]), "who told nothing is there all the same");
+    catalog.take_asks(id(1), (1, 5), asks(70)).unwrap();
+    catalog.take_asks(id(2), (1, 5), asks(30)).unwrap();
+    assert_eq!(asks_of(&catalog), (2, vec![70.0, 30.0]));
+    for (liveness, expected) in [
+        (Liveness::Suspect, (2, vec![70.0, 30.0])),
+        (Liveness::Dead, (1, vec![70.0])),
+        (Liveness::Alive, (2, vec![70.0, 30.0])),
+        (Liveness::Left, (1, vec![70.0])),
+    ] {
+        catalog.take_verdict(id(2), liveness, 1, "so it is", NOW);
+        assert_eq!(asks_of(&catalog), expected, "{liveness}");
+    }
+    // It is known to be somewhere and will take requests in a moment.
+    catalog.take_facts(id(3), (Role::Member, [3; 32]), (1, 1), facts("n3"), NOW).unwrap();
+    assert_eq!(asks_of(&catalog).0, 2);
+    catalog.take_asks(id(0), (1, 5), asks(900)).unwrap();
+    assert_eq!(asks_of(&catalog), (2, vec![70.0]), "what is asked here is counted apart");
+}
+
+#[test]
+fn a_demand_is_of_one_life_of_its_node_and_counts_once() {
+    let mut catalog = catalog();
+    catalog.take_asks(id(1), (1, 5), asks(70)).unwrap();
+    assert_eq!(catalog.take_asks(id(1), (1, 5), asks(80)), Err(Refusal::Old));
+    assert_eq!(catalog.take_asks(id(9), (1, 5), asks(80)), Err(Refusal::NoFacts));
+    catalog.take_facts(id(1), (Role::Member, [1; 32]), (1, 9), facts("n1"), NOW).unwrap();
+    assert_eq!(asks_of(&catalog).1, [70.0], "another address is no other life");
+    catalog.take_facts(id(1), (Role::Member, [1; 32]), (2, 1), facts("n1"), NOW).unwrap();
+    assert_eq!(asks_of(&catalog), (2, vec![]), "a node that starts anew is asked for nothing yet");
+    assert_eq!(catalog.take_asks(id(1), (1, 99), asks(80)), Err(Refusal::Old));
+    let again = Asks { services: [asks(40).services, asks(50).services, asks(60).services].concat() };
+    catalog.take_asks(id(1), (2, 2), again).unwrap();
+    assert_eq!(asks_of(&catalog), (2, vec![40.0]), "named three times it would count as three nodes");
+    let many = (0..1000).map(|number| (format!("s{number}"), 1));
+    catalog.take_asks(id(1), (2, 3), Asks { services: many.collect() }).unwrap();
+    assert_eq!(catalog.node(id(1)).unwrap().asks.services.len(), ASKS_MAX);
+}

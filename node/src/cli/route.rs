@@ -1,7 +1,9 @@
 //! `route explain`: the formula with the numbers of now.
 
 use ::policy::Draw;
-use ::policy::explain::{ExplainedCandidate, ExplainedLocality, ExplainedRequirements, Explanation};
+use ::policy::explain::{
+    ExplainedCandidate, ExplainedFleetRate, ExplainedLocality, ExplainedRequirements, Explanation,
+};
 
 use super::client::segment;
 use super::look::percent;
@@ -53,6 +55,7 @@ pub(super) fn explained(explanation: &Explanation) -> String {
     if explanation.panic {
         text.push_str("panic: too many instances are ejected by this node, so its ejections do not count\n");
     }
+    explanation.fleet_rate.iter().for_each(|rate| text.push_str(&fleet_rate(rate)));
     if !explanation.localities.is_empty() {
         text.push_str(&localities(&explanation.localities));
     }
@@ -88,6 +91,13 @@ fn headline(explanation: &Explanation) -> String {
         explanation.draw,
         explanation.policy
     )
+}
+
+/// A line for what of a rate that all nodes share is this node's.
+fn fleet_rate(rate: &ExplainedFleetRate) -> String {
+    let ExplainedFleetRate { limit_per_s, share_per_s, demand_per_s, nodes, asking } = rate;
+    let [limit, share, demand] = [limit_per_s, share_per_s, demand_per_s].map(|number| trimmed(*number));
+    format!("rate for all nodes {limit}/s: {share}/s here, where {demand}/s ask; {asking} of {nodes} nodes ask\n")
 }
 
 /// A row for each locality that has instances.

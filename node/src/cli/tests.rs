@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use ::policy::Problem;
 use ::policy::explain::{
-    CapacitySource, DistanceSource, Excluded, ExplainedLocality, ExplainedRequirements, Explanation, Subject, explain,
-    explain_parts,
+    CapacitySource, DistanceSource, Excluded, ExplainedFleetRate, ExplainedLocality, ExplainedRequirements,
+    Explanation, Subject, explain, explain_parts,
 };
 use ::policy::{BackendPolicy, Capacity, Draw};
 use clap::{CommandFactory as _, Parser as _};
@@ -363,10 +363,17 @@ fn an_explanation_shows_localities_newcomers_panic_and_what_rules_require() {
     };
     let single = BackendPolicy { draw: Draw::Single, ..BackendPolicy::default() };
     let explained = explain_parts("hello", &single, "west", subjects, localities, Vec::new());
-    let text = route::explained(&Explanation { panic: true, requirements: vec![required], ..explained });
+    let rate = ExplainedFleetRate { limit_per_s: 200.0, share_per_s: 95.5, demand_per_s: 120.0, nodes: 3, asking: 2 };
+    let text = route::explained(&Explanation {
+        panic: true,
+        fleet_rate: Some(rate),
+        requirements: vec![required],
+        ..explained
+    });
     let expected = "\
 SERVICE hello  from west  algorithm EdgeDecay  λ=0.0277/ms (half-distance 25ms)  ε=1  draw Single  policy: default
 panic: too many instances are ejected by this node, so its ejections do not count
+rate for all nodes 200/s: 95.5/s here, where 120/s ask; 2 of 3 nodes ask
 LOCALITY  POLICY   SOUND  SHARE
 eu/z1        80%  1 of 2  73.7%
 eu/z2        20%  2 of 2  26.3%

@@ -52,6 +52,7 @@ fn view(name: &str, protocols: &[Protocol], out: Option<Protocol>) -> (String, A
         excluded: excluded.into_iter().collect(),
         active_clients: 1.0,
         stats: Arc::default(),
+        fleet_share: None,
         placed: None,
     };
     (name.to_owned(), Arc::new(view))

@@ -10,10 +10,36 @@ use super::whole_ns;
 /// A token bucket as one moment: that at which all its tokens would be back, in nanoseconds of monotonic time. This is the
 /// generic cell rate algorithm (ITU-T I.371, its virtual scheduling form), which needs no timer and no lock.
 ///
-/// With T = interval / requests a token costs T, and the bucket holds `burst` of them. The default is full.
+/// The default is full.
 #[derive(Debug, Default)]
 pub struct Bucket {
     full_at_ns: AtomicU64,
+}
+
+/// How a bucket fills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// The time that brings one token, above zero.
+    cost_ns: u64,
+    /// The time that fills an empty bucket, `cost_ns` at least.
+    depth_ns: u64,
+}
+
+impl Fill {
+    /// With T = interval / requests a token costs T, and the bucket holds `burst` of them.
+    #[must_use]
+    pub fn of(rule: &RateLimit) -> Self {
+        let cost_ns = (whole_ns(rule.interval) / u64::from(rule.requests.max(1))).max(1);
+        Self { cost_ns, depth_ns: cost_ns.saturating_mul(u64::from(rule.burst.max(1))) }
+    }
+
+    /// The same with a token each `cost`. It fills in the same time, so a bucket whose cost changes now and then stays as
+    /// full as it is; but it has room for one.
+    #[must_use]
+    pub fn slowed_to(self, cost: Duration) -> Self {
+        let cost_ns = whole_ns(cost).max(1);
+        Self { cost_ns, depth_ns: self.depth_ns.max(cost_ns) }
+    }
 }
 
 impl Bucket {
@@ -21,10 +47,9 @@ impl Bucket {
     ///
     /// # Errors
     /// After how long there is one.
-    pub fn take(&self, rule: &RateLimit, now: Duration) -> Result<(), Duration> {
+    pub fn take(&self, fill: Fill, now: Duration) -> Result<(), Duration> {
         let now = whole_ns(now);
-        let cost = (whole_ns(rule.interval) / u64::from(rule.requests.max(1))).max(1);
-        let depth = cost.saturating_mul(u64::from(rule.burst.max(1)));
+        let Fill { cost_ns: cost, depth_ns: depth } = fill;
         let next = |full_at: u64| {
             // A policy that lets more through at once counts from now on: what is owed is never above the bucket.
             let next = full_at.max(now).min(now.saturating_add(depth)).saturating_add(cost);

@@ -60,23 +60,60 @@ fn a_budget_is_shared_by_threads_without_losing_a_count() {
 #[test]
 fn a_bucket_lets_the_burst_through_and_then_the_rate() {
     let (bucket, rule) = (Bucket::default(), RateLimit { requests: 10, interval: Duration::from_secs(1), burst: 5 });
-    let passed =
-        |from_ms: u64, until_ms: u64| (from_ms..until_ms).filter(|at| bucket.take(&rule, ms(*at)).is_ok()).count();
+    let passed = |from_ms: u64, until_ms: u64| {
+        (from_ms..until_ms).filter(|at| bucket.take(Fill::of(&rule), ms(*at)).is_ok()).count()
+    };
     assert_eq!(passed(0, 1), 1);
-    assert_eq!((0..100).filter(|_| bucket.take(&rule, NOW).is_ok()).count(), 4);
-    assert_eq!(bucket.take(&rule, NOW), Err(Duration::from_millis(100)), "when the next token is there");
-    assert_eq!(bucket.take(&rule, ms(40)), Err(Duration::from_millis(60)));
+    assert_eq!((0..100).filter(|_| bucket.take(Fill::of(&rule), NOW).is_ok()).count(), 4);
+    assert_eq!(bucket.take(Fill::of(&rule), NOW), Err(Duration::from_millis(100)), "when the next token is there");
+    assert_eq!(bucket.take(Fill::of(&rule), ms(40)), Err(Duration::from_millis(60)));
     assert_eq!(passed(1, 1001), 10, "one each 100 ms");
-    assert_eq!(passed(10_000, 10_001) + (0..100).filter(|_| bucket.take(&rule, ms(10_000)).is_ok()).count(), 5);
+    assert_eq!(
+        passed(10_000, 10_001) + (0..100).filter(|_| bucket.take(Fill::of(&rule), ms(10_000)).is_ok()).count(),
+        5
+    );
 }
 
 #[test]
 fn a_bucket_made_smaller_does_not_owe_what_the_larger_one_gave() {
     let bucket = Bucket::default();
     let large = RateLimit { requests: 1, interval: Duration::from_secs(3600), burst: 100 };
-    assert_eq!((0..100).filter(|_| bucket.take(&large, NOW).is_ok()).count(), 100);
+    assert_eq!((0..100).filter(|_| bucket.take(Fill::of(&large), NOW).is_ok()).count(), 100);
     let small = RateLimit { requests: 10, interval: Duration::from_secs(1), burst: 1 };
-    assert_eq!(bucket.take(&small, NOW), Err(Duration::from_millis(100)));
+    assert_eq!(bucket.take(Fill::of(&small), NOW), Err(Duration::from_millis(100)));
+}
+
+#[test]
+fn a_share_has_its_part_of_the_rate_and_of_the_burst_and_room_for_one_request() {
+    let limit = RateLimit { requests: 100, interval: Duration::from_secs(1), burst: 50 };
+    let passed = |stats: &ServiceStats, share: &FleetShare, from_ms: u64, until_ms: u64| {
+        (from_ms..until_ms).flat_map(|at| [at; 4]).filter(|at| stats.pass_fleet(share, ms(*at)).is_ok()).count()
+    };
+    for (per_second, at_once) in [(100.0, 50), (20.0, 10), (0.5, 1)] {
+        let (stats, share) = (ServiceStats::default(), FleetShare::new(&limit, per_second, 0.0, 3, 1));
+        assert_eq!((0..1000).filter(|_| stats.pass_fleet(&share, NOW).is_ok()).count(), at_once, "{per_second}");
+        assert_eq!(stats.asked(), 1000, "refused ones ask as well");
+        let (second, expected) = (passed(&stats, &share, 0, 10_000), per_second * 10.0);
+        assert!(
+            (f64::from(u32::try_from(second).unwrap()) - expected).abs() <= 1.0,
+            "{second} in ten seconds at {per_second}"
+        );
+    }
+    assert_eq!(FleetShare::alone(&limit).fill, Fill::of(&limit));
+}
+
+#[test]
+fn a_bucket_whose_share_changes_stays_as_full_as_it_is() {
+    let limit = RateLimit { requests: 100, interval: Duration::from_secs(1), burst: 100 };
+    let share = |per_second| FleetShare::new(&limit, per_second, 0.0, 2, 2);
+    let taken = |stats: &ServiceStats, per_second, most| {
+        (0..most).filter(|_| stats.pass_fleet(&share(per_second), NOW).is_ok()).count()
+    };
+    let stats = ServiceStats::default();
+    assert_eq!(taken(&stats, 100.0, 50), 50, "half of what it holds");
+    assert_eq!(taken(&stats, 20.0, 1000), 10, "half of a fifth");
+    assert_eq!(taken(&stats, 100.0, 1000), 0);
+    assert_eq!(stats.pass_fleet(&share(20.0), NOW), Err(Duration::from_millis(50)));
 }
 
 #[test]

@@ -41,7 +41,15 @@ fn view(endpoints: Vec<Arc<Endpoint>>) -> ServiceView {
         missing: Missing::Yes,
     };
     let (excluded, stats) = (vec![out], Arc::default());
-    ServiceView { name: "hello".to_owned(), endpoints, excluded, active_clients: 1.0, stats, placed: None }
+    ServiceView {
+        name: "hello".to_owned(),
+        endpoints,
+        excluded,
+        active_clients: 1.0,
+        stats,
+        fleet_share: None,
+        placed: None,
+    }
 }
 
 fn snapshot(view: ServiceView, table: RouteTable) -> Snapshot {

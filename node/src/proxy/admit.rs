@@ -17,7 +17,7 @@ use super::headers::{MARRAM_INJECTED, MARRAM_LIMIT};
 use super::record::Record;
 use super::refuse::{Reason, Refusal};
 use super::retry::Tries;
-use crate::limits::{Count, Full};
+use crate::limits::{Count, FleetShare, Full};
 use crate::snapshot::{Endpoint, ServiceView, Snapshot};
 
 /// How long a gRPC client is to wait before it asks again (gRFC A6).
@@ -48,6 +48,17 @@ impl Denied {
 }
 
 impl Refusal {
+    /// The same, with the time after which there is room again.
+    fn ask_again(self, wait: Duration, is_grpc: bool) -> Self {
+        if is_grpc {
+            let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+            return self.header(GRPC_PUSHBACK, HeaderValue::from(wait_ms));
+        }
+        // Whole seconds are all that the header can say (RFC 9110 section 10.2.3).
+        let wait_s = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        self.header(RETRY_AFTER, HeaderValue::from(wait_s)).hint(format!("ask again in {wait_s} s"))
+    }
+
     /// The same, with the reason why the request was not sent once more.
     pub(super) fn not_sent_again(self, denied: Denied) -> Self {
         match denied {
@@ -87,7 +98,14 @@ impl<'a> Admission<'a> {
         let Some(view) = self.view else { return Ok(()) };
         let now = self.context.clock.now();
         if let Some(rate) = &self.limits().rate {
-            view.stats.pass(rate, now).map_err(|wait| self.too_often(rate, wait, is_grpc))?;
+            view.stats.pass(rate, now).map_err(|wait| self.too_often(rate).ask_again(wait, is_grpc))?;
+        }
+        // What this node's own limit refuses would not have begun in any case: it asks for no share.
+        if let Some(limit) = &self.limits().fleet_rate {
+            let share = view.fleet_share.unwrap_or_else(|| FleetShare::alone(limit));
+            view.stats
+                .pass_fleet(&share, now)
+                .map_err(|wait| self.too_often_in_all(limit, &share).ask_again(wait, is_grpc))?;
         }
         let limit = self.limit(Count::Requests);
         record.hold(view.stats.take(Count::Requests, limit).ok_or_else(|| self.too_much(Count::Requests, limit))?);
@@ -188,21 +206,25 @@ impl<'a> Admission<'a> {
             .hint("ask again later, or raise the limit in a BackendTrafficPolicy for the service")
     }
 
-    fn too_often(&self, rate: &RateLimit, wait: Duration, is_grpc: bool) -> Refusal {
+    fn too_often(&self, rate: &RateLimit) -> Refusal {
         let field = "rateLimit.local";
         let per = humantime::format_duration(rate.interval);
         let detail = format!(
             "`{}` takes {} requests in {per} from this node, {} at once; `{field}` is set by {}",
             self.service, rate.requests, rate.burst, self.backend.source
         );
-        let refusal = self.refusal(Reason::RateLimited, field, detail);
-        if is_grpc {
-            let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
-            return refusal.header(GRPC_PUSHBACK, HeaderValue::from(wait_ms));
-        }
-        // Whole seconds are all that the header can say (RFC 9110 section 10.2.3).
-        let wait_s = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        refusal.header(RETRY_AFTER, HeaderValue::from(wait_s)).hint(format!("ask again in {wait_s} s"))
+        self.refusal(Reason::RateLimited, field, detail)
+    }
+
+    fn too_often_in_all(&self, limit: &RateLimit, share: &FleetShare) -> Refusal {
+        let field = "rateLimit.global";
+        let per = humantime::format_duration(limit.interval);
+        let detail = format!(
+            "`{}` takes {} requests in {per} from all nodes together, of which {:.3} in 1s are this node's now, as one of {}; \
+             `{field}` is set by {}",
+            self.service, limit.requests, share.per_second, share.nodes, self.backend.source
+        );
+        self.refusal(Reason::RateLimited, field, detail)
     }
 
     /// Every instance has what it may have.

@@ -74,6 +74,7 @@ fn snapshot(endpoints: &[Arc<Endpoint>], excluded: Vec<ExcludedEndpoint>, table:
         excluded,
         active_clients: 1.0,
         stats: Arc::default(),
+        fleet_share: None,
         placed: None,
     };
     let services = BTreeMap::from([("hello".to_owned(), Arc::new(view))]);

@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use super::fields::Fields;
+use serde_json::Value;
+
+use super::fields::{Fields, shown};
 use crate::{
     limits::{
         CircuitBreaker, FaultAbort, FaultDelay, FaultInjection, Hedging, RateLimit, RetryConstraint, ServiceLimits,
@@ -19,10 +21,12 @@ pub(crate) const SECTIONS: [&str; 5] = ["retryConstraint", "circuitBreaker", "ra
 
 /// Reads the sections that stand in `spec`; what they leave out is at its default.
 pub(crate) fn read(spec: &Fields<'_>, faults: &mut Faults<'_>) -> ServiceLimits {
+    let rates = rates(spec, faults);
     ServiceLimits {
         retries: retries(spec, faults),
         breaker: breaker(spec, faults),
-        rate: rate(spec, faults),
+        rate: rate(rates.as_ref(), "local", faults),
+        fleet_rate: rate(rates.as_ref(), "global", faults),
         faults: injected(spec, faults),
         hedging: hedging(spec, faults),
     }
@@ -61,19 +65,39 @@ fn breaker(spec: &Fields<'_>, faults: &mut Faults<'_>) -> CircuitBreaker {
     read
 }
 
-fn rate(spec: &Fields<'_>, faults: &mut Faults<'_>) -> Option<RateLimit> {
-    let limit = section(spec, "rateLimit", &["local"], faults)?;
-    let hint = "add `local: { requests: 100, unit: Second }`";
-    limit.require("local", hint, faults)?;
-    let local = section(&limit, "local", &["requests", "unit", "interval", "burst"], faults)?;
-    local.require("requests", "say how many may begin in a unit or interval", faults);
-    let requests = local.whole("requests", 1, COUNT_MOST, faults);
-    let unit = local.word("unit", &UNITS, &[], faults);
-    let interval = local.duration("interval", TIME_MOST, faults);
-    if local.get("unit").is_some() && local.get("interval").is_some() {
-        faults.hint(&local.at("unit"), "stands beside `interval`, which says the same", "keep one of them");
+/// The section of both rates.
+fn rates<'v>(spec: &Fields<'v>, faults: &mut Faults<'_>) -> Option<Fields<'v>> {
+    let limit = section(spec, "rateLimit", &["local", "global"], faults)?;
+    if limit.get("local").is_none() && limit.get("global").is_none() {
+        let hint = "add `local: { requests: 100, unit: Second }`, or `global` for all nodes together";
+        faults.hint(&limit.at("local"), "is missing, and so is `global`", hint);
     }
-    let burst = local.whole("burst", 1, COUNT_MOST, faults);
+    Some(limit)
+}
+
+/// A limit on all nodes together that holds at some of them would not be one.
+pub(crate) fn all_nodes(spec: &Value, scope: &str, faults: &mut Faults<'_>) {
+    let is_set = spec.get("rateLimit").is_some_and(|limit| limit.get("global").is_some());
+    if is_set && scope != "global" {
+        let hint = "set it in a document of scope `global`, or limit each node by `local`";
+        faults.hint(
+            "spec.rateLimit.global",
+            format_args!("is for all nodes, and the scope is `{}`", shown(scope)),
+            hint,
+        );
+    }
+}
+
+fn rate(limit: Option<&Fields<'_>>, name: &str, faults: &mut Faults<'_>) -> Option<RateLimit> {
+    let rate = section(limit?, name, &["requests", "unit", "interval", "burst"], faults)?;
+    rate.require("requests", "say how many may begin in a unit or interval", faults);
+    let requests = rate.whole("requests", 1, COUNT_MOST, faults);
+    let unit = rate.word("unit", &UNITS, &[], faults);
+    let interval = rate.duration("interval", TIME_MOST, faults);
+    if rate.get("unit").is_some() && rate.get("interval").is_some() {
+        faults.hint(&rate.at("unit"), "stands beside `interval`, which says the same", "keep one of them");
+    }
+    let burst = rate.whole("burst", 1, COUNT_MOST, faults);
     let requests = requests?;
     let interval = interval.or(unit).unwrap_or(Duration::from_secs(1));
     Some(RateLimit { requests, interval, burst: burst.unwrap_or(requests) })

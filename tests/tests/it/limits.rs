@@ -243,6 +243,67 @@ fn requests_beyond_the_rate_are_answered_429_and_injected_faults_are_marked() {
 }
 
 #[test]
+fn a_rate_of_all_nodes_is_shared_by_what_is_asked_of_each() {
+    const RATE: f64 = 200.0;
+    let app = App::start("a");
+    let fleet = Fleet::start(3, &|n, config| {
+        if n == 0 {
+            Node::serve(config, "app", app.address(), None);
+        }
+    });
+    fleet.wait_service("app", 1);
+    apply(&fleet.nodes[0], &policy("app", "rateLimit: { global: { requests: 200, unit: Second, burst: 20 } }"));
+    eventually("it is in force, and as nobody asks all have the same", Duration::from_secs(10), || {
+        for node in &fleet.nodes {
+            let told = node.explain("app")?.fleet_rate.ok_or("no rate")?;
+            if told.nodes != 3 || (told.share_per_s - RATE / 3.0).abs() > 1.0 {
+                return Err(format!("{}: {told:?}", node.name));
+            }
+        }
+        Ok(())
+    });
+    // More than there is, very unequal: about 30 in a second, and twice as much as the machine can do.
+    let small = Load::start(fleet.nodes[1].proxy, "app", "GET", 1, Duration::from_millis(30));
+    let big = [0, 2].map(|n| Load::start(fleet.nodes[n].proxy, "app", "GET", 2, Duration::from_millis(4)));
+    eventually("who asks for little has it, and the others share the rest", Duration::from_secs(20), || {
+        let rate = |node: &Node| node.explain("app")?.fleet_rate.ok_or_else(|| "no rate".to_owned());
+        let rates = fleet.nodes.iter().map(rate).collect::<Result<Vec<_>, String>>()?;
+        let [one, little, other] = rates.as_slice() else { return Err(format!("{rates:?}")) };
+        let is_fair = little.share_per_s >= little.demand_per_s
+            && one.share_per_s > RATE / 3.0 + 5.0
+            && (one.share_per_s - other.share_per_s).abs() < 10.0;
+        if is_fair { Ok(()) } else { Err(format!("{rates:?}")) }
+    });
+    let (watch, before) = (Stopwatch::start(), app.requests());
+    eventually("some seconds pass", Duration::from_secs(10), || {
+        if watch.elapsed() >= Duration::from_millis(2500) { Ok(()) } else { Err("not yet".to_owned()) }
+    });
+    let served = f64::from(u32::try_from(app.requests() - before).unwrap()) / watch.elapsed().as_secs_f64();
+    let since = watch.elapsed();
+    let refused = |sent: Vec<tests::Sent>| {
+        let answers: Vec<Answer> = sent.into_iter().rev().take(100).map(|one| one.answer.unwrap()).collect();
+        let refused: Vec<Answer> = answers.iter().filter(|answer| answer.status == 429).cloned().collect();
+        assert!(answers.iter().all(|answer| [200, 429].contains(&answer.status)), "{answers:?}");
+        refused
+    };
+    let big: Vec<Answer> = big.into_iter().flat_map(|load| refused(load.stop())).collect();
+    let small = refused(small.stop());
+    println!(
+        "{served:.1} in a second over {since:?}; of the last 100 each {} and {} were refused",
+        big.len(),
+        small.len()
+    );
+    assert!((RATE * 0.8..=RATE * 1.1).contains(&served), "{served}");
+    assert!(big.len() > 40, "{}", big.len());
+    assert!(small.len() < 30, "who asks for little has it: {}", small.len());
+    let answer = &big[0];
+    assert_eq!((answer.header("marram-limit"), answer.header("retry-after")), (Some("rateLimit.global"), Some("1")));
+    assert!(answer.body.contains("as one of 3"), "{answer:?}");
+    assert!(fleet.nodes[0].metric("marram_rate_limit_share", "service=\"app\"").unwrap() > 65.0);
+    assert!(fleet.nodes[0].metric("marram_limits_reached_total", "limit=\"rateLimit.global\"").unwrap() > 1.0);
+}
+
+#[test]
 fn a_hedged_request_takes_the_quicker_of_two_instances() {
     // Half of the requests are hedged here, far more than a budget is for.
     const PLENTY: &str = "retryConstraint: { minRetryRate: { count: 1000, interval: 1s } }";

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use crdt_store::Dot;
 use policy::explain::{
-    CapacitySource, DistanceSource, Excluded, ExplainedLocality, ExplainedRequirements, Explanation, Subject,
-    explain_parts,
+    CapacitySource, DistanceSource, Excluded, ExplainedFleetRate, ExplainedLocality, ExplainedRequirements,
+    Explanation, Subject, explain_parts,
 };
 use policy::{BackendPolicy, Capacity, DocId, Document};
 use serde_json::Value;
@@ -76,7 +76,9 @@ pub(super) fn explanation() -> Explanation {
     };
     let policy = BackendPolicy::default();
     let explained = explain_parts("hello", &policy, "a", vec![subject], vec![locality], vec![out]);
-    Explanation { panic: true, requirements: vec![required], ..explained }
+    let fleet_rate =
+        ExplainedFleetRate { limit_per_s: 200.0, share_per_s: 95.0, demand_per_s: 120.5, nodes: 3, asking: 2 };
+    Explanation { panic: true, requirements: vec![required], fleet_rate: Some(fleet_rate), ..explained }
 }
 
 pub(super) fn status() -> Status {

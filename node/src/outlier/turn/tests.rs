@@ -31,6 +31,7 @@ fn begun(count: usize, passive: &str) -> (Snapshot, Vec<Arc<Endpoint>>) {
         active_clients: 1.0,
         stats: Arc::default(),
         placed: None,
+        fleet_share: None,
     };
     let here = Here {
         node: NodeId::from_bytes([9; 16]),

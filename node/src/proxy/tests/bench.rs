@@ -26,6 +26,7 @@ use transport::{NodeId, PeerInfo, StreamReset};
 use super::super::{Duplex, NotSent, Outcome, ProxyContext, ProxyParts, ServiceLinks};
 use crate::clock::SystemClock;
 use crate::config::{Protocol, ProxyConfig};
+use crate::limits::FleetShare;
 use crate::snapshot::{
     Endpoint, EndpointStats, ExcludedEndpoint, Here, LocalInstance, Missing, Published, ServiceView, Snapshot,
 };
@@ -162,6 +163,13 @@ impl Bench {
         self.publish();
     }
 
+    /// Sets what this node may begin of a rate that all nodes share; the counts of its services begin anew.
+    pub(super) fn share(&self, service: &str, share: FleetShare) {
+        let mut next = snapshot(&self.here, &self.services, &self.local, &self.table);
+        next.services.get_mut(service).and_then(Arc::get_mut).unwrap().fleet_share = Some(share);
+        self.published.publish(next);
+    }
+
     fn publish(&self) {
         self.published.publish(snapshot(&self.here, &self.services, &self.local, &self.table));
     }
@@ -180,6 +188,7 @@ fn snapshot(
             excluded: excluded.clone(),
             active_clients: 1.0,
             stats: Arc::default(),
+            fleet_share: None,
             placed: None,
         };
         (name.clone(), Arc::new(view))

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper::Request;
+use policy::RateLimit;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Notify;
 
@@ -13,7 +14,7 @@ use super::bench::{Bench, PATIENCE, echo, instance, nobody, read_head, silent};
 use super::client::{Client, Reply};
 use super::streams::{Streams, http2_instance};
 use crate::config::{Protocol, ProxyConfig};
-use crate::limits::Count;
+use crate::limits::{Count, FleetShare};
 use crate::snapshot::Endpoint;
 
 /// A policy for `hello` with this spec.
@@ -233,6 +234,52 @@ async fn requests_beyond_the_rate_are_told_when_to_ask_again() {
 }
 
 #[tokio::test]
+async fn requests_beyond_this_nodes_share_of_a_rate_are_told_so_and_count_as_asked() {
+    let mut bench = Bench::start().await;
+    let (address, _) = echo("a").await;
+    bench.add_local("hello", address, Protocol::Http);
+    bench.apply(&policy("rateLimit: { global: { requests: 4, interval: 90s, burst: 4 } }"));
+    let limit = RateLimit { requests: 4, interval: Duration::from_secs(90), burst: 4 };
+    // 1 in 90 s, and one at once.
+    bench.share("hello", FleetShare::new(&limit, limit.per_second() / 4.0, 0.0, 3, 2));
+    let mut client = Client::connect(bench.address).await;
+    assert_eq!(client.get("hello.mesh", "/").await.status, 200);
+    let reply = client.get("hello.mesh", "/").await;
+    assert_eq!(reply.problem(429), "rate_limited");
+    assert_eq!(reply.header("marram-limit"), Some("rateLimit.global"));
+    let after: u64 = reply.header("retry-after").unwrap().parse().unwrap();
+    assert!((85..=90).contains(&after), "{after}");
+    let detail = reply.json()["detail"].as_str().unwrap().to_owned();
+    for expected in ["4 requests in 1m 30s from all nodes together", "0.011 in 1s", "as one of 3", "set by global/"] {
+        assert!(detail.contains(expected), "{detail}");
+    }
+    assert_eq!(bench.context.published.load().services["hello"].stats.asked(), 2);
+}
+
+#[tokio::test]
+async fn a_node_that_knows_no_share_has_all_of_the_rate_and_its_own_limit_comes_first() {
+    let mut bench = Bench::start().await;
+    let (address, _) = echo("a").await;
+    bench.add_local("hello", address, Protocol::Http);
+    for (local, global, passing, limit, asked) in
+        [(5, 3, 3, "rateLimit.global", 5), (3, 5, 3, "rateLimit.local", 3), (9, 9, 9, "rateLimit.local", 9)]
+    {
+        let hourly = |requests| format!("{{ requests: {requests}, unit: Hour }}");
+        let both = format!("rateLimit: {{ local: {}, global: {} }}", hourly(local), hourly(global));
+        bench.apply(&policy(&both));
+        let mut client = Client::connect(bench.address).await;
+        let mut replies = Vec::new();
+        for _ in 0..12 {
+            replies.push(client.get("hello.mesh", "/").await);
+        }
+        assert_eq!(replies.iter().filter(|reply| reply.status == 200).count(), passing, "{both}");
+        assert_eq!(replies[passing].header("marram-limit"), Some(limit), "{both}");
+        // What the node's own limit refuses asks for no share.
+        assert_eq!(bench.context.published.load().services["hello"].stats.asked(), asked, "{both}");
+    }
+}
+
+#[tokio::test]
 async fn a_grpc_client_hears_of_limits_and_injected_faults_in_its_own_words() {
     let mut bench = Bench::start().await;
     let (address, _) = http2_instance().await;
@@ -246,6 +293,7 @@ async fn a_grpc_client_hears_of_limits_and_injected_faults_in_its_own_words() {
         ("faultInjection: { abort: { httpStatus: 404 } }", "12"),
         ("circuitBreaker: { maxParallelRequests: 0 }", "14"),
         ("rateLimit: { local: { requests: 1, unit: Hour } }", "8"),
+        ("rateLimit: { global: { requests: 1, unit: Hour } }", "8"),
     ] {
         bench.apply(&policy(spec));
         let client = Streams::connect(bench.address).await;

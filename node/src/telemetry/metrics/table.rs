@@ -198,6 +198,12 @@ pub const METRICS: &[Metric] = &[
         "Times a limit of a service was met, by the field that sets it",
     ),
     stable(
+        "marram_rate_limit_share",
+        Gauge,
+        &["service"],
+        "Requests per second that may begin at this node of a rate that all nodes share; 0 once there is no such rate",
+    ),
+    stable(
         "marram_faults_injected_total",
         Counter,
         &["service", "fault"],

@@ -40,7 +40,10 @@ fn a_document_with_everything_is_read_as_it_says() {
             "maxConnections": 1, "maxPendingRequests": 2, "maxParallelRequests": 3, "maxParallelRetries": 4,
             "perEndpoint": { "maxConnections": 5, "maxParallelRequests": 6 },
         },
-        "rateLimit": { "local": { "requests": 7, "unit": "Minute", "burst": 8 } },
+        "rateLimit": {
+            "local": { "requests": 7, "unit": "Minute", "burst": 8 },
+            "global": { "requests": 1000, "interval": "10s" },
+        },
         "faultInjection": {
             "delay": { "fixedDelay": "9ms", "percentage": 12.5 },
             "abort": { "httpStatus": 503, "grpcStatus": 14 },
@@ -64,6 +67,7 @@ fn a_document_with_everything_is_read_as_it_says() {
             endpoint_requests: Some(6),
         },
         rate: Some(RateLimit { requests: 7, interval: 60 * SECOND, burst: 8 }),
+        fleet_rate: Some(RateLimit { requests: 1000, interval: 10 * SECOND, burst: 1000 }),
         faults: FaultInjection {
             delay: Some(FaultDelay { fixed: Duration::from_millis(9), share: 0.125 }),
             abort: Some(FaultAbort { http_status: Some(503), grpc_status: Some(14), share: 1.0 }),
@@ -95,7 +99,7 @@ fn each_fault_is_named_with_its_place() {
             json!({ "circuitBreaker": { "perEndpoint": { "maxParallelRequests": 0 } } }),
             "spec.circuitBreaker.perEndpoint.maxParallelRequests: 0 is outside 1..=1000000",
         ),
-        (json!({ "rateLimit": {} }), "spec.rateLimit.local: is missing"),
+        (json!({ "rateLimit": {} }), "spec.rateLimit.local: is missing, and so is `global`"),
         (json!({ "rateLimit": { "local": { "unit": "Second" } } }), "spec.rateLimit.local.requests: is missing"),
         (
             json!({ "rateLimit": { "local": { "requests": 1, "unit": "second" } } }),
@@ -104,6 +108,19 @@ fn each_fault_is_named_with_its_place() {
         (
             json!({ "rateLimit": { "local": { "requests": 1, "unit": "Second", "interval": "1s" } } }),
             "spec.rateLimit.local.unit: stands beside `interval`, which says the same",
+        ),
+        (json!({ "rateLimit": { "global": {} } }), "spec.rateLimit.global.requests: is missing"),
+        (
+            json!({ "rateLimit": { "global": { "requests": 0 } } }),
+            "spec.rateLimit.global.requests: 0 is outside 1..=1000000",
+        ),
+        (
+            json!({ "rateLimit": { "global": { "requests": 1, "unit": "Minute", "interval": "1m" } } }),
+            "spec.rateLimit.global.unit: stands beside `interval`, which says the same",
+        ),
+        (
+            json!({ "rateLimit": { "globl": { "requests": 1 }, "local": { "requests": 1 } } }),
+            "spec.rateLimit.globl: unknown field",
         ),
         (json!({ "faultInjection": {} }), "spec.faultInjection.abort: is missing, and so is `delay`"),
         (json!({ "faultInjection": { "delay": {} } }), "spec.faultInjection.delay.fixedDelay: is missing"),
@@ -159,4 +176,38 @@ fn narrower_documents_override_single_fields_and_the_two_spellings_of_a_time_are
     assert_eq!(scopes("spec.circuitBreaker.maxParallelRequests"), ["zone:eu.z1"]);
     assert_eq!(scopes("spec.rateLimit.local.unit"), ["zone:eu.z1"]);
     assert_eq!(scopes("spec.rateLimit.local.interval"), Vec::<String>::new());
+}
+
+#[test]
+fn a_rate_of_all_nodes_stands_in_a_document_for_all_nodes() {
+    let spec = json!({ "rateLimit": { "global": { "requests": 1000, "unit": "Minute" } } });
+    assert_eq!(validate(&document("global", spec.clone())), Ok(()));
+    let problems = validate(&document("zone:eu.z1", spec.clone())).unwrap_err();
+    let [problem] = problems.as_slice() else { panic!("{problems:?}") };
+    assert_eq!(problem.field, "spec.rateLimit.global");
+    assert_eq!(problem.message, "is for all nodes, and the scope is `zone:eu.z1`");
+    assert!(problem.hint.as_ref().unwrap().contains("scope `global`"), "{problem:?}");
+
+    // What one node may is a narrower document's to say, and both hold.
+    let policy = in_force(&[
+        document("global", spec),
+        document("zone:eu.z1", json!({ "rateLimit": { "local": { "requests": 5 } } })),
+    ]);
+    assert_eq!(policy.limits.rate, Some(RateLimit { requests: 5, interval: SECOND, burst: 5 }));
+    let all = policy.limits.fleet_rate.unwrap();
+    assert_eq!(all, RateLimit { requests: 1000, interval: 60 * SECOND, burst: 1000 });
+    assert!((all.per_second() - 16.667).abs() < 0.001);
+}
+
+#[test]
+fn of_two_documents_that_spell_the_time_of_a_rate_differently_the_first_name_holds() {
+    let of = |name: &str, time: Value| {
+        let mut document = document("global", json!({ "rateLimit": { "global": time } }));
+        name.clone_into(&mut document.metadata.name);
+        document
+    };
+    let first = of("a", json!({ "requests": 7, "unit": "Minute" }));
+    let second = of("b", json!({ "requests": 9, "interval": "10s", "burst": 3 }));
+    let rate = in_force(&[second, first]).limits.fleet_rate;
+    assert_eq!(rate, Some(RateLimit { requests: 7, interval: 60 * SECOND, burst: 3 }));
 }
