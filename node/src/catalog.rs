@@ -222,18 +222,22 @@ impl Catalog {
         Ok(())
     }
 
-    /// How many other nodes share rates with this one, and what each of them is asked for that told so, per second by
-    /// service. Who is not known to be dead or to have left shares: of two sides that do not reach each other each shares
-    /// among its own.
+    /// What each node that shares rates is asked for, as far as it told, per second by service.
     #[must_use]
-    pub fn asks(&self) -> (usize, HashMap<&str, Vec<f64>>) {
-        let is_there =
-            |known: &&KnownNode| known.node != self.me && !matches!(known.liveness, Liveness::Dead | Liveness::Left);
+    pub fn asks(&self) -> HashMap<&str, Vec<f64>> {
         let mut by_service: HashMap<&str, Vec<f64>> = HashMap::new();
-        for (service, asked) in self.nodes.values().filter(is_there).flat_map(|known| &known.asks.services) {
+        for (service, asked) in self.sharers().flat_map(|known| &known.asks.services) {
             by_service.entry(service).or_default().push(per_second(*asked));
         }
-        (self.nodes.values().filter(is_there).count(), by_service)
+        by_service
+    }
+
+    /// The other nodes that share rates with this one: all that are not known to be dead or to have left. Of two sides that
+    /// do not reach each other each shares among its own.
+    pub fn sharers(&self) -> impl Iterator<Item = &KnownNode> {
+        let is_there =
+            |known: &&KnownNode| known.node != self.me && !matches!(known.liveness, Liveness::Dead | Liveness::Left);
+        self.nodes.values().filter(is_there)
     }
 
     /// Takes the prober's verdict; true when it changed anything.

@@ -106,12 +106,12 @@ impl Demands {
             asking.into_iter().map(|(name, one)| (name.clone(), one.wanted)).collect();
         services.sort_unstable();
         let next = Asks { services };
-        if next == self.told {
-            return None;
-        }
         for (name, demand) in &mut self.services {
             let told = next.services.iter().find(|(told, _)| told == name);
             demand.tell(told.map_or(0, |(_, millionths)| *millionths), now);
+        }
+        if next == self.told {
+            return None;
         }
         self.told_at = Some(now);
         self.told.clone_from(&next);

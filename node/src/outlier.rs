@@ -41,7 +41,8 @@ impl Streak {
     #[must_use]
     pub fn erred(self, now: Duration, rule: &Outlier) -> (Self, Option<Duration>) {
         if rule.consecutive_errors == 0 {
-            return (Self::default(), None);
+            // Whoever came back from being left out for something else has still to answer well.
+            return (Self { errors: 0, ..self }, None);
         }
         let now_ms = wrapped_ms(now);
         let since = Duration::from_millis(u64::from(now_ms.wrapping_sub(self.first_ms)));
@@ -150,6 +151,14 @@ mod tests {
         let never = Outlier { consecutive_errors: 0, ..Outlier::default() };
         let (streak, told) = after(Streak::default(), &[NOW; 20], &never);
         assert_eq!((streak, told), (Streak::default(), vec![None; 20]));
+    }
+
+    #[test]
+    fn an_error_after_a_return_is_no_good_answer_whatever_the_number_in_a_row() {
+        let never = Outlier { consecutive_errors: 0, ..Outlier::default() };
+        let (streak, _) = Streak::default().left_out(0, &never);
+        let (streak, out_for) = streak.erred(NOW, &never);
+        assert!(streak.was_left_out() && out_for.is_none());
     }
 
     #[test]

@@ -239,7 +239,10 @@ impl State {
 
     /// Works out what this node may begin of the rates that all nodes share.
     fn share_rates(&mut self, services: &mut BTreeMap<String, Arc<ServiceView>>) {
-        let (others, mut asked) = self.catalog.asks();
+        if self.table.fleet_rates().next().is_none() {
+            return;
+        }
+        let (others, mut asked) = (self.catalog.sharers().count(), self.catalog.asks());
         for (service, limit) in self.table.fleet_rates() {
             // They were just made, so nobody else has them.
             if let Some(view) = services.get_mut(service).and_then(Arc::get_mut) {
@@ -253,7 +256,7 @@ impl State {
     /// Sees how many requests asked to begin for services whose rate all nodes share, and returns what others should know
     /// of it.
     pub fn demand(&mut self, snapshot: &Snapshot, now: Duration) -> Option<Asks> {
-        let nodes = self.catalog.asks().0 + 1;
+        let nodes = self.catalog.sharers().count() + 1;
         let seen = snapshot.table.fleet_rates().filter_map(|(service, limit)| {
             let asked = snapshot.services.get(service)?.stats.asked();
             Some(Seen { service, asked, limit, floor: floor_share(limit.per_second(), nodes) })

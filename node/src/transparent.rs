@@ -75,7 +75,15 @@ impl Redirect {
                 ("type route hook output priority -150", format!("ct direction original meta mark set {MARK:#010x}"))
             }
         };
-        // Writing into a string cannot fail.
+        // Writing into a string cannot fail. What takes marked packets is there before anything marks them.
+        if self.mode == Mode::Tproxy {
+            writeln!(
+                text,
+                "add chain ip {TABLE} prerouting {{ type filter hook prerouting priority -150; policy accept; }}\n\
+                 add rule ip {TABLE} prerouting iif lo meta mark {MARK:#010x} meta l4proto tcp tproxy to 127.0.0.1:{port} accept"
+            )
+            .ok();
+        }
         writeln!(text, "add chain ip {TABLE} output {{ {chain}; policy accept; }}").ok();
         let uids = self.uids.iter().map(|uid| format!("meta skuid {uid}"));
         let cgroups = self.cgroups.iter().map(|path| {
@@ -84,14 +92,6 @@ impl Redirect {
         });
         for subject in uids.chain(cgroups) {
             writeln!(text, "add rule ip {TABLE} output meta l4proto tcp {subject} {verdict}").ok();
-        }
-        if self.mode == Mode::Tproxy {
-            writeln!(
-                text,
-                "add chain ip {TABLE} prerouting {{ type filter hook prerouting priority -150; policy accept; }}\n\
-                 add rule ip {TABLE} prerouting iif lo meta mark {MARK:#010x} meta l4proto tcp tproxy to 127.0.0.1:{port} accept"
-            )
-            .ok();
         }
         text
     }
@@ -102,6 +102,13 @@ impl Redirect {
             Mode::Redirect => "redirect to",
             Mode::Tproxy => "mark set",
         }
+    }
+
+    /// Whether a table that `nft` lists has all of it, with rules for so many subjects: `nft` goes on after a rule that the
+    /// kernel refuses.
+    fn is_in(&self, table: &str, wanted: usize) -> bool {
+        let takes_marked = self.mode == Mode::Redirect || table.contains("tproxy to");
+        takes_marked && table.matches(self.verdict()).count() == wanted
     }
 
     /// Who, for people.
@@ -306,7 +313,7 @@ impl Firewall {
     fn wait_in_force(&mut self, redirect: &Redirect) -> anyhow::Result<()> {
         let wanted = redirect.uids.len() + redirect.cgroups.len();
         for _ in 0..LOOKS_MAX {
-            if table()?.is_some_and(|text| text.matches(redirect.verdict()).count() == wanted) {
+            if table()?.is_some_and(|text| redirect.is_in(&text, wanted)) {
                 return Ok(());
             }
             let mut end = [PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN)];
@@ -429,12 +436,16 @@ mod tests {
         assert_eq!(
             tproxy.rules(),
             "add table ip marram { flags owner; }\n\
+             add chain ip marram prerouting { type filter hook prerouting priority -150; policy accept; }\n\
+             add rule ip marram prerouting iif lo meta mark 0x6d617272 meta l4proto tcp tproxy to 127.0.0.1:7081 accept\n\
              add chain ip marram output { type route hook output priority -150; policy accept; }\n\
              add rule ip marram output meta l4proto tcp meta skuid 1001 ct direction original meta mark set 0x6d617272\n\
-             add rule ip marram output meta l4proto tcp socket cgroupv2 level 1 \"shop\" ct direction original meta mark set 0x6d617272\n\
-             add chain ip marram prerouting { type filter hook prerouting priority -150; policy accept; }\n\
-             add rule ip marram prerouting iif lo meta mark 0x6d617272 meta l4proto tcp tproxy to 127.0.0.1:7081 accept\n"
+             add rule ip marram output meta l4proto tcp socket cgroupv2 level 1 \"shop\" ct direction original meta mark set 0x6d617272\n"
         );
+        let marks = "skuid 1001 ct direction original meta mark set 0x6d617272\n";
+        assert!(!tproxy.is_in(marks, 1), "nothing takes what is marked");
+        assert!(!tproxy.is_in("meta mark 0x6d617272 tproxy to 127.0.0.1:7081 accept\n", 1));
+        assert!(tproxy.is_in(&format!("{marks}meta mark 0x6d617272 tproxy to 127.0.0.1:7081 accept\n"), 1));
     }
 
     #[test]

@@ -164,7 +164,7 @@ fn one_that_was_down_is_new_when_it_is_back_and_one_that_has_left_is_not_missed(
 
 /// What node 0 counts of `hello`: the other nodes that share, and what each that told is asked for.
 fn asks_of(catalog: &Catalog) -> (usize, Vec<f64>) {
-    let (others, mut by_service) = catalog.asks();
+    let (others, mut by_service) = (catalog.sharers().count(), catalog.asks());
     (others, by_service.remove("hello").unwrap_or_default())
 }
 

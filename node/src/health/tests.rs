@@ -81,7 +81,8 @@ async fn an_instance_whose_connection_broke_goes_out_where_nobody_listens_and_st
     let (mut changes, _) = start(&local, Vec::new());
     next(&mut changes, true).await;
     local.broken_connections.fetch_add(1, Ordering::Relaxed);
-    let (_looked, _) = listener.accept().await.unwrap();
+    let looked = tokio::time::timeout(Duration::from_secs(10), listener.accept()).await;
+    looked.expect("it is looked at").unwrap();
     assert!(local.healthy.load(Ordering::Relaxed));
     drop(listener);
     local.broken_connections.fetch_add(1, Ordering::Relaxed);

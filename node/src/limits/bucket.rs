@@ -50,15 +50,19 @@ impl Bucket {
     pub fn take(&self, fill: Fill, now: Duration) -> Result<(), Duration> {
         let now = whole_ns(now);
         let Fill { cost_ns: cost, depth_ns: depth } = fill;
+        // A policy that lets more through counts from now on: what is owed is never above the bucket.
+        let empty = now.saturating_add(depth);
+        if self.full_at_ns.load(Ordering::Relaxed) > empty {
+            self.full_at_ns.fetch_min(empty, Ordering::Relaxed);
+        }
         let next = |full_at: u64| {
-            // A policy that lets more through at once counts from now on: what is owed is never above the bucket.
-            let next = full_at.max(now).min(now.saturating_add(depth)).saturating_add(cost);
+            let next = full_at.max(now).saturating_add(cost);
             (next - now <= depth).then_some(next)
         };
         match self.full_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
             Ok(_) => Ok(()),
             Err(full_at) => {
-                let owed = full_at.min(now.saturating_add(depth)).saturating_add(cost) - now;
+                let owed = full_at.min(empty).saturating_add(cost) - now;
                 Err(Duration::from_nanos(owed.saturating_sub(depth).max(1)))
             }
         }

@@ -81,6 +81,9 @@ fn a_bucket_made_smaller_does_not_owe_what_the_larger_one_gave() {
     assert_eq!((0..100).filter(|_| bucket.take(Fill::of(&large), NOW).is_ok()).count(), 100);
     let small = RateLimit { requests: 10, interval: Duration::from_secs(1), burst: 1 };
     assert_eq!(bucket.take(Fill::of(&small), NOW), Err(Duration::from_millis(100)));
+    let later = |ms| NOW + Duration::from_millis(ms);
+    assert_eq!(bucket.take(Fill::of(&small), later(60)), Err(Duration::from_millis(40)), "asking does not put it off");
+    assert_eq!(bucket.take(Fill::of(&small), later(100)), Ok(()));
 }
 
 #[test]

@@ -122,7 +122,7 @@ struct Way {
     at: UploadAt,
     /// Pieces that were taken on to the instance.
     pieces: u64,
-    /// More of it was asked for, and has not come.
+    /// There is nothing of it that the instance could take: it was not asked for, or has not come.
     is_awaited: bool,
 }
 
@@ -137,7 +137,7 @@ enum UploadAt {
 impl Upload {
     /// A body that has just begun.
     pub(crate) fn begin() -> Self {
-        Self { way: watch::Sender::new(Way { at: UploadAt::UnderWay, pieces: 0, is_awaited: false }) }
+        Self { way: watch::Sender::new(Way { at: UploadAt::UnderWay, pieces: 0, is_awaited: true }) }
     }
 
     /// Waits for the body's end.
@@ -174,6 +174,14 @@ impl Upload {
         });
     }
 
+    /// What came of it cannot be written.
+    fn held_up(&self) {
+        self.way.send_if_modified(|way| {
+            way.is_awaited = false;
+            false
+        });
+    }
+
     /// A piece was asked for, and has come or not.
     fn asked(&self, has_come: bool) {
         // Nobody waits for that.
@@ -191,6 +199,13 @@ impl RequestBody {
         match self {
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
             Self::Stream(..) => None,
+        }
+    }
+
+    /// What came of it is held up: whoever is to take it does not.
+    pub(super) fn held_up(&self) {
+        if let Self::Stream(.., upload) = self {
+            upload.held_up();
         }
     }
 
@@ -319,8 +334,8 @@ pub(crate) enum Late {
 /// Runs `sending` for at most `limit`, counted from the end of the streamed request body if there is one; of that body a
 /// piece must be taken within `idle`, at most twice that.
 ///
-/// A client that stops in the middle of its body is not waited for: its connection ends after `proxy.idle_timeout`, and
-/// the body with it.
+/// A client of HTTP/1.1 that stops in the middle of its body is not waited for: its connection ends after
+/// `proxy.idle_timeout`, and the body with it. One of HTTP/2 is, as long as it answers pings.
 ///
 /// # Errors
 /// The time is over.

@@ -17,7 +17,8 @@ use super::exchange::Exchange;
 /// Pieces of an answer that wait to be taken.
 const PIECES_MAX: usize = 2;
 
-pub(super) type Piece = Result<Frame<Bytes>, BodyError>;
+/// A piece of an answer, `None` for its end: a task that ends without that has not come to it.
+pub(super) type Piece = Option<Result<Frame<Bytes>, BodyError>>;
 
 /// What comes of an exchange that goes on by itself; dropping it ends the exchange.
 #[derive(Debug)]
@@ -40,8 +41,8 @@ impl Driven {
     }
 
     /// Waits for the next piece of the answer; `None` at its end.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Piece>> {
-        self.pieces.poll_recv(cx)
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+        self.pieces.poll_recv(cx).map(|told| told.unwrap_or_else(|| Some(Err("the answer broke off".into()))))
     }
 }
 
@@ -61,15 +62,10 @@ async fn drive(mut exchange: Box<Exchange>, pieces: mpsc::Sender<Piece>) {
             piece = poll_fn(|cx| exchange.poll_body(cx)) => piece,
             () = pieces.closed() => return,
         };
-        match piece {
-            Some(piece) => {
-                let is_last = piece.is_err();
-                place.send(piece);
-                if is_last {
-                    return;
-                }
-            }
-            None => return,
+        let goes_on = matches!(piece, Some(Ok(_)));
+        place.send(piece);
+        if !goes_on {
+            return;
         }
     }
 }

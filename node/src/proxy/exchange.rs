@@ -274,7 +274,12 @@ impl Exchange {
                         }
                     }
                     Poll::Ready(Err(error)) => return Err(Stopped::Io(error)),
-                    Poll::Pending => return Ok(()),
+                    Poll::Pending => {
+                        if let Some(upload) = &self.upload {
+                            upload.body.held_up();
+                        }
+                        return Ok(());
+                    }
                 }
             }
             let Some(upload) = &mut self.upload else {
@@ -628,10 +633,10 @@ mod tests {
     #[tokio::test]
     async fn the_end_behind_a_fault_of_a_body_is_not_its_end() {
         let (near, mut far) = duplex(1024);
-        let (sender, pieces) = mpsc::channel(2);
-        sender.send(Ok(Frame::data(Bytes::from_static(b"begun")))).await.unwrap();
-        sender.send(Err("broke off".into())).await.unwrap();
-        drop(sender);
+        let (sender, pieces) = mpsc::channel(3);
+        for piece in [Some(Ok(Frame::data(Bytes::from_static(b"begun")))), Some(Err("broke off".into())), None] {
+            sender.send(piece).await.unwrap();
+        }
         let body = RequestBody::Stream(VecDeque::new(), Arriving::Driven(Driven::of(pieces)), Upload::begin());
         let mut exchange = Exchange::begin(Connection::new(Box::new(near), 1024), &get(), body);
         assert!(matches!(exchange.answer().await, Err(Broke::Client)));

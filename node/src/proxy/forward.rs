@@ -312,17 +312,17 @@ impl Job<'_> {
     /// The endpoint gave no answer within `limit`, or was too slow as `told`. That counts as an error of it where `is_fair`.
     fn timed_out(&self, endpoint: &Arc<Endpoint>, limit: Duration, told: Option<&str>, is_fair: bool) -> Refusal {
         let limit = humantime::format_duration(limit);
-        let what = told.map_or_else(
-            || format!("gave no response head within {limit}"),
-            |told| format!("gave no response head in time: {told}"),
-        );
+        let what = match told {
+            None => format!("gave no response head within {limit}"),
+            Some(told) => format!("was too slow: {told}"),
+        };
         let detail = format!("`{}` {what}; asked was {} on {}", self.service, endpoint.instance, endpoint.node_name);
         too_slow(self.context, endpoint, &detail);
         if is_fair {
             self.erred(endpoint, self.context.clock.now(), || "it gives no answer in time, again and again".to_owned());
         }
         Refusal::new(Reason::Timeout, detail)
-            .hint("the limit is the HTTPRoute's `timeouts`, else `proxy.request_timeout`")
+            .hint("the limit is the HTTPRoute's `timeouts`, else `proxy.request_timeout`; of a body that is not taken `proxy.idle_timeout`")
     }
 
     fn loop_detected(&self) -> Refusal {

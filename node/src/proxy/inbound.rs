@@ -325,7 +325,10 @@ async fn respond(
             Response::from_parts(parts, ResponseBody::instance(incoming, answer.lease))
         }
         Ok(Err(failure)) => fault(fault_of(&failure), &failure.detail),
-        Err(Late::NoAnswer) => fault(Fault::TimedOut, "the instance gave no response head in time"),
+        Err(Late::NoAnswer) => {
+            let limit = humantime::format_duration(limit);
+            fault(Fault::TimedOut, &format!("the instance gave no response head within {limit}"))
+        }
         Err(Late::BodyNotTaken) => fault(Fault::TimedOut, &Failure::not_taken(context.config.idle_timeout).detail),
     };
     finish(context, response, in_flight, record)

@@ -29,7 +29,7 @@ spec:
   loadBalancer: { draw: Single }
   healthCheck:
     passive:
-      interval: 1s
+      interval: 3s
       baseEjectionTime: 60s
       consecutive5XxErrors: 0
       failurePercentage: { threshold: 25, requestVolume: 20 }

@@ -21,6 +21,9 @@ fn connections_of_a_user_go_through_the_agent_and_are_free_again_when_it_is_kill
     if std::env::var_os(INSIDE).is_some() {
         return inside();
     }
+    if run_command(Command::new("sh").args(["-c", "nc -h 2>&1 | grep -q -- -N"])).code != 0 {
+        return skip(NAME, "needs the nc of OpenBSD, which can end its side (-N)");
+    }
     if !is_root() || !["unshare", "ip", "nft", "curl", "dig", "nc"].iter().all(|program| has_program(program)) {
         return skip(NAME, "needs root, unshare, ip, nft, curl, dig and nc");
     }
@@ -100,7 +103,8 @@ fn tproxy(node: &Node, direct: &App) {
 
     // A server of that user answers who comes to it, and not the agent.
     let mut server = Command::new("sh");
-    let serve = "printf 'HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok' | nc -l -N 198.51.100.1 8099";
+    let serve =
+        "while :; do printf 'HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok' | nc -l -N 198.51.100.1 8099; done";
     let _server =
         Process::start(server.args(["-c", serve]).uid(USER).gid(USER).stdin(Stdio::null()).stdout(Stdio::null()));
     eventually("who comes to a server of the user is answered", Duration::from_secs(10), || {

@@ -324,9 +324,14 @@ impl FakeLinks {
 
     /// Leads to the proxy of `bench`, as node 1.
     pub(super) fn lead_to(&self, peer: u8, bench: &Bench) {
+        self.lead_from(1, peer, bench);
+    }
+
+    /// Leads to the proxy of `bench`, as node `own`.
+    pub(super) fn lead_from(&self, own: u8, peer: u8, bench: &Bench) {
         let from = PeerInfo {
-            node: node(1),
-            name: "n1".into(),
+            node: node(own),
+            name: format!("n{own}"),
             role: Role::Member,
             public_key: [0; 32],
             chain: Vec::new(),

@@ -68,3 +68,31 @@ async fn a_flow_belongs_to_the_two_nodes_at_its_ends() {
     near.context.inbound_datagram(node(2), &changed(&last, 0x41, b"answer"));
     assert_eq!(received(&client).await, b"answer");
 }
+
+#[tokio::test]
+async fn answers_alone_keep_a_flow_open() {
+    let idle = Duration::from_millis(400);
+    let config = ProxyConfig { udp_flow_timeout: idle, ..ProxyConfig::default() };
+    let (mut near, mut far) = (Bench::with(config.clone(), 1).await, Bench::with(config, 2).await);
+    let instance = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = instance.local_addr().unwrap();
+    far.add_local("ticker", address, Protocol::Udp);
+    near.links.lead_to(2, &far);
+    far.links.lead_from(2, 1, &near);
+    near.add_remote("ticker", &address.port().to_string(), 2, Protocol::Udp);
+    let listener = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(listener.local_addr().unwrap()).await.unwrap();
+    tokio::spawn(Arc::clone(&near.context).serve_udp(0, listener, "ticker".to_owned()));
+    client.send(b"begin").await.unwrap();
+    let (_, flow) = timeout(PATIENCE, instance.recv_from(&mut [0; 100])).await.unwrap().unwrap();
+    // Three times as long as a silent flow lasts.
+    for _ in 0..12 {
+        tokio::time::sleep(idle / 4).await;
+        instance.send_to(b"tick", flow).await.unwrap();
+        assert_eq!(received(&client).await, b"tick");
+    }
+    client.send(b"more").await.unwrap();
+    assert_eq!(received(&instance).await, b"more");
+    assert_eq!(near.links.opened.load(Ordering::SeqCst), 1);
+}

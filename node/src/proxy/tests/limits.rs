@@ -321,6 +321,9 @@ async fn injected_faults_are_marked_and_are_no_failure_of_an_instance() {
     assert_eq!((asked.load(Ordering::SeqCst), endpoint.stats.totals()), (0, (0, 0)));
     assert!(!endpoint.stats.is_ejected(bench.context.clock.now()));
 
+    bench.apply(&policy("faultInjection: { abort: { grpcStatus: 14 } }"));
+    assert_eq!(ask(&bench, "GET", "").await.status, 200, "that is for gRPC alone");
+
     bench.apply(&policy("faultInjection: { delay: { fixedDelay: 50ms } }"));
     let before = bench.context.clock.now();
     let reply = ask(&bench, "GET", "").await;
@@ -363,7 +366,7 @@ async fn a_request_that_waits_is_hedged_and_the_first_good_answer_counts() {
     favour(&bench, &slow, &good);
     let reply = ask(&bench, "GET", "").await;
     assert!(reply.status == 200 && reply.text().contains("name: good"), "{reply:?}");
-    assert_eq!((slow_asked.load(Ordering::SeqCst), good_asked.load(Ordering::SeqCst)), (1, 1));
+    until("both were asked", || slow_asked.load(Ordering::SeqCst) == 1 && good_asked.load(Ordering::SeqCst) == 1).await;
     until("the loser is called off", || slow.stats.own_inflight() == 0).await;
     until("what it took is given back", || count(&bench, Count::Retries) == 0).await;
 

@@ -94,7 +94,7 @@ async fn a_slow_one_is_left_out_where_policy_says_so_and_only_there() {
         ("latency: { factor: 0 }", 0),
     ] {
         let mut bench = Bench::start().await;
-        for wait_ms in [0, 0, 50] {
+        for wait_ms in [0, 0, 150] {
             bench.add_local("hello", flawed(0, Duration::from_millis(wait_ms)).await, Protocol::Http);
         }
         bench.apply(&policy(latency));

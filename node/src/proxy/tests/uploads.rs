@@ -5,11 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::Request;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, copy, sink, split};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::bench::{Bench, PATIENCE, instance, read_head};
-use super::client::Client;
 use super::streams::{Streams, piece, whole};
 use crate::config::{Protocol, ProxyConfig};
 
@@ -150,30 +149,55 @@ async fn an_instance_that_takes_nothing_of_a_long_body_is_given_up_after_the_idl
 }
 
 #[tokio::test]
-async fn a_client_that_sends_slowly_is_waited_for_where_the_instance_takes_what_comes() {
+async fn an_instance_that_stops_taking_small_pieces_is_given_up_too() {
+    let config = ProxyConfig { idle_timeout: Duration::from_millis(400), ..ProxyConfig::default() };
+    for is_far in [false, true] {
+        let (address, _) = instance(|mut stream, _| async move {
+            let _head = read_head(&mut stream).await;
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let two = serving(address, is_far, &config).await;
+        let stream = tokio::net::TcpStream::connect(two.near.address).await.unwrap();
+        let (mut reading, mut writing) = stream.into_split();
+        writing.write_all(b"POST / HTTP/1.1\r\nHost: hello.mesh\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+        let sending = tokio::spawn(async move {
+            let piece = [b"400\r\n", &[b'x'; 1024][..], b"\r\n"].concat();
+            // Until it is closed; the proxy has often sent all that has come before more of it comes.
+            while writing.write_all(&piece).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        });
+        let mut status = [0; 12];
+        timeout(PATIENCE, reading.read_exact(&mut status)).await.expect("it is given up").unwrap();
+        assert_eq!(&status, b"HTTP/1.1 504");
+        drop(reading);
+        timeout(PATIENCE, sending).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_http2_that_sends_nothing_for_a_while_is_waited_for_where_the_instance_has_taken_what_came() {
     let idle = Duration::from_millis(400);
     let config = ProxyConfig { idle_timeout: idle, ..ProxyConfig::default() };
-    let (done, wait) = oneshot::channel();
-    let done = std::sync::Arc::new(std::sync::Mutex::new(Some(done)));
-    let (address, _) = instance(move |mut stream, _| {
-        let done = done.lock().unwrap().take();
-        async move {
-            let _head = read_head(&mut stream).await;
-            let (_, is_whole) = take_chunked(&mut stream).await;
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-            done.unwrap().send(is_whole).unwrap();
-        }
-    })
-    .await;
-    let two = serving(address, true, &config).await;
-    let mut client = Client::connect(two.near.address).await;
-    client.send("POST / HTTP/1.1\r\nHost: hello.mesh\r\nTransfer-Encoding: chunked\r\n\r\n").await;
-    // Three times the idle time and more, never silent for all of it.
-    for _ in 0..8 {
-        client.send("1\r\nx\r\n").await;
-        tokio::time::sleep(idle / 2).await;
+    for is_far in [false, true] {
+        let (all, mut took) = mpsc::channel(1);
+        let (address, _) = instance(move |mut stream, _| {
+            let all = all.clone();
+            async move {
+                let _head = read_head(&mut stream).await;
+                all.send(take_chunked(&mut stream).await.1).await.unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            }
+        })
+        .await;
+        let two = serving(address, is_far, &config).await;
+        let mut client = Streams::connect(two.near.address).await;
+        let (response, mut stream) = client.begin(Request::post("http://hello.mesh/").body(()).unwrap()).await;
+        stream.send_data(Bytes::from_static(b"begun"), false).unwrap();
+        tokio::time::sleep(idle * 3).await;
+        stream.send_data(Bytes::from_static(b" and ended"), true).unwrap();
+        assert_eq!(timeout(PATIENCE, took.recv()).await.unwrap(), Some(true));
+        assert_eq!(timeout(PATIENCE, response).await.unwrap().unwrap().status(), 200);
     }
-    client.send("0\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 200);
-    assert!(wait.await.unwrap());
 }
