@@ -10,19 +10,23 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
+use chaos::wan::{LineSettings, Wan};
 use hdrhistogram::Histogram;
 use policy::Draw;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tests::{Fleet, Node, eventually};
 use tokio::task::JoinSet;
 
 use crate::load::{histogram, now};
 use crate::process::load_average;
 
+use self::balancer::Balancer;
 use self::instance::{Instance, Pool};
+use self::site::Site;
 
+mod balancer;
 mod instance;
+mod site;
 
 /// Requests that the instance of each agent can do at once.
 const SLOTS: [u16; 5] = [2, 4, 8, 2, 4];
@@ -33,8 +37,6 @@ const SLOWER: u32 = 10;
 const SERVICE: &str = "work";
 /// Before this nothing is counted: queues fill and latencies become known.
 const WARM_UP: Duration = Duration::from_secs(3);
-/// Longest wait for a policy to be in force everywhere.
-const IN_FORCE_MAX: Duration = Duration::from_secs(10);
 
 /// A load.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +57,20 @@ const SCENARIOS: [Scenario; 5] = [
     Scenario { what: "0.6, one instance ten times slower", utilisation: 0.6, skew: 1.0, is_first_slow: true },
 ];
 
+/// The last two agents are in another zone than the first three.
+const TWO_ZONES: Scenario =
+    Scenario { what: "0.8, two zones 20 ms apart", utilisation: 0.8, skew: 1.0, is_first_slow: false };
+/// How many of the agents are in the first zone.
+const FIRST_ZONE: usize = 3;
+/// The line between the zones.
+const ZONES: LineSettings = LineSettings {
+    delay: Duration::from_millis(10),
+    lost_of_10000: 0,
+    bits_per_second: 1_000_000_000,
+    queue: 1000,
+    seed: 1,
+};
+
 /// Who chooses the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Chooser {
@@ -62,18 +78,30 @@ enum Chooser {
     Mesh(Draw),
     /// Chance, by the slots of each, outside of the mesh.
     Capacity,
+    /// Of two drawn by their slots whoever has less from this client for its slots, as Envoy does it.
+    LeastRequest,
+    /// Of two drawn alike whoever costs less by peak EWMA and this client's own requests, as Linkerd does it.
+    PeakEwma,
     /// Whoever will be done first on average, by the true queues, outside of the mesh.
     Oracle,
 }
 
-const CHOOSERS: [Chooser; 4] =
-    [Chooser::Capacity, Chooser::Mesh(Draw::Single), Chooser::Mesh(Draw::BestOfTwo), Chooser::Oracle];
+const CHOOSERS: [Chooser; 6] = [
+    Chooser::Capacity,
+    Chooser::LeastRequest,
+    Chooser::PeakEwma,
+    Chooser::Mesh(Draw::Single),
+    Chooser::Mesh(Draw::BestOfTwo),
+    Chooser::Oracle,
+];
 
 impl fmt::Display for Chooser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mesh(draw) => write!(f, "mesh, {draw}"),
             Self::Capacity => f.write_str("random by capacity, no mesh"),
+            Self::LeastRequest => f.write_str("least request of two, no mesh"),
+            Self::PeakEwma => f.write_str("peak EWMA of two, no mesh"),
             Self::Oracle => f.write_str("oracle, no mesh"),
         }
     }
@@ -85,7 +113,7 @@ struct Due {
     after: Duration,
     client: usize,
     work: Duration,
-    chance: f64,
+    chances: [f64; 2],
 }
 
 /// What came of one chooser in one scenario, all rounds together.
@@ -96,17 +124,6 @@ struct Taken {
 
 /// Runs every scenario with every chooser, taking turns, and prints a table.
 pub(crate) fn run(each: Duration, rounds: usize) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let instances: Vec<Instance> =
-        SLOTS.iter().map(|slots| runtime.block_on(Instance::start(*slots))).collect::<anyhow::Result<_>>()?;
-    let fleet = Fleet::start(SLOTS.len(), &|n, config| {
-        if let Some(instance) = instances.get(n) {
-            Node::serve(config, SERVICE, instance.address, Some(f64::from(instance.slots)));
-        }
-    });
-    fleet.wait_service(SERVICE, SLOTS.len());
-    let proxies: Vec<SocketAddr> = fleet.nodes.iter().map(|node| node.proxy).collect();
-
     println!(
         "{} agents, instances of {SLOTS:?} slots, work {} ms on average; {rounds} rounds of {} s taking turns, all together.\n",
         SLOTS.len(),
@@ -115,32 +132,52 @@ pub(crate) fn run(each: Duration, rounds: usize) -> anyhow::Result<()> {
     );
     println!("| load | balancer | requests | failed | p50 ms | p99 ms | p99.9 ms | p99 / oracle |");
     println!("|---|---|---|---|---|---|---|---|");
-    for scenario in SCENARIOS {
-        let mut taken: Vec<Taken> =
-            CHOOSERS.iter().map(|_| Ok(Taken { latency: histogram()?, failed: 0 })).collect::<anyhow::Result<_>>()?;
-        if let Some(first) = instances.first() {
-            first.slow_down(if scenario.is_first_slow { SLOWER } else { 1 });
+    let runtime = site::runtime()?;
+    let mut late = Duration::ZERO;
+    {
+        let site = Site::of_one_zone(&runtime)?;
+        for scenario in SCENARIOS {
+            measure(&site, &scenario, each, rounds)?;
         }
-        for round in 0..rounds {
-            let due = arrivals(&scenario, each, u64::try_from(round)?);
-            for (chooser, taken) in CHOOSERS.iter().zip(&mut taken) {
-                if let Chooser::Mesh(draw) = chooser {
-                    set_draw(&fleet, *draw)?;
-                }
-                runtime.block_on(send_all(*chooser, &instances, &proxies, &due, taken))?;
-            }
-        }
-        let best = taken.last().map_or(0, |oracle| oracle.latency.value_at_quantile(0.99));
-        for (chooser, taken) in CHOOSERS.iter().zip(&taken) {
-            println!("{}", row(&scenario, *chooser, taken, best));
-        }
+        late = late.max(site.mean_overrun());
     }
-    let late = instances.iter().map(Instance::mean_overrun).max().unwrap_or_default();
+    if rustix::process::geteuid().is_root() {
+        let wan = Wan::start(ZONES)?;
+        let site = Site::of_two_zones(&wan)?;
+        measure(&site, &TWO_ZONES, each, rounds)?;
+        late = late.max(site.mean_overrun());
+    } else {
+        println!("\n{}: left out, for network namespaces take root.", TWO_ZONES.what);
+    }
     println!(
         "\nWork took up to {:.2} ms longer than asked for on average (sleeping is exact to a millisecond). Load average at the end {}.",
         late.as_secs_f64() * 1e3,
         load_average()
     );
+    Ok(())
+}
+
+/// Measures every chooser in one scenario and prints their rows.
+fn measure(site: &Site<'_>, scenario: &Scenario, each: Duration, rounds: usize) -> anyhow::Result<()> {
+    let runtime = site::runtime()?;
+    let mut taken: Vec<Taken> =
+        CHOOSERS.iter().map(|_| Ok(Taken { latency: histogram()?, failed: 0 })).collect::<anyhow::Result<_>>()?;
+    if let Some(first) = site.instances.first() {
+        first.slow_down(if scenario.is_first_slow { SLOWER } else { 1 });
+    }
+    for round in 0..rounds {
+        let due = arrivals(scenario, each, u64::try_from(round)?);
+        for (chooser, taken) in CHOOSERS.iter().zip(&mut taken) {
+            if let Chooser::Mesh(draw) = chooser {
+                site.set_draw(*draw)?;
+            }
+            runtime.block_on(send_all(*chooser, site, &due, taken))?;
+        }
+    }
+    let best = taken.last().map_or(0, |oracle| oracle.latency.value_at_quantile(0.99));
+    for (chooser, taken) in CHOOSERS.iter().zip(&taken) {
+        println!("{}", row(scenario, *chooser, taken, best));
+    }
     Ok(())
 }
 
@@ -160,7 +197,7 @@ fn arrivals(scenario: &Scenario, each: Duration, seed: u64) -> Vec<Due> {
             if after >= WARM_UP + each {
                 break;
             }
-            due.push(Due { after, client, work: WORK.mul_f64(exponential(&mut random)), chance: random.random() });
+            due.push(Due { after, client, work: WORK.mul_f64(exponential(&mut random)), chances: random.random() });
         }
     }
     due.sort_by_key(|due| due.after);
@@ -172,38 +209,47 @@ fn exponential(random: &mut StdRng) -> f64 {
 }
 
 /// Makes the requests at their times and waits for all answers.
-async fn send_all(
-    chooser: Chooser,
-    instances: &[Instance],
-    proxies: &[SocketAddr],
-    due: &[Due],
-    taken: &mut Taken,
-) -> anyhow::Result<()> {
-    let to_instances: Vec<(SocketAddr, Pool)> =
-        instances.iter().map(|instance| (instance.address, Pool::default())).collect();
-    let to_proxies: Vec<(SocketAddr, Pool)> = proxies.iter().map(|proxy| (*proxy, Pool::default())).collect();
+async fn send_all(chooser: Chooser, site: &Site<'_>, due: &[Due], taken: &mut Taken) -> anyhow::Result<()> {
+    // The connections to an instance are those of one client, as they begin at its place.
+    let to_instances: Vec<Vec<(SocketAddr, Pool)>> = site
+        .places
+        .iter()
+        .map(|_| site.instances.iter().map(|instance| (instance.address, Pool::default())).collect())
+        .collect();
+    let to_proxies: Vec<(SocketAddr, Pool)> = site.proxies().map(|proxy| (proxy, Pool::default())).collect();
+    let mut balancers: Vec<Balancer> = site.places.iter().map(|_| Balancer::new(&SLOTS)).collect();
     let began = now();
     let mut asked = JoinSet::new();
-    for &Due { after, client, work, chance } in due {
+    for &Due { after, client, work, chances } in due {
         tokio::time::sleep_until((began + after).into()).await;
+        let (Some(balancer), Some(place)) = (balancers.get_mut(client), site.places.get(client)) else { continue };
+        let at = began.elapsed();
         let chosen = match chooser {
             Chooser::Mesh(_) => None,
-            Chooser::Capacity => Some(by_capacity(chance)),
-            Chooser::Oracle => Some(soonest(instances)),
+            Chooser::Capacity => balancer.by_capacity(chances),
+            Chooser::LeastRequest => balancer.least_request(chances),
+            Chooser::PeakEwma => balancer.peak_ewma(chances, at),
+            Chooser::Oracle => Some(site.soonest(client, WORK)),
         };
-        let assigned = chosen.and_then(|at| instances.get(at)).map(Instance::assign);
+        let assigned = chosen.and_then(|at| site.instances.get(at)).map(Instance::assign);
+        let asking = chosen.and_then(|at| balancer.asks(at));
         let (address, pool) = match chosen {
-            Some(at) => to_instances.get(at),
+            Some(at) => to_instances.get(client).and_then(|all| all.get(at)),
             None => to_proxies.get(client),
         }
         .cloned()
         .context("somewhere to ask")?;
         let due_at = began + after;
-        asked.spawn(async move {
+        let task = async move {
+            let sent_at = now();
             let answered = pool.ask(address, work).await;
             drop(assigned);
+            if let (Some(asking), true) = (asking, answered.is_ok()) {
+                asking.answered(sent_at.elapsed(), began.elapsed());
+            }
             (after >= WARM_UP).then(|| answered.map(|()| due_at.elapsed()))
-        });
+        };
+        asked.spawn_on(task, &place.runtime);
     }
     while let Some(answered) = asked.join_next().await {
         match answered? {
@@ -211,43 +257,6 @@ async fn send_all(
             Some(Ok(latency)) => taken.latency.saturating_record(u64::try_from(latency.as_micros())?),
             Some(Err(_)) => taken.failed += 1,
         }
-    }
-    Ok(())
-}
-
-/// The place of an instance, each as likely as it has slots.
-fn by_capacity(chance: f64) -> usize {
-    let all: f64 = SLOTS.iter().map(|slots| f64::from(*slots)).sum();
-    let mut left = chance * all;
-    for (at, slots) in SLOTS.iter().enumerate() {
-        left -= f64::from(*slots);
-        if left < 0.0 {
-            return at;
-        }
-    }
-    SLOTS.len() - 1
-}
-
-/// The place of the instance that will be done with one more request soonest on average.
-fn soonest(instances: &[Instance]) -> usize {
-    let costs = instances.iter().map(Instance::cost).enumerate();
-    costs.min_by(|(_, one), (_, other)| one.total_cmp(other)).map_or(0, |(at, _)| at)
-}
-
-/// Puts a draw in force at every agent.
-fn set_draw(fleet: &Fleet, draw: Draw) -> anyhow::Result<()> {
-    let body = format!(
-        "apiVersion: marram.dev/v1\nkind: BackendTrafficPolicy\nmetadata: {{ name: {SERVICE}, scope: global }}\n\
-         targetRef: {{ kind: Service, name: {SERVICE} }}\nspec: {{ loadBalancer: {{ draw: {draw} }} }}\n"
-    );
-    let first = fleet.nodes.first().context("an agent")?;
-    let answer = first.write("PUT", &format!("/v1/policies/global/BackendTrafficPolicy/{SERVICE}"), &body);
-    anyhow::ensure!((200..300).contains(&answer.status), "{answer:?}");
-    for node in &fleet.nodes {
-        eventually("the draw is in force", IN_FORCE_MAX, || {
-            let in_force = node.explain(SERVICE)?.draw;
-            if in_force == draw { Ok(()) } else { Err(format!("{}: {in_force}", node.name)) }
-        });
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use chaos::wan::{LineSettings, NetNs, Wan};
+use node::config::Config;
 use tests::{Fleet, Node, eventually, run as run_verb};
 
 use crate::load::{self, Asking, Outcome};
@@ -156,13 +157,14 @@ impl Drop for AnyControl {
 /// Two agents, one at each end of the line; the second has the backend.
 fn agents(wan: &Wan, backend: SocketAddr) -> anyhow::Result<Fleet> {
     let mut fleet = Fleet::launch(0, &|_, _| {});
-    let near = agent(&fleet, &wan.left, &["init", "--mesh", "wan"], None)?;
+    let near = agent(&fleet, &wan.left, &["init", "--mesh", "wan"], &|_| {})?;
     let token = wan.left.run(|| {
         near.wait_ready();
         Ok(near.token(&[]))
     })?;
     fleet.nodes.push(near);
-    let far = agent(&fleet, &wan.right, &["join", &token], Some(backend))?;
+    let serve = |config: &mut Config| Node::serve(config, SERVICE, backend, Some(1000.0));
+    let far = agent(&fleet, &wan.right, &["join", &token], &serve)?;
     fleet.nodes.push(far);
     wan.left.run(|| {
         let near = fleet.nodes.first().context("an agent")?;
@@ -177,7 +179,13 @@ fn agents(wan: &Wan, backend: SocketAddr) -> anyhow::Result<Fleet> {
     Ok(fleet)
 }
 
-fn agent(fleet: &Fleet, end: &NetNs, head: &[&str], backend: Option<SocketAddr>) -> anyhow::Result<Node> {
+/// Prepares an agent by the verb `head` at one end of a line, and starts it.
+pub(crate) fn agent(
+    fleet: &Fleet,
+    end: &NetNs,
+    head: &[&str],
+    setup: &(dyn Fn(&mut Config) + Sync),
+) -> anyhow::Result<Node> {
     let mut node = fleet.newcomer();
     node.mesh = SocketAddr::from((end.address(), node.mesh.port()));
     end.run(|| {
@@ -185,9 +193,7 @@ fn agent(fleet: &Fleet, end: &NetNs, head: &[&str], backend: Option<SocketAddr>)
         anyhow::ensure!(said.code == 0, "marram {}: {}", head.join(" "), said.err);
         node.configure(|config| {
             config.mesh.bind = node.mesh;
-            if let Some(backend) = backend {
-                Node::serve(config, SERVICE, backend, Some(1000.0));
-            }
+            setup(config);
         });
         node.start();
         Ok(())

@@ -1,6 +1,6 @@
 //! An instance that can do so many requests at once, and connections to it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -44,8 +44,8 @@ impl Drop for Assigned {
 }
 
 impl Instance {
-    pub(super) async fn start(slots: u16) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+    pub(super) async fn start(slots: u16, at: Ipv4Addr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((at, 0)).await?;
         let address = listener.local_addr()?;
         let state = Arc::new(State {
             free: Semaphore::new(usize::from(slots)),
@@ -73,10 +73,10 @@ impl Instance {
         Assigned(Arc::clone(&self.state))
     }
 
-    /// How long the next request takes on average, in units of the mean work.
-    pub(super) fn cost(&self) -> f64 {
+    /// How long the next request takes on average that would take `work` where nobody else is.
+    pub(super) fn cost(&self, work: Duration) -> Duration {
         let rounds = f64::from(self.state.assigned.load(Ordering::Relaxed) + 1) / f64::from(self.slots);
-        rounds.max(1.0) * f64::from(self.state.slower.load(Ordering::Relaxed))
+        work.mul_f64(rounds.max(1.0) * f64::from(self.state.slower.load(Ordering::Relaxed)))
     }
 
     /// How much longer than asked for a request took in its slot, on average.
