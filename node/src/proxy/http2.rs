@@ -97,7 +97,8 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
             Box::pin(async move { Ok(answer(&context, core, request, in_use).await) })
         })
     };
-    serve_connection(context, Turns::new(stream, ahead), serve, &usage, Windows::NEAR).await;
+    let io = Turns::new(stream, ahead).timed(&context.clock);
+    serve_connection(context, io, serve, &usage, Windows::NEAR).await;
 }
 
 /// Serves one connection until it is unused for `proxy.idle_timeout`, or to its last request when the proxy drains.

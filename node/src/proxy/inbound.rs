@@ -246,7 +246,8 @@ async fn serve_http2<S: Duplex>(
             })
         })
     };
-    http2::serve_connection(context, Turns::new(Box::new(stream), BytesMut::new()), serve, &usage, Windows::FAR).await;
+    let io = Turns::new(Box::new(stream), BytesMut::new()).timed(&context.clock);
+    http2::serve_connection(context, io, serve, &usage, Windows::FAR).await;
 }
 
 /// Whether the instance takes connections: one is at hand, or is now, for the stream's first request.
