@@ -112,7 +112,8 @@ async fn a_body_that_breaks_off_beside_an_early_answer_is_not_taken_for_whole() 
 
 #[tokio::test]
 async fn an_instance_that_takes_nothing_of_a_long_body_is_given_up_after_the_idle_time() {
-    let idle = Duration::from_millis(200);
+    // A client that is not let run for so long by a busy machine would be given up instead.
+    let idle = Duration::from_millis(700);
     let config = ProxyConfig { idle_timeout: idle, ..ProxyConfig::default() };
     for is_far in [false, true] {
         let (address, _) = instance(|mut stream, _| async move {
@@ -150,7 +151,7 @@ async fn an_instance_that_takes_nothing_of_a_long_body_is_given_up_after_the_idl
 
 #[tokio::test]
 async fn an_instance_that_stops_taking_small_pieces_is_given_up_too() {
-    let config = ProxyConfig { idle_timeout: Duration::from_millis(400), ..ProxyConfig::default() };
+    let config = ProxyConfig { idle_timeout: Duration::from_millis(700), ..ProxyConfig::default() };
     for is_far in [false, true] {
         let (address, _) = instance(|mut stream, _| async move {
             let _head = read_head(&mut stream).await;
