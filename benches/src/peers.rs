@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use node::config::{ListenerConfig, ListenerProtocol, Protocol};
+use node::config::{ListenerConfig, ListenerProtocol, MeshTransport, Protocol};
 use tests::{Fleet, Node, free_port};
 
 use crate::load::{self, Asking, Outcome};
@@ -103,7 +103,6 @@ impl Pair {
 pub(crate) fn run(each: Duration, rounds: usize, only: &[String], plot: Option<&Path>) -> anyhow::Result<()> {
     let backend = load::backend()?;
     let ground = Ground::prepare()?;
-    let (fleet, listener) = marram(backend)?;
     let mut pairs = vec![Pair {
         name: "direct".to_owned(),
         layer: Layer::None,
@@ -111,18 +110,19 @@ pub(crate) fn run(each: Duration, rounds: usize, only: &[String], plot: Option<&
         pids: Vec::new(),
         _programs: Vec::new(),
     }];
-    let [near, far] = fleet.nodes.as_slice() else { anyhow::bail!("two agents") };
-    let pids = vec![near.pid().context("a running agent")?, far.pid().context("a running agent")?];
-    let own = |name: &str, layer, entry| Pair {
-        name: name.to_owned(),
-        layer,
-        entry,
-        pids: pids.clone(),
-        _programs: Vec::new(),
-    };
-    pairs.push(own("marram", Layer::Requests, near.proxy));
-    pairs.push(own("marram, TCP listener", Layer::Bytes, listener));
-    let idle: Vec<f64> = own("", Layer::None, listener).resident_mb()?;
+    let mut idle = Vec::new();
+    let mut fleets = Vec::new();
+    for (name, transport) in [("marram", MeshTransport::Auto), ("marram over TCP", MeshTransport::Tcp)] {
+        let (fleet, listener) = marram(backend, transport);
+        let [near, far] = fleet.nodes.as_slice() else { anyhow::bail!("two agents") };
+        let pids = vec![near.pid().context("a running agent")?, far.pid().context("a running agent")?];
+        let own = |name: String, layer, entry| Pair { name, layer, entry, pids: pids.clone(), _programs: Vec::new() };
+        let requests = own(name.to_owned(), Layer::Requests, near.proxy);
+        idle.extend(requests.resident_mb()?);
+        pairs.push(requests);
+        pairs.push(own(format!("{name}, TCP listener"), Layer::Bytes, listener));
+        fleets.push(fleet);
+    }
     for setup in setups::all(&ground, backend)? {
         match setup.start() {
             Ok(pair) => pairs.push(pair),
@@ -183,9 +183,10 @@ fn held(pairs: &[Pair]) -> anyhow::Result<Vec<Held>> {
 }
 
 /// Two agents; the second has the backend twice, as a service of requests and as one of bytes for which the first listens.
-fn marram(backend: SocketAddr) -> anyhow::Result<(Fleet, SocketAddr)> {
+fn marram(backend: SocketAddr, transport: MeshTransport) -> (Fleet, SocketAddr) {
     let listener = free_port();
     let fleet = Fleet::start(2, &|n, config| {
+        config.mesh.transport = transport;
         if n == 1 {
             Node::serve(config, "bench", backend, Some(1000.0));
             Node::serve(config, "bench-tcp", backend, Some(1000.0));
@@ -202,7 +203,7 @@ fn marram(backend: SocketAddr) -> anyhow::Result<(Fleet, SocketAddr)> {
     });
     fleet.wait_service("bench", 1);
     fleet.wait_service("bench-tcp", 1);
-    Ok((fleet, listener))
+    (fleet, listener)
 }
 
 fn pair(name: &str, layer: Layer, entry: SocketAddr, programs: Vec<Program>) -> Pair {

@@ -39,6 +39,8 @@ mod locality;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod memory_functions;
+#[cfg(test)]
 mod moving;
 #[cfg(test)]
 mod outlier;

@@ -1,0 +1,19 @@
+//! Compiles what the static release does not leave to musl (`native/memory.c`).
+
+use std::env;
+
+fn main() {
+    println!("cargo::rerun-if-changed=native/memory.c");
+    let is = |key: &str, value: &str| env::var(key).is_ok_and(|found| found == value);
+    // Elsewhere the C library has functions of its own that are as fast.
+    if is("CARGO_CFG_TARGET_ENV", "musl") && is("CARGO_CFG_TARGET_ARCH", "x86_64") {
+        // Without these flags the compiler makes calls of memcpy out of the loops that are to be memcpy.
+        cc::Build::new()
+            .file("native/memory.c")
+            .flag("-ffreestanding")
+            .flag("-fno-tree-loop-distribute-patterns")
+            .opt_level(2)
+            .link_lib_modifier("+whole-archive")
+            .compile("memory");
+    }
+}
