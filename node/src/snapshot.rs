@@ -238,9 +238,26 @@ pub struct EndpointStats {
     failures: AtomicU64,
     picks: AtomicU64,
     expected_picks_micro: AtomicU64,
+    /// Moving mean of the bytes of a request's answer, or of a connection's busier direction.
+    bytes_mean: AtomicU64,
 }
 
+/// A new figure counts an eighth in the mean of bytes.
+const BYTES_MEAN_SHARE: u64 = 8;
+
 impl EndpointStats {
+    /// What a request or connection carries, on the average of the last few.
+    #[must_use]
+    pub fn bytes_mean(&self) -> u64 {
+        self.bytes_mean.load(Ordering::Relaxed)
+    }
+
+    /// Takes in what one carried. Two threads at once may lose a figure, which the next ones make up for.
+    fn carried(&self, bytes: u64) {
+        let mean = self.bytes_mean();
+        self.bytes_mean.store(mean - mean / BYTES_MEAN_SHARE + bytes / BYTES_MEAN_SHARE, Ordering::Relaxed);
+    }
+
     /// Requests of this node now in flight to the endpoint.
     #[must_use]
     pub fn own_inflight(&self) -> u32 {
@@ -464,6 +481,13 @@ fn whole_ms(at: Duration) -> u64 {
 #[derive(Debug)]
 pub struct InFlight {
     stats: Arc<EndpointStats>,
+}
+
+impl InFlight {
+    /// It carried so many bytes.
+    pub fn carried(&self, bytes: u64) {
+        self.stats.carried(bytes);
+    }
 }
 
 impl Drop for InFlight {

@@ -223,6 +223,8 @@ pub(crate) struct LinkFacts {
     pub(crate) purpose: Purpose,
     pub(crate) outbound: bool,
     pub(crate) core: usize,
+    /// This node opened it for streams that carry much.
+    pub(crate) is_large: bool,
     pub(crate) key_exchange: &'static str,
     /// When it was confirmed, on the monotonic clock.
     pub(crate) up_at: Duration,

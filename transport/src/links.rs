@@ -16,6 +16,7 @@ pub mod stream;
 mod beside;
 mod connection_id;
 mod dialler;
+mod large;
 pub(crate) mod moves;
 mod outbox;
 pub(crate) mod path;
@@ -243,7 +244,7 @@ impl Links {
             counters,
             table: Mutex::new(Table::new(identity.node())),
             seeds: Mutex::default(),
-            paths: Mutex::new(PathMemory::new(config.far_rtt, config.far_loss)),
+            paths: Mutex::new(PathMemory::new(&config)),
             handshakes: Places::new(config.handshakes_pending_max),
             connections: Places::new(config.connections_max),
             open_streams: Arc::default(),

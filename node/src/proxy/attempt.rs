@@ -21,7 +21,7 @@ use super::context::{OutcomeKind, ProxyContext};
 use super::head::{ACCEPTED, Content, ResetCode, ServiceHead};
 use super::headers::{Fault, MARRAM_FAULT_DETAIL, strip_hop_by_hop, strip_marram, write_upgrade};
 use super::lanes::Place;
-use super::links::PeerStream;
+use super::links::{PeerStream, Volume};
 use super::probe::watch;
 use super::tcp::Wire;
 use super::turns::Turns;
@@ -249,8 +249,12 @@ pub(super) async fn remote(
     hops: u8,
     outgoing: Outgoing,
 ) -> Result<Answer, Failure> {
-    let key =
-        PoolKey::Remote { node: endpoint.node, service: endpoint.service.clone(), instance: endpoint.instance.clone() };
+    let key = PoolKey::Remote {
+        node: endpoint.node,
+        service: endpoint.service.clone(),
+        instance: endpoint.instance.clone(),
+        volume: Volume::of_request(&endpoint.stats, outgoing.request.body().size_hint().lower()),
+    };
     let http = Http::from(endpoint.protocol);
     let mut sending = pin!(async {
         match send_kept(context, core, &key, http, 1, outgoing).await {
@@ -308,7 +312,7 @@ async fn send_far(
         };
     };
     let head = stream_head(context, endpoint, endpoint.protocol.into(), hops);
-    match open_stream(context, core, endpoint.node, &head, place).await {
+    match open_stream(context, core, endpoint.node, &head, key.volume(), place).await {
         Err((kind, detail)) => Err(Failure::before(kind, detail, outgoing)),
         Ok(stream) => send_new(context, core, key.clone(), http, stream, outgoing).await,
     }
@@ -342,9 +346,10 @@ pub(super) async fn open_stream(
     core: usize,
     node: NodeId,
     head: &ServiceHead,
+    volume: Volume,
     place: Place,
 ) -> Result<PeerStream, (OutcomeKind, String)> {
-    open_within(context, core, node, head, ACCEPT_MIN, Some(place)).await
+    open_within(context, core, node, head, volume, ACCEPT_MIN, Some(place)).await
 }
 
 /// The same for a stream that only asks whether the peer answers, with more patience.
@@ -354,7 +359,7 @@ pub(super) async fn open_probe(
     node: NodeId,
     head: &ServiceHead,
 ) -> Result<PeerStream, (OutcomeKind, String)> {
-    open_within(context, core, node, head, PROBE_MIN, None).await
+    open_within(context, core, node, head, Volume::Small, PROBE_MIN, None).await
 }
 
 async fn open_within(
@@ -362,13 +367,14 @@ async fn open_within(
     core: usize,
     node: NodeId,
     head: &ServiceHead,
+    volume: Volume,
     accept_min: Duration,
     place: Option<Place>,
 ) -> Result<PeerStream, (OutcomeKind, String)> {
     let peer_failed = |detail: String| (OutcomeKind::PeerFailed, detail);
     let bytes: Bytes = head.encode().map_err(|error| (OutcomeKind::ConnectFailed, error.to_string()))?;
     let token = context.peer_token(node);
-    let opening = timeout(context.config.connect_timeout, context.links.open_service(core, node, bytes));
+    let opening = timeout(context.config.connect_timeout, context.links.open_service(core, node, bytes, volume));
     let opened = tokio::select! {
         opened = opening => opened,
         () = token.cancelled() => return Err(peer_failed("its node was given up".to_owned())),
@@ -391,7 +397,7 @@ async fn open_within(
         Ok(Ok(_)) => Err(peer_failed("its node answered out of turn".to_owned())),
         Ok(Err(error)) => Err(reset_meaning(&error)),
         Err(_elapsed) => {
-            context.links.doubt(core, node, heard);
+            context.links.doubt(core, node, heard, volume);
             let limit = humantime::format_duration(limit);
             Err(peer_failed(format!("its node did not accept within {limit}")))
         }

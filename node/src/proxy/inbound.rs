@@ -149,7 +149,7 @@ async fn serve_tcp<S: Duplex>(
         return;
     }
     let copied = copy_both(&mut stream, &mut socket, Vec::new(), context.config.idle_timeout).await;
-    record.tunnelled(copied.back);
+    record.tunnelled(copied.there, copied.back);
     if copied.end.is_err() {
         record.broken();
     }

@@ -13,6 +13,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use transport::{LinkError, LinkStream, Links, NodeId};
 
 use super::lanes::Place;
+use crate::snapshot::EndpointStats;
 
 /// Bytes both ways between two proxies, with a code for breaking off.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug + 'static {
@@ -27,10 +28,44 @@ impl Duplex for LinkStream {
     }
 }
 
+/// From so many bytes on a body, or what a connection carries, is large: over QUIC it costs a half more than over TCP.
+const LARGE_BYTES: u64 = 32 * 1024;
+
+/// What a stream is expected to carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Volume {
+    /// A little, or nobody knows.
+    Small,
+    /// So much that a way is worth it which is cheaper for each byte.
+    Large,
+}
+
+impl Volume {
+    /// What the last streams to an endpoint carried, the next one will.
+    pub(super) fn of(stats: &EndpointStats) -> Self {
+        Self::of_bytes(stats.bytes_mean())
+    }
+
+    /// The same for a request with a body of at least so many bytes.
+    pub(super) fn of_request(stats: &EndpointStats, body_bytes: u64) -> Self {
+        Self::of_bytes(stats.bytes_mean().max(body_bytes))
+    }
+
+    const fn of_bytes(bytes: u64) -> Self {
+        if bytes >= LARGE_BYTES { Self::Large } else { Self::Small }
+    }
+}
+
 /// What the proxy asks of the links.
 pub trait ServiceLinks: Send + Sync + 'static {
-    /// Opens a stream to the proxy of `to` on the data link of this core; called on that core's runtime.
-    fn open_service(&self, core: usize, to: NodeId, head: Bytes) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>>;
+    /// Opens a stream to the proxy of `to` on a data link of this core; called on that core's runtime.
+    fn open_service(
+        &self,
+        core: usize,
+        to: NodeId,
+        head: Bytes,
+        volume: Volume,
+    ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>>;
 
     /// The smoothed round trip to `to`, where it is known.
     fn rtt(&self, to: NodeId) -> Option<Duration>;
@@ -41,7 +76,7 @@ pub trait ServiceLinks: Send + Sync + 'static {
     }
 
     /// A stream was opened in vain: if nothing has been received since `heard`, the next one takes another link.
-    fn doubt(&self, _core: usize, _to: NodeId, _heard: Option<u64>) {}
+    fn doubt(&self, _core: usize, _to: NodeId, _heard: Option<u64>, _volume: Volume) {}
 
     /// Sends a packet that may be lost to the proxy of `to`, beside the streams between the two.
     ///
@@ -60,9 +95,19 @@ pub enum NotSent {
 }
 
 impl ServiceLinks for Links {
-    fn open_service(&self, core: usize, to: NodeId, head: Bytes) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
+    fn open_service(
+        &self,
+        core: usize,
+        to: NodeId,
+        head: Bytes,
+        volume: Volume,
+    ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
         Box::pin(async move {
-            let stream = Self::open_service(self, core, to, head).await.map_err(|error| error.to_string())?;
+            let opened = match volume {
+                Volume::Small => Self::open_service(self, core, to, head).await,
+                Volume::Large => self.open_large(core, to, head).await,
+            };
+            let stream = opened.map_err(|error| error.to_string())?;
             Ok(Box::new(stream) as Box<dyn Duplex>)
         })
     }
@@ -75,7 +120,10 @@ impl ServiceLinks for Links {
         Self::heard(self, core, to)
     }
 
-    fn doubt(&self, core: usize, to: NodeId, heard: Option<u64>) {
+    fn doubt(&self, core: usize, to: NodeId, heard: Option<u64>, volume: Volume) {
+        if volume == Volume::Large {
+            self.doubt_large(core, to);
+        }
         Self::doubt(self, core, to, heard);
     }
 

@@ -61,5 +61,5 @@ mod tests;
 
 pub use context::{Outcome, OutcomeKind, ProxyContext, ProxyParts};
 pub use head::{Content, HEAD_VERSION, HOPS_MAX, HeadError, ResetCode, ServiceHead};
-pub use links::{Duplex, NotSent, ServiceLinks};
+pub use links::{Duplex, NotSent, ServiceLinks, Volume};
 pub(crate) use udp::is_of_flow;

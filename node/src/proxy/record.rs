@@ -80,6 +80,8 @@ pub(crate) struct Record {
     /// What the request has of its service's limits, until its end.
     held: [Option<Taken>; HELD_MAX],
     bytes: u64,
+    /// Sent by the client of a tunnel.
+    bytes_there: u64,
     is_broken: bool,
     endpoint: Option<InFlight>,
     local: Option<LocalInFlight>,
@@ -111,6 +113,7 @@ impl Record {
             injected: None,
             held: [const { None }; HELD_MAX],
             bytes: 0,
+            bytes_there: 0,
             is_broken: false,
             endpoint: None,
             local: None,
@@ -140,9 +143,10 @@ impl Record {
         self.bytes += bytes as u64;
     }
 
-    /// So many bytes went through a tunnel.
-    pub(super) const fn tunnelled(&mut self, bytes: u64) {
-        self.bytes += bytes;
+    /// So many bytes went through a tunnel, to the instance and back.
+    pub(super) const fn tunnelled(&mut self, there: u64, back: u64) {
+        self.bytes_there += there;
+        self.bytes += back;
     }
 
     /// The body broke off.
@@ -153,6 +157,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.carried(self.bytes.max(self.bytes_there));
+        }
         let context = self.busy.context();
         let duration = context.clock.now().saturating_sub(self.started);
         let service = self.service.clone().unwrap_or_else(|| "none".to_owned());

@@ -12,6 +12,7 @@ use super::context::{OutcomeKind, ProxyContext};
 use super::copy::copy_both;
 use super::head::Content;
 use super::lanes::Place;
+use super::links::Volume;
 use super::record::{Direction, LocalInFlight, Record};
 use super::refuse::{Reason, Refusal};
 use super::retry::Tries;
@@ -100,7 +101,7 @@ impl Tunnel {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let copied = copy_both(client, &mut self.instance, ahead, context.config.idle_timeout).await;
-        self.record.tunnelled(copied.back);
+        self.record.tunnelled(copied.there, copied.back);
         if let Err(error) = copied.end {
             tracing::debug!(%error, bytes_there = copied.there, bytes_back = copied.back, "tunnel ended");
             self.record.broken();
@@ -126,7 +127,7 @@ async fn reach(
     record.at(Some(mine), None);
     let head = stream_head(context, endpoint, Content::Tcp, 1);
     let place = place(context, core, endpoint).await?;
-    Ok(Box::new(open_stream(context, core, endpoint.node, &head, place).await?))
+    Ok(Box::new(open_stream(context, core, endpoint.node, &head, Volume::of(&endpoint.stats), place).await?))
 }
 
 /// The right to one more stream to an endpoint behind a peer, which may take a kept one's.

@@ -20,7 +20,7 @@ use transport::NodeId;
 use super::attempt::{open_stream, stream_head};
 use super::context::{Outcome, OutcomeKind, ProxyContext};
 use super::head::Content;
-use super::links::NotSent;
+use super::links::{NotSent, Volume};
 use super::refuse::Refusal;
 use super::retry::Tries;
 use super::tcp::place;
@@ -468,7 +468,7 @@ async fn reach_far(
     let limit = context.config.connect_timeout;
     let place = place(context, core, endpoint).await?;
     let broken = |detail: String| (OutcomeKind::PeerFailed, detail);
-    let mut stream = open_stream(context, core, endpoint.node, &head, place).await?;
+    let mut stream = open_stream(context, core, endpoint.node, &head, Volume::Small, place).await?;
     let number = match tokio::time::timeout(limit, stream.read_u64()).await {
         Ok(Ok(number)) => number,
         Ok(Err(fault)) => return Err(broken(format!("its node opened no flow: {fault}"))),

@@ -27,6 +27,7 @@ use super::exchange::{Broke, Connection, Exchange};
 use super::http::origin_form;
 use super::http2::{FRAME_BYTES_MAX, RESETS_OWN_MAX, SEND_BYTES_MAX, Windows};
 use super::lanes::Share;
+use super::links::Volume;
 use super::tcp::Wire;
 use crate::config::Protocol;
 
@@ -55,6 +56,8 @@ pub(super) enum PoolKey {
         service: String,
         /// The instance.
         instance: String,
+        /// What its streams are expected to carry: which link they are on follows from it.
+        volume: Volume,
     },
 }
 
@@ -143,6 +146,14 @@ impl PoolKey {
         match self {
             Self::Local(_) => None,
             Self::Remote { node, .. } => Some(*node),
+        }
+    }
+
+    /// What its streams are expected to carry.
+    pub(super) const fn volume(&self) -> Volume {
+        match self {
+            Self::Local(_) => Volume::Small,
+            Self::Remote { volume, .. } => *volume,
         }
     }
 

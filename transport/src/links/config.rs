@@ -109,6 +109,10 @@ pub struct LinksConfig {
     pub far_rtt: Duration,
     /// A peer is lossy above this share of lost packets, and treated like a far one. Default 0.001.
     pub far_loss: f64,
+    /// A peer within this round trip is near, and streams that carry much go to it over TCP. Default 1 ms.
+    pub near_rtt: Duration,
+    /// Unless it loses a greater share of packets than this. Default 0.01.
+    pub near_loss: f64,
     /// How often links are looked over: loss, idle data links, certificates about to expire. Default 500 ms.
     pub tick: Duration,
 }
@@ -155,6 +159,8 @@ impl Default for LinksConfig {
             socket_buffer: 2 * 1024 * 1024,
             far_rtt: Duration::from_millis(5),
             far_loss: 0.001,
+            near_rtt: Duration::from_millis(1),
+            near_loss: 0.01,
             tick: Duration::from_millis(500),
         }
     }

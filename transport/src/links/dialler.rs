@@ -28,6 +28,24 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Times the round trip that a hello may take longer than a handshake; it waits for the peer's other work.
 const HELLO_PATIENCE: u32 = 2;
 
+/// What a connection is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Control,
+    Data,
+    /// Data of streams that carry much.
+    Large,
+}
+
+impl Wanted {
+    const fn purpose(self) -> Purpose {
+        match self {
+            Self::Control => Purpose::Control,
+            Self::Data | Self::Large => Purpose::Data,
+        }
+    }
+}
+
 impl Inner {
     /// This core's data link to a peer. Callers that come while it is being dialled wait for the same attempt.
     pub(crate) async fn data_link(self: &Arc<Self>, core: usize, to: NodeId) -> Result<Arc<QuicLink>, LinkError> {
@@ -70,7 +88,7 @@ async fn dial_data(
     approach: Approach,
 ) -> Result<Arc<QuicLink>, LinkError> {
     let vacate = Vacate { inner: Arc::clone(&inner), core, to };
-    let opened = open(&inner, core, addrs, Some(to), Purpose::Data, approach).await;
+    let opened = open(&inner, core, addrs, Some(to), Wanted::Data, approach).await;
     drop(vacate);
     opened
 }
@@ -118,7 +136,7 @@ async fn keep_dialling(inner: &Arc<Inner>, node: NodeId, is_redial: bool) {
             inner.counters.redials.add();
         }
         attempts += 1;
-        if let Err(error) = open(inner, 0, addrs.clone(), Some(node), Purpose::Control, approach).await {
+        if let Err(error) = open(inner, 0, addrs.clone(), Some(node), Wanted::Control, approach).await {
             tracing::debug!(%node, %error, "dial failed");
             if let Some(peer) = inner.table().peer_mut(node) {
                 peer.failures = peer.failures.saturating_add(1);
@@ -144,7 +162,7 @@ async fn find(inner: &Arc<Inner>, addr: SocketAddr) {
     loop {
         sleep(backoff(failures, inner.config.backoff_min, inner.config.backoff_max, rand::random())).await;
         let approach = Approach::to_stranger(&inner.config);
-        match open(inner, 0, vec![addr], None, Purpose::Control, approach).await {
+        match open(inner, 0, vec![addr], None, Wanted::Control, approach).await {
             Ok(link) => {
                 let node = link.peer_shared().node;
                 tracing::debug!(%addr, %node, "seed answered");
@@ -169,7 +187,7 @@ async fn find(inner: &Arc<Inner>, addr: SocketAddr) {
 /// Tries QUIC again with a peer that is reached over TCP; a link that comes up takes over.
 pub(crate) async fn retry_quic(inner: Arc<Inner>, node: NodeId, addrs: Vec<SocketAddr>) {
     let stopping = inner.stopping.clone();
-    let trying = open(&inner, 0, addrs, Some(node), Purpose::Control, Approach::QUIC);
+    let trying = open(&inner, 0, addrs, Some(node), Wanted::Control, Approach::QUIC);
     match stopping.run_until_cancelled(trying).await {
         Some(Ok(_)) => tracing::info!(%node, "udp gets through again: link moved to quic"),
         Some(Err(error)) => tracing::debug!(%node, %error, "udp still does not get through"),
@@ -179,12 +197,12 @@ pub(crate) async fn retry_quic(inner: Arc<Inner>, node: NodeId, addrs: Vec<Socke
 
 /// Opens a connection to whichever address answers first, says hello, and takes the link into use. Runs on the core's
 /// own runtime.
-async fn open(
+pub(crate) async fn open(
     inner: &Arc<Inner>,
     core: usize,
     addrs: Vec<SocketAddr>,
     expected: Option<NodeId>,
-    purpose: Purpose,
+    wanted: Wanted,
     approach: Approach,
 ) -> Result<Arc<QuicLink>, LinkError> {
     let Some(permit) = inner.connections.take() else {
@@ -196,7 +214,7 @@ async fn open(
         }
         None => None,
     };
-    let dial = Dial { inner, core, endpoint, expected, purpose, approach };
+    let dial = Dial { inner, core, endpoint, expected, wanted, approach };
     let opened = async {
         let (connection, peer) = dial.first_to_answer(addrs).await?;
         dial.confirm(connection, peer, core, permit).await
@@ -212,7 +230,7 @@ struct Dial<'a> {
     /// For QUIC, where that is tried.
     endpoint: Option<Endpoint>,
     expected: Option<NodeId>,
-    purpose: Purpose,
+    wanted: Wanted,
     approach: Approach,
 }
 
@@ -295,7 +313,7 @@ impl Dial<'_> {
         let connection = match carrier {
             Carrier::Quic => self.connect_quic(addr).await?,
             Carrier::Tcp => {
-                let connecting = tcp::dial::connect(self.inner, addr, self.purpose);
+                let connecting = tcp::dial::connect(self.inner, addr, self.wanted.purpose());
                 let Ok(connected) = timeout(self.inner.config.connect_timeout, connecting).await else {
                     return Err((DialFailure::TimedOut, None));
                 };
@@ -319,7 +337,7 @@ impl Dial<'_> {
     async fn connect_quic(&self, addr: SocketAddr) -> Result<Connection, Failed> {
         let Some(endpoint) = &self.endpoint else { return Err((DialFailure::Socket, None)) };
         let is_far = lock(&self.inner.paths).is_far(addr);
-        let mut config = self.inner.quic.client(self.purpose, is_far);
+        let mut config = self.inner.quic.client(self.wanted.purpose(), is_far);
         let core = self.core;
         config.initial_dst_cid_provider(Arc::new(move || first_id(core)));
         // The name is that of anybody: who answered is checked below, where it can be told from other faults.
@@ -341,17 +359,17 @@ impl Dial<'_> {
         core: usize,
         permit: Permit,
     ) -> Result<Arc<QuicLink>, Failed> {
-        let inner = self.inner;
+        let (inner, purpose) = (self.inner, self.wanted.purpose());
         let said = async {
             let first = connection.open_uni().await?;
-            serve::say_hello(first, &inner.hello(self.purpose)).await
+            serve::say_hello(first, &inner.hello(purpose)).await
         };
         let Ok(said) = timeout(inner.config.connect_timeout, said).await else {
             close(&connection, CloseCode::TooSlow);
             return Err((DialFailure::TimedOut, None));
         };
         said.map_err(|error| (hello_failure(&connection), Some(error.to_string())))?;
-        let hello = match self.purpose {
+        let hello = match purpose {
             // The peer answers once it has taken the link into use: only then may it replace another.
             Purpose::Control => {
                 let patience = inner.config.connect_timeout.saturating_mul(HELLO_PATIENCE);
@@ -364,7 +382,8 @@ impl Dial<'_> {
             // A stream may follow at once; a peer that refuses the link breaks it off.
             Purpose::Data => None,
         };
-        let link = serve::link(inner, connection, peer, self.purpose, Opened::ByThisNode { core }, permit);
+        let opened = Opened::ByThisNode { core, is_large: self.wanted == Wanted::Large };
+        let link = serve::link(inner, connection, peer, purpose, opened, permit);
         if let Some(hello) = hello {
             link.heard(hello);
         }

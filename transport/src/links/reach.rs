@@ -31,12 +31,15 @@ impl Approach {
         match config.transport {
             Transport::Auto => Self { quic: Some(Duration::ZERO), tcp: Some(config.tcp_head_start) },
             Transport::Quic => Self::QUIC,
-            Transport::Tcp => Self { quic: None, tcp: Some(Duration::ZERO) },
+            Transport::Tcp => Self::TCP,
         }
     }
 
     /// QUIC alone.
     pub(crate) const QUIC: Self = Self { quic: Some(Duration::ZERO), tcp: None };
+
+    /// TCP alone.
+    pub(crate) const TCP: Self = Self { quic: None, tcp: Some(Duration::ZERO) };
 }
 
 /// What is known of UDP to one peer.
@@ -66,7 +69,7 @@ impl Reach {
             // Somebody waits for it, and the control link has shown what works.
             (Self::Open, Purpose::Data) if is_linked => Approach::QUIC,
             (Self::Open, _) => Approach::to_stranger(config),
-            (Self::Blocked { .. }, Purpose::Data) if is_linked => Approach { quic: None, tcp: Some(Duration::ZERO) },
+            (Self::Blocked { .. }, Purpose::Data) if is_linked => Approach::TCP,
             (Self::Suspected | Self::Blocked { .. }, _) => {
                 Approach { quic: Some(Duration::ZERO), tcp: Some(HEAD_START_IN_DOUBT) }
             }

@@ -36,8 +36,14 @@ pub(crate) fn is_certificate_fault(error: &io::Error) -> bool {
 /// Who opened a connection, and on which data thread of this node it lives.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Opened {
-    ByThisNode { core: usize },
-    ByPeer { core: usize },
+    /// `is_large`: for streams that carry much.
+    ByThisNode {
+        core: usize,
+        is_large: bool,
+    },
+    ByPeer {
+        core: usize,
+    },
 }
 
 /// Who is at the other end, by the certificates of the handshake.
@@ -70,9 +76,9 @@ pub(crate) fn link(
     opened: Opened,
     permit: Permit,
 ) -> Arc<QuicLink> {
-    let (outbound, core) = match opened {
-        Opened::ByThisNode { core } => (true, core),
-        Opened::ByPeer { core } => (false, core),
+    let (outbound, core, is_large) = match opened {
+        Opened::ByThisNode { core, is_large } => (true, core, is_large),
+        Opened::ByPeer { core } => (false, core, false),
     };
     let expires_at_unix = peer.not_after_unix.min(inner.own_not_after_unix());
     let now_unix = inner.clock.unix().as_secs();
@@ -80,6 +86,7 @@ pub(crate) fn link(
         purpose,
         outbound,
         core,
+        is_large,
         key_exchange: connection.key_exchange(),
         up_at: inner.clock.now(),
         redial_at_unix: redial_at(now_unix, expires_at_unix, rand::random_range(0..=100)),

@@ -9,6 +9,7 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::Notify;
 
 use super::config::LinksConfig;
+use super::large::LargeLinks;
 use super::outbox::Outbox;
 use super::reach::{Approach, Reach};
 use crate::carrier::Carrier;
@@ -41,6 +42,8 @@ pub(crate) struct Peer {
     live: Vec<Arc<QuicLink>>,
     /// Data links of this node by core.
     pub(crate) data: HashMap<usize, DataSlot>,
+    /// Those beside them, for streams that carry much.
+    pub(crate) large: LargeLinks,
     pub(crate) outbox: Arc<Outbox>,
     /// Whether a task is on its way to a control link.
     pub(crate) is_dialling: bool,
@@ -214,7 +217,11 @@ impl Table {
         if link.is_outbound() {
             let beside = peer.live.iter().filter(|other| other.purpose() == Purpose::Data && other.is_outbound());
             silent.extend(beside.filter(|other| other.core() == link.core() && other.is_silent()).cloned());
-            peer.data.insert(link.core(), DataSlot::Live(Arc::clone(link)));
+            if link.facts().is_large {
+                peer.large.place(link);
+            } else {
+                peer.data.insert(link.core(), DataSlot::Live(Arc::clone(link)));
+            }
         }
         peer.live.push(Arc::clone(link));
         Placement { stale, silent, ..Placement::default() }
@@ -285,6 +292,7 @@ impl Peer {
             control: None,
             live: Vec::new(),
             data: HashMap::new(),
+            large: LargeLinks::default(),
             outbox,
             is_dialling: false,
             is_renewal_due: false,
@@ -356,10 +364,15 @@ impl Peer {
     /// Takes a data link out of its core's slot, if it is in there.
     pub(crate) fn drop_data(&mut self, link: &Arc<QuicLink>) {
         self.data.retain(|_, slot| !matches!(slot, DataSlot::Live(live) if Arc::ptr_eq(live, link)));
+        self.large.remove(link);
+    }
+
+    fn has_no_data(&self) -> bool {
+        self.data.is_empty() && self.large.is_empty()
     }
 
     fn is_unknown(&self) -> bool {
-        !self.keep && self.addrs.is_empty() && self.live.is_empty() && self.data.is_empty() && !self.is_dialling
+        !self.keep && self.addrs.is_empty() && self.live.is_empty() && self.has_no_data() && !self.is_dialling
     }
 
     /// Takes out the links of earlier lives of the peer. A data link whose peer has not answered yet may be of any

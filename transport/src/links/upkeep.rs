@@ -43,7 +43,10 @@ pub(crate) async fn run(inner: Arc<Inner>) {
 
 fn look_at(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
     let (rtt, loss) = link.sample_path(inner.clock.now());
-    lock(&inner.paths).remember(link.remote(), Path { rtt, loss });
+    // TCP does not tell what it has lost: where QUIC works, that is asked.
+    if link.carrier() == Carrier::Quic || link.purpose() == Purpose::Control {
+        lock(&inner.paths).remember(link.remote(), Path { rtt, loss });
+    }
     look_for_silence(inner, link);
 
     let facts = link.facts();
@@ -199,14 +202,15 @@ fn renew(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
     inner.start_dialling(node, false);
 }
 
-/// A data link about to expire takes no new streams, so that the next one finds another; one without streams is closed.
+/// A data link about to expire, or one for large streams to a peer that is no longer near, takes no new streams, so that the next one finds another; one without streams is closed.
 fn look_at_data(inner: &Arc<Inner>, link: &Arc<QuicLink>, now_unix: u64) {
     let facts = link.facts();
     let idle_for = link.idle_for(inner.clock.now());
     if !facts.outbound {
         return;
     }
-    if now_unix >= facts.redial_at_unix {
+    let is_out_of_place = facts.is_large && !inner.is_near(link.remote());
+    if now_unix >= facts.redial_at_unix || is_out_of_place {
         link.retire();
         inner.drop_data(link);
     }

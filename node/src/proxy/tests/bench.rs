@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use transport::trust::Role;
 use transport::{NodeId, PeerInfo, StreamReset};
 
-use super::super::{Duplex, NotSent, Outcome, ProxyContext, ProxyParts, ServiceLinks};
+use super::super::{Duplex, NotSent, Outcome, ProxyContext, ProxyParts, ServiceLinks, Volume};
 use crate::clock::SystemClock;
 use crate::config::{Protocol, ProxyConfig};
 use crate::limits::FleetShare;
@@ -300,6 +300,8 @@ pub(super) async fn read_body(stream: &mut BufReader<TcpStream>, head: &str) -> 
 pub(super) struct FakeLinks {
     peers: Mutex<HashMap<NodeId, Way>>,
     pub(super) opened: AtomicUsize,
+    /// What each stream was to carry.
+    pub(super) volumes: Mutex<Vec<Volume>>,
     /// What was sent beside the streams.
     pub(super) datagrams: Mutex<Vec<Bytes>>,
     /// Ends held open by peers that never answer.
@@ -343,9 +345,16 @@ impl FakeLinks {
 }
 
 impl ServiceLinks for FakeLinks {
-    fn open_service(&self, core: usize, to: NodeId, head: Bytes) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
+    fn open_service(
+        &self,
+        core: usize,
+        to: NodeId,
+        head: Bytes,
+        volume: Volume,
+    ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
         Box::pin(async move {
             self.opened.fetch_add(1, Ordering::SeqCst);
+            self.volumes.lock().unwrap().push(volume);
             let way = self.peers.lock().unwrap().get(&to).cloned().ok_or("no such peer")?;
             let (ours, mut theirs) = TestStream::pair();
             match way {

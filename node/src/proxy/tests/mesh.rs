@@ -268,13 +268,14 @@ async fn a_peer_that_answers_probes_is_waited_for() {
 
 #[tokio::test]
 async fn junk_heads_are_reset_and_disturb_nothing() {
-    use crate::proxy::ServiceLinks as _;
+    use crate::proxy::{ServiceLinks as _, Volume};
     use tokio::io::AsyncReadExt as _;
     let far = Bench::with(ProxyConfig::default(), 2).await;
     let near = Bench::start().await;
     near.links.lead_to(2, &far);
     for head in [&b""[..], b"\x02", b"\x01\x00", &[0xFF; 4096]] {
-        let mut stream = near.links.open_service(0, node(2), bytes::Bytes::copy_from_slice(head)).await.unwrap();
+        let mut stream =
+            near.links.open_service(0, node(2), bytes::Bytes::copy_from_slice(head), Volume::Small).await.unwrap();
         let error = stream.read_u8().await.unwrap_err();
         let reset = transport::StreamReset::of(&error).unwrap();
         assert_eq!(ResetCode::from_wire(reset.code), Some(ResetCode::BadHead));

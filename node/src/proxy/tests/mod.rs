@@ -16,3 +16,4 @@ mod streams;
 mod tunnels;
 mod upgrades;
 mod uploads;
+mod volumes;

@@ -1,0 +1,94 @@
+//! Which streams are opened as those that carry much.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::bench::{Bench, echo, instance, read_head};
+use super::client::Client;
+use crate::config::{Protocol, ProxyConfig};
+use crate::proxy::{Volume, tcp};
+
+/// Answers with as many bytes as the path says.
+async fn sized() -> std::net::SocketAddr {
+    let (address, _) = instance(|mut stream, _| async move {
+        while let Some(head) = read_head(&mut stream).await {
+            let size: usize = head.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n{}", "y".repeat(size));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    address
+}
+
+async fn ask(client: &mut Client, size: usize) {
+    let reply = client.ask(format!("GET /{size} HTTP/1.1\r\nHost: hello.mesh\r\n\r\n")).await;
+    assert_eq!((reply.status, reply.body.len()), (200, size));
+}
+
+#[tokio::test]
+async fn an_instance_with_long_answers_is_asked_over_streams_for_much_until_they_are_short_again() {
+    let (mut near, mut far) = (Bench::start().await, Bench::with(ProxyConfig::default(), 2).await);
+    let address = sized().await;
+    far.add_local("hello", address, Protocol::Http);
+    near.links.lead_to(2, &far);
+    let endpoint = near.add_remote("hello", &address.port().to_string(), 2, Protocol::Http);
+    let volumes = || near.links.volumes.lock().unwrap().clone();
+    let mut client = Client::connect(near.address).await;
+    ask(&mut client, 1000).await;
+    ask(&mut client, 1_000_000).await;
+    assert_eq!(volumes(), [Volume::Small], "nothing was known of it");
+    ask(&mut client, 1_000_000).await;
+    ask(&mut client, 1_000_000).await;
+    assert_eq!(volumes(), [Volume::Small, Volume::Large], "kept like the others");
+    for _ in 0..40 {
+        ask(&mut client, 10).await;
+    }
+    assert_eq!(Volume::of(&endpoint.stats), Volume::Small);
+    assert_eq!(volumes(), [Volume::Small, Volume::Large], "the first stream was still there");
+}
+
+#[tokio::test]
+async fn a_long_upload_goes_over_a_stream_for_much() {
+    let (mut near, mut far) = (Bench::start().await, Bench::with(ProxyConfig::default(), 2).await);
+    let (address, _) = echo("far").await;
+    far.add_local("hello", address, Protocol::Http);
+    near.links.lead_to(2, &far);
+    near.add_remote("hello", &address.port().to_string(), 2, Protocol::Http);
+    let mut client = Client::connect(near.address).await;
+    for (size, expected) in [(10, Volume::Small), (100_000, Volume::Large)] {
+        let body = "x".repeat(size);
+        let reply =
+            client.ask(format!("PUT / HTTP/1.1\r\nHost: hello.mesh\r\nContent-Length: {size}\r\n\r\n{body}")).await;
+        assert_eq!(reply.status, 200);
+        assert_eq!(near.links.volumes.lock().unwrap().last(), Some(&expected), "{size} bytes");
+    }
+}
+
+#[tokio::test]
+async fn a_tcp_connection_follows_what_those_before_it_carried() {
+    let (mut near, mut far) = (Bench::start().await, Bench::with(ProxyConfig::default(), 2).await);
+    let (address, _) = instance(|mut stream, number| async move {
+        let size = if number == 0 { 1_000_000 } else { 10 };
+        stream.write_all(&vec![b'z'; size]).await.unwrap();
+    })
+    .await;
+    far.add_local("hello", address, Protocol::Tcp);
+    near.links.lead_to(2, &far);
+    near.add_remote("hello", &address.port().to_string(), 2, Protocol::Tcp);
+    for (size, expected) in [(1_000_000, Volume::Small), (10, Volume::Large)] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let context = Arc::clone(&near.context);
+        let serving = tokio::spawn(async move { tcp::connection(&context, 0, accepted, "hello").await });
+        let mut read = Vec::new();
+        client.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read.len(), size);
+        drop(client);
+        serving.await.unwrap();
+        assert_eq!(near.links.volumes.lock().unwrap().last(), Some(&expected), "{size} bytes");
+    }
+}

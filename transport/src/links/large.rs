@@ -1,0 +1,190 @@
+//! Links beside the data links, for streams that carry much to a peer that is near: TLS over TCP.
+//!
+//! The kernel cuts a large write of TCP into packets, acknowledges and reassembles them; over QUIC every packet is made and
+//! read by this process. On a short way without much loss, what QUIC has ahead of TCP is worth less than that. Such a link
+//! is never waited for: until it is up, and where it cannot be, streams take the data link.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::config::Transport;
+use super::dialler::{self, Wanted};
+use super::reach::Approach;
+use super::table::Peer;
+use super::{Inner, Links, lock};
+use crate::carrier::Carrier;
+use crate::frame::StreamKind;
+use crate::id::NodeId;
+use crate::link::{LinkError, LinkStream, NodeLink as _, QuicLink};
+
+/// A peer whose TCP port did not answer, or whose link ended early, is not tried again before this.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// The links of one peer for large streams, by core.
+#[derive(Debug, Default)]
+pub(crate) struct LargeLinks {
+    slots: HashMap<usize, Slot>,
+    retry_at: Option<Duration>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Live(Arc<QuicLink>),
+    Dialling,
+}
+
+impl LargeLinks {
+    /// The link of a core that may be used.
+    pub(crate) fn usable(&self, core: usize) -> Option<&Arc<QuicLink>> {
+        match self.slots.get(&core)? {
+            Slot::Live(link) => Some(link).filter(|link| link.is_usable()),
+            Slot::Dialling => None,
+        }
+    }
+
+    /// Takes in a link that is up.
+    pub(crate) fn place(&mut self, link: &Arc<QuicLink>) {
+        self.slots.insert(link.core(), Slot::Live(Arc::clone(link)));
+    }
+
+    /// Takes a link out, if it is in here.
+    pub(crate) fn remove(&mut self, link: &Arc<QuicLink>) {
+        self.slots.retain(|_, slot| !matches!(slot, Slot::Live(live) if Arc::ptr_eq(live, link)));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Whether a core's link may be dialled now.
+    fn may_dial(&self, core: usize, now: Duration) -> bool {
+        let is_dialling = matches!(self.slots.get(&core), Some(Slot::Dialling));
+        !is_dialling && self.retry_at.is_none_or(|at| now >= at)
+    }
+
+    fn begin_dialling(&mut self, core: usize) {
+        self.slots.insert(core, Slot::Dialling);
+    }
+
+    /// A dial has ended; `place` came before if it led to a link.
+    fn end_dialling(&mut self, core: usize, now: Duration) {
+        if matches!(self.slots.get(&core), Some(Slot::Dialling)) {
+            self.slots.remove(&core);
+            self.put_off(now);
+        }
+    }
+
+    fn put_off(&mut self, now: Duration) {
+        self.retry_at = Some(now + RETRY);
+    }
+}
+
+impl Links {
+    /// Opens a `Service` stream that is expected to carry much: over TCP where the peer is near and TCP gets through, else
+    /// as [`Links::open_service`] does.
+    ///
+    /// # Errors
+    /// Those of [`Links::open_service`].
+    pub async fn open_large(&self, core: usize, to: NodeId, head: Bytes) -> Result<LinkStream, LinkError> {
+        if let Some(link) = self.inner.large_link(core, to) {
+            match link.open_stream(StreamKind::Service, &head).await {
+                Err(_) if link.is_closed() => self.inner.drop_data(&link),
+                opened => return opened,
+            }
+        }
+        self.open_service(core, to, head).await
+    }
+
+    /// Somebody waited in vain for an answer to a stream opened by [`Links::open_large`]: where it took a link for large
+    /// streams, new ones do not for a while.
+    pub fn doubt_large(&self, core: usize, to: NodeId) {
+        let now = self.inner.clock.now();
+        let mut table = self.inner.table();
+        let Some(peer) = table.peer_mut(to) else { return };
+        if let Some(link) = peer.large.usable(core).cloned() {
+            link.retire();
+            peer.large.remove(&link);
+            peer.large.put_off(now);
+        }
+    }
+}
+
+impl Inner {
+    /// This core's link for large streams to a peer. Where there is none and one is worth it, it is dialled.
+    fn large_link(self: &Arc<Self>, core: usize, to: NodeId) -> Option<Arc<QuicLink>> {
+        let mut table = self.table();
+        let peer = table.peer_mut(to)?;
+        if let Some(link) = peer.large.usable(core) {
+            return Some(Arc::clone(link));
+        }
+        if self.stopping.is_cancelled() || !self.is_large_worth_it(peer) {
+            return None;
+        }
+        let addrs = peer.addrs_to_dial();
+        if peer.large.may_dial(core, self.clock.now()) {
+            // The task takes the table's lock only when it is done, so after the slot is filled.
+            self.spawn_on(core, dial(Arc::clone(self), core, to, addrs))?;
+            peer.large.begin_dialling(core);
+        }
+        None
+    }
+
+    fn is_large_worth_it(&self, peer: &Peer) -> bool {
+        // Where the control link is on TCP, so are data links.
+        let control = peer.control().filter(|control| control.carrier() == Carrier::Quic);
+        self.config.transport == Transport::Auto && control.is_some_and(|control| self.is_near(control.remote()))
+    }
+
+    /// Whether an address is so near that large streams are better off over TCP.
+    pub(crate) fn is_near(&self, remote: SocketAddr) -> bool {
+        lock(&self.paths).is_near(remote)
+    }
+}
+
+async fn dial(inner: Arc<Inner>, core: usize, to: NodeId, addrs: Vec<SocketAddr>) {
+    let ending = EndDialling { inner: Arc::clone(&inner), core, to };
+    if let Err(error) = dialler::open(&inner, core, addrs, Some(to), Wanted::Large, Approach::TCP).await {
+        tracing::debug!(node = %to, %error, "no link over tcp for large streams");
+    }
+    drop(ending);
+}
+
+/// Empties the slot of a dial that has ended without a link, even by a panic or a stopped runtime.
+struct EndDialling {
+    inner: Arc<Inner>,
+    core: usize,
+    to: NodeId,
+}
+
+impl Drop for EndDialling {
+    fn drop(&mut self) {
+        let now = self.inner.clock.now();
+        let mut table = self.inner.table();
+        if let Some(peer) = table.peer_mut(self.to) {
+            peer.large.end_dialling(self.core, now);
+            table.forget_if_unknown(self.to);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_core_dials_at_a_time_and_none_for_a_while_after_a_failure() {
+        let (mut links, now) = (LargeLinks::default(), Duration::from_secs(5));
+        assert!(links.may_dial(0, now));
+        links.begin_dialling(0);
+        assert!(!links.may_dial(0, now) && links.may_dial(1, now), "each core has its own");
+        links.end_dialling(0, now);
+        assert!(!links.may_dial(0, now + RETRY - Duration::from_millis(1)) && !links.may_dial(1, now));
+        assert!(links.may_dial(0, now + RETRY));
+        links.end_dialling(0, now + RETRY);
+        assert!(links.may_dial(0, now + RETRY), "there was no dial to fail");
+    }
+}
