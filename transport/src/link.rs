@@ -389,6 +389,11 @@ impl QuicLink {
         (path.rtt, loss.share())
     }
 
+    /// Smallest round trip so far.
+    pub(crate) fn path_rtt(&self) -> Duration {
+        self.connection.path().rtt
+    }
+
     /// Whether packets of this QUIC link have had no answer for so long.
     pub(crate) fn is_unanswered(&self, now: Duration, limit: Duration) -> bool {
         lock(&self.silence).is_silent(now, limit)

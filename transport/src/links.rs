@@ -244,7 +244,7 @@ impl Links {
             counters,
             table: Mutex::new(Table::new(identity.node())),
             seeds: Mutex::default(),
-            paths: Mutex::new(PathMemory::new(&config)),
+            paths: Mutex::new(PathMemory::new(config.far_rtt, config.far_loss)),
             handshakes: Places::new(config.handshakes_pending_max),
             connections: Places::new(config.connections_max),
             open_streams: Arc::default(),

@@ -206,3 +206,62 @@ fn udp_that_is_blocked_while_requests_flow_moves_links_to_tcp_within_seconds_and
     );
     assert!(moved < Duration::from_secs(15), "{moved:?}");
 }
+
+/// An application that answers with as many bytes as the path says; it serves until the process ends.
+fn sized() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || serve_sized(stream));
+        }
+    });
+    address
+}
+
+/// Until the connection ends.
+fn serve_sized(mut stream: TcpStream) -> Option<()> {
+    let mut asked = Vec::new();
+    loop {
+        let mut piece = [0; 4096];
+        let read = stream.read(&mut piece).ok().filter(|read| *read > 0)?;
+        asked.extend_from_slice(piece.get(..read)?);
+        if asked.ends_with(b"\r\n\r\n") {
+            let size: usize = std::str::from_utf8(&asked).ok()?.split(['/', ' ']).nth(2)?.parse().ok()?;
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n");
+            stream.write_all(&[head.as_bytes(), &vec![b'y'; size]].concat()).ok()?;
+            asked.clear();
+        }
+    }
+}
+
+#[test]
+fn long_answers_of_a_near_peer_come_over_tcp_beside_the_quic_links() {
+    let app = sized();
+    let fleet = Fleet::start(2, &|n, config| {
+        if n == 1 {
+            Node::serve(config, "sized", app, Some(100.0));
+        }
+    });
+    fleet.wait_service("sized", 1);
+    let client = &fleet.nodes[0];
+    let ask = |size: usize| {
+        let answer = tests::get(client.proxy, &format!("/{size}"), &[("Host", "sized.mesh")])?;
+        if answer.status == 200 && answer.body.len() == size { Ok(()) } else { Err(format!("{}", answer.status)) }
+    };
+    for _ in 0..50 {
+        ask(1000).unwrap();
+    }
+    assert_eq!(transports(client).unwrap(), ["quic"], "short answers come over quic");
+    eventually("a data link over tcp", Duration::from_secs(30), || {
+        ask(1_000_000)?;
+        let data = carriers(client, |link| link.purpose == "data")?;
+        if data.iter().any(|found| found == "tcp") { Ok(()) } else { Err(format!("{data:?}")) }
+    });
+    for _ in 0..20 {
+        ask(1_000_000).unwrap();
+    }
+    for node in &fleet.nodes {
+        assert_eq!(control_transports(node).unwrap(), ["quic"]);
+    }
+}

@@ -111,7 +111,7 @@ pub struct LinksConfig {
     pub far_loss: f64,
     /// A peer within this round trip is near, and streams that carry much go to it over TCP. Default 1 ms.
     pub near_rtt: Duration,
-    /// Unless it loses a greater share of packets than this. Default 0.01.
+    /// Unless it loses a greater share of packets than this; two busy machines lose some without a bad line. Default 0.05.
     pub near_loss: f64,
     /// How often links are looked over: loss, idle data links, certificates about to expire. Default 500 ms.
     pub tick: Duration,
@@ -160,7 +160,7 @@ impl Default for LinksConfig {
             far_rtt: Duration::from_millis(5),
             far_loss: 0.001,
             near_rtt: Duration::from_millis(1),
-            near_loss: 0.01,
+            near_loss: 0.05,
             tick: Duration::from_millis(500),
         }
     }

@@ -15,7 +15,7 @@ use super::config::Transport;
 use super::dialler::{self, Wanted};
 use super::reach::Approach;
 use super::table::Peer;
-use super::{Inner, Links, lock};
+use super::{Inner, Links};
 use crate::carrier::Carrier;
 use crate::frame::StreamKind;
 use crate::id::NodeId;
@@ -121,7 +121,7 @@ impl Inner {
         if let Some(link) = peer.large.usable(core) {
             return Some(Arc::clone(link));
         }
-        if self.stopping.is_cancelled() || !self.is_large_worth_it(peer) {
+        if self.stopping.is_cancelled() || !self.is_near(peer) {
             return None;
         }
         let addrs = peer.addrs_to_dial();
@@ -133,15 +133,14 @@ impl Inner {
         None
     }
 
-    fn is_large_worth_it(&self, peer: &Peer) -> bool {
+    /// Whether a peer is so near that large streams to it are better off over TCP. What a data link that works to the limit
+    /// loses says more of the load of the two nodes than of the way, so for loss the control link is asked.
+    pub(crate) fn is_near(&self, peer: &Peer) -> bool {
         // Where the control link is on TCP, so are data links.
         let control = peer.control().filter(|control| control.carrier() == Carrier::Quic);
-        self.config.transport == Transport::Auto && control.is_some_and(|control| self.is_near(control.remote()))
-    }
-
-    /// Whether an address is so near that large streams are better off over TCP.
-    pub(crate) fn is_near(&self, remote: SocketAddr) -> bool {
-        lock(&self.paths).is_near(remote)
+        self.config.transport == Transport::Auto
+            && control.is_some_and(|control| control.loss() <= self.config.near_loss)
+            && peer.live().iter().any(|link| link.carrier() == Carrier::Quic && link.path_rtt() <= self.config.near_rtt)
     }
 }
 

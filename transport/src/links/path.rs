@@ -4,8 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::config::LinksConfig;
-
 /// Addresses remembered; the one that was first seen longest ago makes room.
 const ADDRESSES_MAX: usize = 1024;
 
@@ -23,16 +21,13 @@ pub(crate) struct Path {
 pub(crate) struct PathMemory {
     far_rtt: Duration,
     far_loss: f64,
-    near_rtt: Duration,
-    near_loss: f64,
     paths: HashMap<IpAddr, Path>,
     order: VecDeque<IpAddr>,
 }
 
 impl PathMemory {
-    pub(crate) fn new(config: &LinksConfig) -> Self {
-        let LinksConfig { far_rtt, far_loss, near_rtt, near_loss, .. } = *config;
-        Self { far_rtt, far_loss, near_rtt, near_loss, paths: HashMap::new(), order: VecDeque::new() }
+    pub(crate) fn new(far_rtt: Duration, far_loss: f64) -> Self {
+        Self { far_rtt, far_loss, paths: HashMap::new(), order: VecDeque::new() }
     }
 
     pub(crate) fn remember(&mut self, remote: SocketAddr, path: Path) {
@@ -52,13 +47,6 @@ impl PathMemory {
         self.paths
             .get(&remote.ip().to_canonical())
             .is_some_and(|path| path.rtt > self.far_rtt || path.loss > self.far_loss)
-    }
-
-    /// Whether it is known to be so near, and to lose so little, that TCP is as good for what is long.
-    pub(crate) fn is_near(&self, remote: SocketAddr) -> bool {
-        self.paths
-            .get(&remote.ip().to_canonical())
-            .is_some_and(|path| path.rtt <= self.near_rtt && path.loss <= self.near_loss)
     }
 }
 
@@ -104,29 +92,17 @@ mod tests {
 
     #[test]
     fn far_means_a_long_way_or_a_lossy_one() {
-        let mut memory = PathMemory::new(&LinksConfig::default());
+        let mut memory = PathMemory::new(Duration::from_millis(5), 0.001);
         for (number, rtt_ms, loss, expected) in [(1, 1, 0.0, false), (2, 6, 0.0, true), (3, 1, 0.01, true)] {
             memory.remember(address(number), Path { rtt: Duration::from_millis(rtt_ms), loss });
             assert_eq!(memory.is_far(address(number)), expected, "{rtt_ms} ms, loss {loss}");
         }
-        assert!(!memory.is_far(address(9)), "an unknown address is not treated as far");
-    }
-
-    #[test]
-    fn near_is_what_is_known_to_be_so() {
-        let mut memory = PathMemory::new(&LinksConfig::default());
-        for (number, rtt_us, loss, expected) in
-            [(1, 900, 0.0, true), (2, 1100, 0.0, false), (3, 500, 0.005, true), (4, 500, 0.02, false)]
-        {
-            memory.remember(address(number), Path { rtt: Duration::from_micros(rtt_us), loss });
-            assert_eq!(memory.is_near(address(number)), expected, "{rtt_us} us, loss {loss}");
-        }
-        assert!(!memory.is_near(address(9)), "nothing is known of it");
+        assert!(!memory.is_far(address(9)), "an unknown address is near");
     }
 
     #[test]
     fn the_memory_of_paths_is_bounded() {
-        let mut memory = PathMemory::new(&LinksConfig::default());
+        let mut memory = PathMemory::new(Duration::from_millis(5), 0.001);
         for number in 0..3000 {
             memory.remember(address(number), Path { rtt: Duration::from_secs(1), loss: 0.0 });
         }

@@ -44,7 +44,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
 fn look_at(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
     let (rtt, loss) = link.sample_path(inner.clock.now());
     // TCP does not tell what it has lost: where QUIC works, that is asked.
-    if link.carrier() == Carrier::Quic || link.purpose() == Purpose::Control {
+    if !link.facts().is_large {
         lock(&inner.paths).remember(link.remote(), Path { rtt, loss });
     }
     look_for_silence(inner, link);
@@ -209,7 +209,11 @@ fn look_at_data(inner: &Arc<Inner>, link: &Arc<QuicLink>, now_unix: u64) {
     if !facts.outbound {
         return;
     }
-    let is_out_of_place = facts.is_large && !inner.is_near(link.remote());
+    let is_out_of_place = facts.is_large && {
+        let table = inner.table();
+        let peer = table.peer(link.peer_shared().node).filter(|peer| peer.control().is_some());
+        peer.is_some_and(|peer| !inner.is_near(peer))
+    };
     if now_unix >= facts.redial_at_unix || is_out_of_place {
         link.retire();
         inner.drop_data(link);
