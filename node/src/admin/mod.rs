@@ -74,7 +74,7 @@ macro_rules! routes {
         }
 
         #[cfg(test)]
-        const ROUTES: &[(&str, &str)] = &[$($((stringify!($method), $path)),+),+];
+        const ROUTES: &[(&str, &str, &str)] = &[$($((stringify!($method), $path, stringify!($handler))),+),+];
 
         #[cfg(test)]
         #[derive(utoipa::OpenApi)]
