@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 pub use check::{check_registration, is_dns_label};
 pub use fault::{ConfigError, Fault};
@@ -55,7 +54,8 @@ pub struct Config {
 }
 
 /// A point on the globe in degrees.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Location {
     /// North is positive, -90..=90.
@@ -202,7 +202,8 @@ pub struct StoreConfig {
 }
 
 /// What an instance speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// HTTP/1.1.
@@ -238,7 +239,8 @@ impl Protocol {
 }
 
 /// One instance of a service on this node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ServiceConfig {
     /// The service's name, a DNS label.
@@ -248,7 +250,7 @@ pub struct ServiceConfig {
     pub id: Option<String>,
     /// Where the process listens. Default: `127.0.0.1`.
     #[serde(default = "loopback")]
-    #[schema(value_type = String)]
+    #[cfg_attr(test, schema(value_type = String))]
     pub address: IpAddr,
     /// The port it listens on.
     pub port: u16,
@@ -281,7 +283,8 @@ impl ServiceConfig {
 }
 
 /// One health check of an instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum CheckConfig {
     /// GET `path` must answer 200..=399.
@@ -291,11 +294,11 @@ pub enum CheckConfig {
         path: String,
         /// Time between checks. Default `2s`.
         #[serde(with = "humantime_serde", default = "check_interval")]
-        #[schema(value_type = String)]
+        #[cfg_attr(test, schema(value_type = String))]
         interval: Duration,
         /// Time for one check. Default `1s`.
         #[serde(with = "humantime_serde", default = "check_timeout")]
-        #[schema(value_type = String)]
+        #[cfg_attr(test, schema(value_type = String))]
         timeout: Duration,
         /// Failures in a row until unhealthy. Default 2.
         #[serde(default = "two")]
@@ -308,11 +311,11 @@ pub enum CheckConfig {
     Tcp {
         /// Time between checks. Default `2s`.
         #[serde(with = "humantime_serde", default = "check_interval")]
-        #[schema(value_type = String)]
+        #[cfg_attr(test, schema(value_type = String))]
         interval: Duration,
         /// Time for one check. Default `1s`.
         #[serde(with = "humantime_serde", default = "check_timeout")]
-        #[schema(value_type = String)]
+        #[cfg_attr(test, schema(value_type = String))]
         timeout: Duration,
         /// Failures in a row until unhealthy. Default 2.
         #[serde(default = "two")]
@@ -325,7 +328,7 @@ pub enum CheckConfig {
     Ttl {
         /// Longest silence.
         #[serde(with = "humantime_serde")]
-        #[schema(value_type = String)]
+        #[cfg_attr(test, schema(value_type = String))]
         ttl: Duration,
     },
 }

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use crate::config::{CheckConfig, Location, Protocol};
 
@@ -18,7 +17,8 @@ pub use documents::{
 mod documents;
 
 /// `GET /v1/status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Status {
     /// The mesh's name.
     pub mesh: String,
@@ -45,7 +45,8 @@ pub struct Status {
 }
 
 /// Members by liveness.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct MemberCounts {
     /// Answering, this node included.
     pub alive: usize,
@@ -60,7 +61,8 @@ pub struct MemberCounts {
 }
 
 /// The policy store in short.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct PolicyStatus {
     /// Hash over everything visible; equal on two nodes means equal policy. 32 hex digits.
     pub root: String,
@@ -76,7 +78,8 @@ pub struct PolicyStatus {
 }
 
 /// A live link to another node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct LinkView {
     /// The peer's label.
     pub node: String,
@@ -98,7 +101,8 @@ pub struct LinkView {
 }
 
 /// One element of `GET /v1/nodes`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct NodeView {
     /// The operator's label.
     pub name: String,
@@ -151,7 +155,8 @@ pub struct NodeView {
 }
 
 /// What a machine is, measured and not configured except for labels.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Capabilities {
     /// Processor architecture.
     pub arch: String,
@@ -168,7 +173,8 @@ pub struct Capabilities {
 }
 
 /// One element of `GET /v1/services`; `GET /v1/services/{name}` gives one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ServiceSummary {
     /// The service's name.
     pub name: String,
@@ -177,7 +183,8 @@ pub struct ServiceSummary {
 }
 
 /// One instance of a service.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct InstanceView {
     /// Id within the owning node.
     pub id: String,
@@ -202,7 +209,8 @@ pub struct InstanceView {
 }
 
 /// The last verdict of one check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct CheckView {
     /// `http`, `tcp` or `ttl`.
     pub kind: String,
@@ -213,14 +221,15 @@ pub struct CheckView {
 }
 
 /// Body of `PUT /v1/services/{name}/instances/{id}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Registration {
     /// The port the process listens on.
     pub port: u16,
     /// Where it listens; default `127.0.0.1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[cfg_attr(test, schema(value_type = Option<String>))]
     pub address: Option<std::net::IpAddr>,
     /// What it speaks; default `http`.
     #[serde(default)]
@@ -237,7 +246,8 @@ pub struct Registration {
 }
 
 /// One element of `GET /v1/problems`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ProblemView {
     /// Where: a document, a service, the disk.
     pub about: String,
@@ -246,6 +256,6 @@ pub struct ProblemView {
     /// What is wrong and what is done meanwhile.
     pub detail: String,
     /// Faults field by field.
-    #[schema(value_type = Vec<Object>)]
+    #[cfg_attr(test, schema(value_type = Vec<Object>))]
     pub problems: Vec<policy::Problem>,
 }

@@ -1,16 +1,13 @@
 //! What the headers and the query of a write ask for: under which condition, why, once, and how long to wait.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use policy::DocId;
 use serde::Deserialize;
-use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder};
-use utoipa::{IntoParams, IntoResponses};
 
 use super::Admin;
-use super::problem::{Code, MEDIA_TYPE, Refusal};
+use super::problem::{Code, Refusal};
 use crate::api::{Condition, Wait, WaitFor, WriteOptions};
 
 /// The header that makes a repeated request one write.
@@ -25,33 +22,14 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 const TIMEOUT_MAX: Duration = Duration::from_secs(25);
 
 /// Whom a write waits for.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
+#[cfg_attr(test, derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub(super) struct Waiting {
     /// Other nodes that are to have it on disk before it is answered: a number, `majority` or `all`; default 0.
     pub(super) wait: Option<String>,
     /// The longest wait, at most 25s; default `5s`. Then the answer is 202 with the nodes that have it.
     pub(super) timeout: Option<String>,
-}
-
-/// Headers that every write takes.
-#[derive(Debug, IntoParams)]
-#[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "a description for machines; the headers are read from the map")]
-pub(super) struct WriteHeaders {
-    /// ETag the document must still have, in quotes; `*`: it must exist.
-    #[param(rename = "If-Match", required = false)]
-    if_match: Option<String>,
-    /// `*`: the document must not exist.
-    #[param(rename = "If-None-Match", required = false)]
-    if_none_match: Option<String>,
-    /// The same key and the same request within 24 hours are one write; at most 128 bytes.
-    #[param(rename = "Idempotency-Key", required = false)]
-    idempotency_key: Option<String>,
-    /// Why, in the author's words, for the history; at most 256 bytes of UTF-8.
-    #[param(rename = "Marram-Reason", required = false)]
-    marram_reason: Option<String>,
 }
 
 /// How a write of one document, or of several (`at` is `None`), is to be done.
@@ -133,54 +111,5 @@ async fn condition(admin: &Admin, headers: &HeaderMap, at: Option<&DocId>) -> Re
         },
         (None, Some(_)) => Err(Refusal::new(Code::Malformed, "If-None-Match takes only * here")),
         (Some(_), Some(_)) => Err(Refusal::new(Code::Malformed, "If-Match and If-None-Match exclude each other")),
-    }
-}
-
-/// The refusals that every policy write knows, for the API's description.
-pub(super) struct WriteRefusals;
-
-impl IntoResponses for WriteRefusals {
-    fn responses() -> BTreeMap<String, RefOr<Response>> {
-        let refusals = [
-            ("400", "`malformed`"),
-            ("401", "`token_required`, `token_wrong`"),
-            ("403", "`denied`: this node only relays"),
-            ("404", "`not_found`: no such document or version, where one is needed"),
-            ("409", "`limit`, `idempotency_reuse`, for a resolution `no_conflict`; nothing was stored"),
-            ("412", "`stale_context`: with both versions; nothing was stored"),
-            ("413", "`body_too_large`"),
-            ("415", "`unsupported_media_type`"),
-            ("422", "`policy_invalid`: every fault; nothing was stored"),
-            ("503", "`unavailable`: the node is stopping"),
-            ("507", "`storage_full`: nothing was stored, routing goes on"),
-        ];
-        let described = refusals.into_iter().map(|(status, description)| {
-            let content = Content::new(Some(Ref::from_schema_name("ProblemBody")));
-            let response = ResponseBuilder::new().description(description).content(MEDIA_TYPE, content).build();
-            (status.to_owned(), RefOr::T(response))
-        });
-        described.collect()
-    }
-}
-
-/// The answers that every policy write knows when it went well.
-pub(super) struct WriteAnswers;
-
-impl IntoResponses for WriteAnswers {
-    fn responses() -> BTreeMap<String, RefOr<Response>> {
-        let answers = [
-            ("200", "On disk and in force here, and on disk at as many other nodes as were asked for"),
-            ("201", "The same, and the document is new"),
-            (
-                "202",
-                "On disk and in force here; fewer other nodes than asked for have confirmed it in time. It spreads",
-            ),
-        ];
-        let described = answers.into_iter().map(|(status, description)| {
-            let content = Content::new(Some(Ref::from_schema_name("Applied")));
-            let response = ResponseBuilder::new().description(description).content("application/json", content).build();
-            (status.to_owned(), RefOr::T(response))
-        });
-        described.collect()
     }
 }

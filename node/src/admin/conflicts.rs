@@ -8,9 +8,10 @@ use axum::response::Response;
 use policy::Limits;
 use serde::Deserialize;
 use serde_json::Value;
-use utoipa::ToSchema;
 
-use super::asked::{Waiting, WriteAnswers, WriteHeaders, WriteRefusals, options};
+use super::asked::{Waiting, options};
+#[cfg(test)]
+use super::described::{WriteAnswers, WriteHeaders, WriteRefusals};
 use super::policies::{Address, dot, the_one_at, write};
 use super::problem::{Code, Refusal};
 use super::{Admin, body};
@@ -18,7 +19,8 @@ use crate::api::{Settle, Write};
 use crate::view::ConflictView;
 
 /// Body of a resolution: one of the two.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Resolution {
     /// The side to take, `incarnation:counter`: what it says of each section it is in conflict about, or, of a side that
@@ -27,22 +29,22 @@ pub(super) struct Resolution {
     take: Option<String>,
     /// The whole document as it is to be.
     #[serde(default)]
-    #[schema(value_type = Option<Object>)]
+    #[cfg_attr(test, schema(value_type = Option<Object>))]
     document: Option<Value>,
 }
 
 /// Concurrent edits that a person should look at: every side, what they have in common, what each changed, and which one
 /// is in force, the same on every node.
-#[utoipa::path(get, path = "/v1/conflicts", tag = "policy", responses((status = 200, body = Vec<ConflictView>)))]
+#[cfg_attr(test, utoipa::path(get, path = "/v1/conflicts", tag = "policy", responses((status = 200, body = Vec<ConflictView>))))]
 pub(super) async fn list(State(admin): State<Admin>) -> Result<Json<Vec<ConflictView>>, Refusal> {
     Ok(Json(admin.api.conflicts().await?))
 }
 
 /// Settles everything that is in conflict in one document, on every node.
-#[utoipa::path(post, path = "/v1/policies/{scope}/{kind}/{name}/resolve", tag = "policy",
+#[cfg_attr(test, utoipa::path(post, path = "/v1/policies/{scope}/{kind}/{name}/resolve", tag = "policy",
     params(Address, Waiting, WriteHeaders),
     request_body = Resolution,
-    responses(WriteAnswers, WriteRefusals))]
+    responses(WriteAnswers, WriteRefusals)))]
 pub(super) async fn resolve(
     State(admin): State<Admin>,
     Path(at): Path<Address>,

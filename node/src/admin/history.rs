@@ -7,17 +7,22 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::Value;
-use utoipa::ToSchema;
 
-use super::asked::{Waiting, WriteAnswers, WriteHeaders, WriteRefusals, options};
+use super::asked::{Waiting, options};
 use super::policies::{Address, dot, write};
-use super::problem::{Code, ProblemBody, Refusal};
+use super::problem::{Code, Refusal};
 use super::{Admin, body};
+#[cfg(test)]
+use super::{
+    described::{WriteAnswers, WriteHeaders, WriteRefusals},
+    problem::ProblemBody,
+};
 use crate::api::Write;
 use crate::view::RevisionView;
 
 /// Body of a rollback.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rollback {
     /// The earlier write whose result is to be restored, `incarnation:counter`.
@@ -25,10 +30,10 @@ pub(super) struct Rollback {
 }
 
 /// What was written of one document, newest first: the last 30 days or 20 writes, as far as this node saw them.
-#[utoipa::path(get, path = "/v1/policies/{scope}/{kind}/{name}/history", tag = "policy", params(Address), responses(
+#[cfg_attr(test, utoipa::path(get, path = "/v1/policies/{scope}/{kind}/{name}/history", tag = "policy", params(Address), responses(
     (status = 200, body = Vec<RevisionView>),
     (status = 404, description = "`not_found`", body = ProblemBody, content_type = "application/problem+json"),
-))]
+)))]
 pub(super) async fn history(
     State(admin): State<Admin>,
     Path(at): Path<Address>,
@@ -37,10 +42,10 @@ pub(super) async fn history(
 }
 
 /// Restores what an earlier write left, as a new write; a document that was deleted meanwhile exists again.
-#[utoipa::path(post, path = "/v1/policies/{scope}/{kind}/{name}/rollback", tag = "policy",
+#[cfg_attr(test, utoipa::path(post, path = "/v1/policies/{scope}/{kind}/{name}/rollback", tag = "policy",
     params(Address, Waiting, WriteHeaders),
     request_body = Rollback,
-    responses(WriteAnswers, WriteRefusals))]
+    responses(WriteAnswers, WriteRefusals)))]
 pub(super) async fn rollback(
     State(admin): State<Admin>,
     Path(at): Path<Address>,

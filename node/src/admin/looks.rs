@@ -5,23 +5,24 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use serde::Deserialize;
-use utoipa::IntoParams;
 
-use super::problem::{ProblemBody, Refusal};
+#[cfg(test)]
+use super::problem::ProblemBody;
+use super::problem::Refusal;
 use super::{Admin, body};
 use crate::view::{DocumentDiff, EffectiveView, SyncStatus};
 
 /// Where to look.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
+#[cfg_attr(test, derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub(super) struct Where {
     /// Label of a node; default: the one that answers.
     node: Option<String>,
 }
 
 /// What writing these documents would change, field by field; nothing is stored.
-#[utoipa::path(post, path = "/v1/diff", tag = "policy",
+#[cfg_attr(test, utoipa::path(post, path = "/v1/diff", tag = "policy",
     request_body(content((Object = "application/yaml"), (Object = "application/json")), description = "One or several documents"),
     responses(
         (status = 200, body = Vec<DocumentDiff>),
@@ -30,7 +31,7 @@ pub(super) struct Where {
         (status = 413, description = "`body_too_large`", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "`unsupported_media_type`", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "`policy_invalid`: every fault of every document", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+    )))]
 pub(super) async fn diff(
     State(admin): State<Admin>,
     headers: HeaderMap,
@@ -41,12 +42,12 @@ pub(super) async fn diff(
 }
 
 /// What policy comes to for a service at a node: every field, the document it comes from, and what is overridden by it.
-#[utoipa::path(get, path = "/v1/effective/{service}", tag = "policy",
+#[cfg_attr(test, utoipa::path(get, path = "/v1/effective/{service}", tag = "policy",
     params(("service" = String, Path, description = "Name of the service"), Where),
     responses(
         (status = 200, body = EffectiveView),
         (status = 404, description = "`not_found`: no such node; the detail says which are known", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+    )))]
 pub(super) async fn effective(
     State(admin): State<Admin>,
     Path(service): Path<String>,
@@ -56,7 +57,7 @@ pub(super) async fn effective(
 }
 
 /// How far this node and its peers have seen the same.
-#[utoipa::path(get, path = "/v1/sync/status", tag = "policy", responses((status = 200, body = SyncStatus)))]
+#[cfg_attr(test, utoipa::path(get, path = "/v1/sync/status", tag = "policy", responses((status = 200, body = SyncStatus))))]
 pub(super) async fn sync_status(State(admin): State<Admin>) -> Result<Json<SyncStatus>, Refusal> {
     Ok(Json(admin.api.sync_status().await?))
 }

@@ -7,20 +7,24 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use crdt_store::Dot;
 use policy::{DocId, Document, Problem};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
-use utoipa::{IntoParams, ToSchema};
 
-use super::asked::{Waiting, WriteAnswers, WriteHeaders, WriteRefusals, options};
-use super::problem::{Code, ProblemBody, Refusal, Version};
+use super::asked::{Waiting, options};
+use super::problem::{Code, Refusal, Version};
 use super::{Admin, body};
+#[cfg(test)]
+use super::{
+    described::{ApplyAnswer, WriteAnswers, WriteHeaders, WriteRefusals},
+    problem::ProblemBody,
+};
 use crate::api::{ApiError, Condition, Write, WriteOptions};
-use crate::view::{Applied, PlanView, PolicyView, Replicated};
+use crate::view::{Applied, PolicyView, Replicated};
 
 /// Which documents to list.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
+#[cfg_attr(test, derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub(super) struct Filter {
     /// Only this kind.
     kind: Option<String>,
@@ -29,18 +33,18 @@ pub(super) struct Filter {
 }
 
 /// Which version of a document.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
+#[cfg_attr(test, derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub(super) struct When {
     /// As this write left it, `incarnation:counter`; default: as it is.
     at: Option<String>,
 }
 
 /// How `POST /v1/apply` is to be done.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
+#[cfg_attr(test, derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub(super) struct Applying {
     /// `all`: check everything, tell what it would do, and store nothing.
     #[serde(rename = "dryRun")]
@@ -51,20 +55,11 @@ pub(super) struct Applying {
     timeout: Option<String>,
 }
 
-/// What `POST /v1/apply` answers: what was done, or with `dryRun=all` what would be.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(untagged)]
-#[expect(dead_code, reason = "a description for machines; each answer is written as what it is")]
-pub(super) enum ApplyAnswer {
-    Applied(Applied),
-    Plan(PlanView),
-}
-
 /// Every live document, unknown kinds included.
-#[utoipa::path(get, path = "/v1/policies", tag = "policy", params(Filter), responses(
+#[cfg_attr(test, utoipa::path(get, path = "/v1/policies", tag = "policy", params(Filter), responses(
     (status = 200, body = Vec<PolicyView>),
     (status = 400, description = "`malformed`: unknown parameter", body = ProblemBody, content_type = "application/problem+json"),
-))]
+)))]
 pub(super) async fn list(
     State(admin): State<Admin>,
     Query(filter): Query<Filter>,
@@ -78,13 +73,13 @@ pub(super) async fn list(
 }
 
 /// One document, with its ETag; with `?at=` as an earlier write left it.
-#[utoipa::path(get, path = "/v1/policies/{scope}/{kind}/{name}", tag = "policy",
+#[cfg_attr(test, utoipa::path(get, path = "/v1/policies/{scope}/{kind}/{name}", tag = "policy",
     params(Address, When),
     responses(
         (status = 200, body = PolicyView, headers(("ETag" = String, description = "Hash of the document's live writes; not for an earlier version"))),
         (status = 400, description = "`malformed`: `at` is no write", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "`not_found`", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+    )))]
 pub(super) async fn one(
     State(admin): State<Admin>,
     Path(at): Path<Address>,
@@ -97,10 +92,10 @@ pub(super) async fn one(
 }
 
 /// Writes one document. With `If-Match` only if it still has that ETag, with `If-None-Match: *` only if it does not exist.
-#[utoipa::path(put, path = "/v1/policies/{scope}/{kind}/{name}", tag = "policy",
+#[cfg_attr(test, utoipa::path(put, path = "/v1/policies/{scope}/{kind}/{name}", tag = "policy",
     params(Address, Waiting, WriteHeaders),
     request_body(content((Object = "application/yaml"), (Object = "application/json")), description = "The document"),
-    responses(WriteAnswers, WriteRefusals))]
+    responses(WriteAnswers, WriteRefusals)))]
 pub(super) async fn put(
     State(admin): State<Admin>,
     Path(at): Path<Address>,
@@ -116,10 +111,10 @@ pub(super) async fn put(
 }
 
 /// Changes fields of one document that exists, by RFC 7396: what is `null` is removed, what is not named stays.
-#[utoipa::path(patch, path = "/v1/policies/{scope}/{kind}/{name}", tag = "policy",
+#[cfg_attr(test, utoipa::path(patch, path = "/v1/policies/{scope}/{kind}/{name}", tag = "policy",
     params(Address, Waiting, WriteHeaders),
     request_body(content((Object = "application/merge-patch+json"), (Object = "application/json")), description = "The merge patch"),
-    responses(WriteAnswers, WriteRefusals))]
+    responses(WriteAnswers, WriteRefusals)))]
 pub(super) async fn patch(
     State(admin): State<Admin>,
     Path(at): Path<Address>,
@@ -137,12 +132,15 @@ pub(super) async fn patch(
 }
 
 /// Deletes one document, under the same conditions as a write.
-#[utoipa::path(
-    delete,
-    path = "/v1/policies/{scope}/{kind}/{name}",
-    tag = "policy",
-    params(Address, Waiting, WriteHeaders),
-    responses(WriteAnswers, WriteRefusals)
+#[cfg_attr(
+    test,
+    utoipa::path(
+        delete,
+        path = "/v1/policies/{scope}/{kind}/{name}",
+        tag = "policy",
+        params(Address, Waiting, WriteHeaders),
+        responses(WriteAnswers, WriteRefusals)
+    )
 )]
 pub(super) async fn remove(
     State(admin): State<Admin>,
@@ -155,10 +153,10 @@ pub(super) async fn remove(
 }
 
 /// Writes several documents as one change: all or nothing. A single one may come with a condition.
-#[utoipa::path(post, path = "/v1/apply", tag = "policy",
+#[cfg_attr(test, utoipa::path(post, path = "/v1/apply", tag = "policy",
     params(Applying, WriteHeaders),
     request_body(content((Object = "application/yaml"), (Object = "application/json")), description = "One or several documents"),
-    responses(WriteAnswers, WriteRefusals, (status = 200, description = "On disk and in force here; with `dryRun=all` what it would do", body = ApplyAnswer)))]
+    responses(WriteAnswers, WriteRefusals, (status = 200, description = "On disk and in force here; with `dryRun=all` what it would do", body = ApplyAnswer))))]
 pub(super) async fn apply(
     State(admin): State<Admin>,
     Query(applying): Query<Applying>,
@@ -184,8 +182,8 @@ pub(super) async fn apply(
 }
 
 /// Where a document stands.
-#[derive(Debug, Clone, Deserialize, IntoParams)]
-#[into_params(parameter_in = Path)]
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(utoipa::IntoParams), into_params(parameter_in = Path))]
 pub(super) struct Address {
     /// `global`, `region:R`, `zone:R.Z` or `node:N`.
     scope: String,

@@ -5,7 +5,6 @@ use axum::response::{IntoResponse, Response};
 use policy::Problem;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::ToSchema;
 
 use crate::api::ApiError;
 use crate::view::FieldChangeView;
@@ -14,7 +13,8 @@ use crate::view::FieldChangeView;
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 
 /// The body of every refusal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ProblemBody {
     /// `urn:marram:problem:CODE`.
     #[serde(rename = "type")]
@@ -28,7 +28,7 @@ pub struct ProblemBody {
     /// This fault as a sentence.
     pub detail: String,
     /// Faults field by field; empty where the fault is not about a body.
-    #[schema(value_type = Vec<FieldFault>)]
+    #[cfg_attr(test, schema(value_type = Vec<super::described::FieldFault>))]
     pub problems: Vec<Problem>,
     /// For `stale_context`: the document as it is now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,24 +41,14 @@ pub struct ProblemBody {
     pub changes: Vec<FieldChangeView>,
 }
 
-/// One fault of a body.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct FieldFault {
-    /// Path of the field, for instance `spec.rules[0].backendRefs[1].weight`.
-    pub field: String,
-    /// What is wrong.
-    pub message: String,
-    /// The way out, where there is one.
-    pub hint: Option<String>,
-}
-
 /// A document at one moment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Version {
     /// Its ETag; empty when it does not exist or none was given.
     pub etag: String,
     /// The document; `null` when it does not exist or the request carried none.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub document: Value,
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Admin, AdminToken, Listener, SocketPathError, TokenError, WATCHERS_MAX, openapi, router, socket_path};
+use super::{Admin, AdminToken, Listener, SocketPathError, TokenError, WATCHERS_MAX, router, socket_path};
 use crate::api::NodeApi;
 use crate::telemetry::MetricsHandle;
 
@@ -133,7 +133,6 @@ impl AdminServer {
             api,
             metrics: metrics.clone(),
             token,
-            openapi: openapi().to_json().unwrap_or_default().into(),
             watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
             stop: stopped.clone(),
         };

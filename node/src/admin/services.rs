@@ -7,23 +7,25 @@ use axum::http::{HeaderMap, StatusCode};
 
 use super::Admin;
 use super::body;
-use super::problem::{Code, ProblemBody, Refusal};
+#[cfg(test)]
+use super::problem::ProblemBody;
+use super::problem::{Code, Refusal};
 use crate::config::check_registration;
 use crate::view::{Registration, ServiceSummary};
 
 /// Every service that any node is known to offer.
-#[utoipa::path(get, path = "/v1/services", tag = "services", responses((status = 200, body = Vec<ServiceSummary>)))]
+#[cfg_attr(test, utoipa::path(get, path = "/v1/services", tag = "services", responses((status = 200, body = Vec<ServiceSummary>))))]
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<ServiceSummary>> {
     Json(admin.api.services())
 }
 
 /// One service with its instances on every node.
-#[utoipa::path(get, path = "/v1/services/{name}", tag = "services",
+#[cfg_attr(test, utoipa::path(get, path = "/v1/services/{name}", tag = "services",
     params(("name" = String, Path, description = "Name of the service")),
     responses(
         (status = 200, body = ServiceSummary),
         (status = 404, description = "`not_found`", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+    )))]
 pub(super) async fn one(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<ServiceSummary>, Refusal> {
     let services = admin.api.services();
     match services.iter().find(|service| service.name == name) {
@@ -33,7 +35,7 @@ pub(super) async fn one(State(admin): State<Admin>, Path(name): Path<String>) ->
 }
 
 /// Registers or replaces an instance on this node; it is kept over restarts.
-#[utoipa::path(put, path = "/v1/services/{name}/instances/{id}", tag = "services",
+#[cfg_attr(test, utoipa::path(put, path = "/v1/services/{name}/instances/{id}", tag = "services",
     params(
         ("name" = String, Path, description = "Name of the service, a DNS label"),
         ("id" = String, Path, description = "Id of the instance within this node"),
@@ -47,7 +49,7 @@ pub(super) async fn one(State(admin): State<Admin>, Path(name): Path<String>) ->
         (status = 415, description = "`unsupported_media_type`", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "`registration_invalid`: every fault", body = ProblemBody, content_type = "application/problem+json"),
         (status = 507, description = "`storage_full`: not registered", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+    )))]
 pub(super) async fn put(
     State(admin): State<Admin>,
     Path((name, id)): Path<(String, String)>,
@@ -64,7 +66,7 @@ pub(super) async fn put(
 }
 
 /// Removes an instance of this node.
-#[utoipa::path(delete, path = "/v1/services/{name}/instances/{id}", tag = "services",
+#[cfg_attr(test, utoipa::path(delete, path = "/v1/services/{name}/instances/{id}", tag = "services",
     params(
         ("name" = String, Path, description = "Name of the service"),
         ("id" = String, Path, description = "Id of the instance within this node"),
@@ -74,7 +76,7 @@ pub(super) async fn put(
         (status = 401, description = "`token_required`, `token_wrong`", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "`not_found`", body = ProblemBody, content_type = "application/problem+json"),
         (status = 507, description = "`storage_full`: not removed", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+    )))]
 pub(super) async fn remove(
     State(admin): State<Admin>,
     Path((name, id)): Path<(String, String)>,
@@ -84,7 +86,7 @@ pub(super) async fn remove(
 }
 
 /// Feeds the ttl check of an instance: it counts as healthy for another `ttl`.
-#[utoipa::path(put, path = "/v1/services/{name}/instances/{id}/heartbeat", tag = "services",
+#[cfg_attr(test, utoipa::path(put, path = "/v1/services/{name}/instances/{id}/heartbeat", tag = "services",
     params(
         ("name" = String, Path, description = "Name of the service"),
         ("id" = String, Path, description = "Id of the instance within this node"),
@@ -93,7 +95,7 @@ pub(super) async fn remove(
         (status = 204, description = "Heard"),
         (status = 401, description = "`token_required`, `token_wrong`", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "`not_found`: no such instance here, or it has no ttl check", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+    )))]
 pub(super) async fn heartbeat(
     State(admin): State<Admin>,
     Path((name, id)): Path<(String, String)>,

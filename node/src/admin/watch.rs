@@ -15,9 +15,10 @@ use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
-use utoipa::IntoParams;
 
-use super::problem::{Code, ProblemBody, Refusal};
+#[cfg(test)]
+use super::problem::ProblemBody;
+use super::problem::{Code, Refusal};
 use super::{Admin, WATCHERS_MAX};
 use crate::api::{NodeApi, WatchEvent};
 use crate::watch::Told;
@@ -30,9 +31,9 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const KINDS: [&str; 4] = ["policy", "conflict", "node", "service"];
 
 /// What to watch.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
+#[cfg_attr(test, derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub(super) struct Watching {
     /// Id of the last event seen; the header `Last-Event-ID` counts more.
     since: Option<String>,
@@ -43,13 +44,13 @@ pub(super) struct Watching {
 /// Events as they happen: `policy`, `conflict`, `node`, `service`, each with an id. A reader that names the last id it has
 /// seen gets what it missed; where that is not known any more, and for a new reader, the first event is `resync`: read
 /// everything anew.
-#[utoipa::path(get, path = "/v1/watch", tag = "node",
+#[cfg_attr(test, utoipa::path(get, path = "/v1/watch", tag = "node",
     params(Watching, ("Last-Event-ID" = Option<String>, Header, description = "Id of the last event seen")),
     responses(
         (status = 200, description = "Server-sent events until the reader leaves or the node stops", body = String, content_type = "text/event-stream"),
         (status = 400, description = "`malformed`: unknown kind or parameter", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "`unavailable`: too many readers", body = ProblemBody, content_type = "application/problem+json"),
-    ))]
+    )))]
 pub(super) async fn watch(
     State(admin): State<Admin>,
     Query(asked): Query<Watching>,

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::ToSchema;
 
 /// One policy document with what the store knows of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct PolicyView {
     /// `global`, `region:R`, `zone:R.Z` or `node:N`.
     pub scope: String,
@@ -35,12 +35,13 @@ pub struct PolicyView {
     #[serde(default)]
     pub expired: bool,
     /// The document itself.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub document: Value,
 }
 
 /// One element of `GET /v1/policies/{scope}/{kind}/{name}/history`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct RevisionView {
     /// The write, `incarnation:counter`.
     pub dot: String,
@@ -62,12 +63,13 @@ pub struct RevisionView {
     /// True while nothing has superseded it.
     pub live: bool,
     /// The whole document as this write left it at its author; `null` for a deletion.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub document: Value,
 }
 
 /// One element of `GET /v1/conflicts`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ConflictView {
     /// Scope of the document.
     pub scope: String,
@@ -81,7 +83,7 @@ pub struct ConflictView {
     pub sides: Vec<ConflictSide>,
     /// What the section said when the sides parted; `null` where this node does not know it any more.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub base: Value,
     /// Field by field what at least one side changed.
     #[serde(default)]
@@ -89,7 +91,8 @@ pub struct ConflictView {
 }
 
 /// One side of a conflict.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ConflictSide {
     /// The write, `incarnation:counter`.
     pub dot: String,
@@ -106,40 +109,43 @@ pub struct ConflictSide {
     #[serde(default)]
     pub deleted: bool,
     /// What it wrote; `null` where it removed the section or the document.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub value: Value,
 }
 
 /// One field in a conflict.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct SideChangeView {
     /// Path of the field.
     pub path: String,
     /// What it said when the sides parted; `null` where it was not there or is not known.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub base: Option<Value>,
     /// What it says on each side, in the order of the sides; `null` where it is not there.
-    #[schema(value_type = Vec<Object>)]
+    #[cfg_attr(test, schema(value_type = Vec<Object>))]
     pub sides: Vec<Option<Value>>,
     /// True when all sides say the same.
     pub agrees: bool,
 }
 
 /// One field that differs between two versions of a document.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct FieldChangeView {
     /// Path of the field, for instance `spec.rules[0].backendRefs[1].weight`.
     pub path: String,
     /// What it says in the first version; `null` where it is not there.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub before: Option<Value>,
     /// What it says in the second; `null` where it is not there.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub after: Option<Value>,
 }
 
 /// One element of `POST /v1/diff`: what a write would change.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct DocumentDiff {
     /// Scope of the document.
     pub scope: String,
@@ -154,7 +160,8 @@ pub struct DocumentDiff {
 }
 
 /// Answer to a policy write.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Applied {
     /// The write, `incarnation:counter`; empty where nothing had to be written.
     pub dot: String,
@@ -171,7 +178,8 @@ pub struct Applied {
 }
 
 /// One document of a write.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct AppliedDocument {
     /// Scope of the document.
     pub scope: String,
@@ -186,7 +194,8 @@ pub struct AppliedDocument {
 }
 
 /// Which other nodes have a write on disk.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Replicated {
     /// Their labels, in order.
     pub nodes: Vec<String>,
@@ -203,14 +212,15 @@ impl Replicated {
 }
 
 /// Answer to a dry run: what the write would do. Nothing is stored.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct PlanView {
     /// True: faults are answered as a refusal instead.
     pub valid: bool,
     /// What would change in each document.
     pub documents: Vec<DocumentDiff>,
     /// What the author should know although nothing is wrong.
-    #[schema(value_type = Vec<Object>)]
+    #[cfg_attr(test, schema(value_type = Vec<Object>))]
     pub notes: Vec<policy::Problem>,
     /// Whom it would touch.
     pub impact: ImpactView,
@@ -220,7 +230,8 @@ pub struct PlanView {
 }
 
 /// Whom a write would touch, as this node knows places and traffic.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ImpactView {
     /// Each service for which something in force changes.
     pub services: Vec<TouchedView>,
@@ -229,7 +240,8 @@ pub struct ImpactView {
 }
 
 /// One service that a write would touch.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct TouchedView {
     /// The service's name.
     pub service: String,
@@ -242,7 +254,8 @@ pub struct TouchedView {
 }
 
 /// `GET /v1/effective/{service}`: what is in force for a service at a place, and where each field comes from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct EffectiveView {
     /// The service's name.
     pub service: String,
@@ -257,24 +270,26 @@ pub struct EffectiveView {
 }
 
 /// What the documents of one kind come to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct EffectiveKindView {
     /// The kind.
     pub kind: String,
     /// The spec they come to together.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub spec: Value,
     /// Each field with its source.
     pub fields: Vec<FieldSourceView>,
 }
 
 /// One field in force.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct FieldSourceView {
     /// Path of the field, for instance `spec.loadBalancer.lambda`.
     pub path: String,
     /// What is in force.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub value: Value,
     /// The document that says so, as `SCOPE/KIND/NAME`.
     pub document: String,
@@ -285,19 +300,21 @@ pub struct FieldSourceView {
 }
 
 /// What a document says without effect.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct OverriddenView {
     /// The document, as `SCOPE/KIND/NAME`.
     pub document: String,
     /// What it says.
-    #[schema(value_type = Object)]
+    #[cfg_attr(test, schema(value_type = Object))]
     pub value: Value,
     /// Why that is not in force.
     pub why: String,
 }
 
 /// `GET /v1/sync/status`: how far this node and its peers have seen the same.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct SyncStatus {
     /// Hash over everything visible, 32 hex digits.
     pub root: String,
@@ -328,7 +345,8 @@ pub struct SyncStatus {
 }
 
 /// Counts of the store since the process started.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct SyncCounters {
     /// Writes made here.
     pub written: u64,
@@ -351,7 +369,8 @@ pub struct SyncCounters {
 }
 
 /// How far one peer is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct PeerSyncView {
     /// The peer's label.
     pub node: String,
