@@ -24,31 +24,57 @@ struct Known {
 }
 
 impl Known {
-    fn candidate(&self) -> Candidate {
-        let latency_ms = self.latency.latency_ms(NOW);
-        let inflight = inflight_estimate(self.report, f64::from(self.own), CLIENTS, latency_ms);
+    fn latency_ms(&self) -> Option<f64> {
+        self.latency.latency_ms(NOW)
+    }
+
+    fn candidate(&self, latency_ms: Option<f64>) -> Candidate {
+        let inflight = inflight_estimate(self.report, self.own, CLIENTS, latency_ms);
         Candidate::with_inflight(self.capacity, inflight, self.distance_ms)
     }
 
-    fn contender(&self, candidate: &Candidate) -> Contender {
+    fn contender(&self, candidate: &Candidate, latency_ms: Option<f64>) -> Contender {
         Contender {
             capacity: self.capacity,
             inflight: candidate.load_used() * self.capacity.requests(),
             own_inflight: self.own,
             distance_ms: self.distance_ms,
-            latency_ms: self.latency.latency_ms(NOW),
+            latency_ms,
         }
+    }
+}
+
+/// What one decision works with, in vectors that the next one uses again.
+#[derive(Default)]
+struct Decision {
+    latencies_ms: Vec<Option<f64>>,
+    candidates: Vec<Candidate>,
+    weighed: Vec<Weighed>,
+}
+
+impl Decision {
+    /// The latencies before the rest, as a node does it.
+    fn estimate(&mut self, known: &[Known]) {
+        self.latencies_ms.clear();
+        self.latencies_ms.extend(known.iter().map(Known::latency_ms));
+        self.candidates.clear();
+        let with_latencies = known.iter().zip(&self.latencies_ms);
+        self.candidates.extend(with_latencies.map(|(known, latency_ms)| known.candidate(*latency_ms)));
+    }
+
+    fn contender(&self, known: &[Known], at: usize) -> Option<Contender> {
+        Some(known.get(at)?.contender(self.candidates.get(at)?, *self.latencies_ms.get(at)?))
     }
 }
 
 fn known(count: u32) -> Vec<Known> {
     (1..=count)
         .filter_map(|n| {
-            let age = Duration::from_millis(u64::from(n % 50) * 20);
-            let answered = NOW.saturating_sub(age);
+            let age_us = u64::from(n % 50) * 20_000;
+            let answered = NOW.saturating_sub(Duration::from_micros(age_us));
             Some(Known {
                 capacity: Capacity::new(f64::from(n % 7 + 1) * 16.0).ok()?,
-                report: Report { inflight: f64::from(n % 40), own: f64::from(n % 3), age },
+                report: Report { inflight: n % 40, own: n % 3, age_us },
                 own: n % 4,
                 distance_ms: f64::from(n % 90),
                 latency: PeakEwma::default().answered(Duration::from_millis(u64::from(n % 30) + 1), answered),
@@ -57,17 +83,10 @@ fn known(count: u32) -> Vec<Known> {
         .collect()
 }
 
-fn whole(
-    policy: &BackendPolicy,
-    known: &[Known],
-    candidates: &mut Vec<Candidate>,
-    weighed: &mut Vec<Weighed>,
-) -> Option<usize> {
-    candidates.clear();
-    candidates.extend(known.iter().map(Known::candidate));
-    weigh(policy, candidates, weighed);
-    let contender = |at: usize| Some(known.get(at)?.contender(candidates.get(at)?));
-    choose(policy.draw, weighed, CHANCES, contender).map(|choice| choice.chosen)
+fn whole(policy: &BackendPolicy, known: &[Known], decision: &mut Decision) -> Option<usize> {
+    decision.estimate(known);
+    weigh(policy, &decision.candidates, &mut decision.weighed);
+    choose(policy.draw, &decision.weighed, CHANCES, |at| decision.contender(known, at)).map(|choice| choice.chosen)
 }
 
 fn decide(criterion: &mut Criterion) {
@@ -77,31 +96,32 @@ fn decide(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide");
     for count in [10, 100, 1000] {
         let known = known(count);
-        let candidates: Vec<Candidate> = known.iter().map(Known::candidate).collect();
+        let mut decision = Decision::default();
+        decision.estimate(&known);
+        let candidates = &decision.candidates;
+        let contender = |at: usize| decision.contender(&known, at);
         let mut weighed: Vec<Weighed> = Vec::new();
         group.bench_function(BenchmarkId::new("weigh", count), |bencher| {
-            bencher.iter(|| weigh(policy, black_box(&candidates), &mut weighed));
+            bencher.iter(|| weigh(policy, black_box(candidates), &mut weighed));
         });
         group.bench_function(BenchmarkId::new("draw", count), |bencher| {
             bencher.iter(|| draw(black_box(&weighed), black_box(0.7)));
         });
         group.bench_function(BenchmarkId::new("better of two draws", count), |bencher| {
-            let contender = |at: usize| Some(known.get(at)?.contender(candidates.get(at)?));
             bencher.iter(|| choose(Draw::BestOfTwo, black_box(&weighed), black_box(CHANCES), contender));
         });
         let half = candidates.len() / 2;
         let parts = [Part { len: half, share: 0.8 }, Part { len: candidates.len() - half, share: 0.2 }];
         group.bench_function(BenchmarkId::new("weigh and choose within two localities", count), |bencher| {
-            let contender = |at: usize| Some(known.get(at)?.contender(candidates.get(at)?));
             bencher.iter(|| {
-                weigh_parts(policy, black_box(&candidates), black_box(&parts), &mut weighed);
+                weigh_parts(policy, black_box(candidates), black_box(&parts), &mut weighed);
                 choose_within(Draw::BestOfTwo, &weighed, &parts, black_box(CHANCES), contender)
             });
         });
         for policy in [policy, &single] {
-            let (mut candidates, mut weighed) = (Vec::new(), Vec::new());
+            let mut decision = Decision::default();
             group.bench_function(BenchmarkId::new(format!("estimate, weigh, {}", policy.draw), count), |bencher| {
-                bencher.iter(|| whole(policy, black_box(&known), &mut candidates, &mut weighed));
+                bencher.iter(|| whole(policy, black_box(&known), &mut decision));
             });
         }
     }

@@ -373,7 +373,7 @@ pub fn inflight(view: &ServiceView, endpoint: &Endpoint, now: Duration) -> f64 {
 }
 
 fn estimate(view: &ServiceView, endpoint: &Endpoint, latency_ms: Option<f64>, now: Duration) -> f64 {
-    let own = f64::from(endpoint.stats.own_inflight());
+    let own = endpoint.stats.own_inflight();
     policy::inflight_estimate(endpoint.stats.reported(now), own, view.active_clients, latency_ms)
 }
 

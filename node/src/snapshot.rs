@@ -175,6 +175,7 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// Whether a request holds a connection of its own, as over HTTP/1.1.
+    #[inline]
     #[must_use]
     pub fn holds_connection(&self) -> bool {
         self.protocol != Protocol::Http2
@@ -221,7 +222,7 @@ pub struct EndpointStats {
     own_inflight: AtomicU32,
     gossiped_inflight: AtomicU32,
     own_at_gossip: AtomicU32,
-    gossiped_at_ms: AtomicU64,
+    gossiped_at_us: AtomicU64,
     /// A [`PeakEwma`] in its bits.
     latency: AtomicU64,
     ejected_until_ms: AtomicU64,
@@ -259,6 +260,7 @@ impl EndpointStats {
     }
 
     /// Requests of this node now in flight to the endpoint.
+    #[inline]
     #[must_use]
     pub fn own_inflight(&self) -> u32 {
         self.own_inflight.load(Ordering::Relaxed)
@@ -268,21 +270,23 @@ impl EndpointStats {
     pub fn report_inflight(&self, inflight: u32, now: Duration) {
         self.gossiped_inflight.store(inflight, Ordering::Relaxed);
         self.own_at_gossip.store(self.own_inflight(), Ordering::Relaxed);
-        self.gossiped_at_ms.store(whole_ms(now), Ordering::Relaxed);
+        self.gossiped_at_us.store(whole_us(now), Ordering::Relaxed);
     }
 
     /// The owner's last figure, this node's own share at that moment, and how long ago that was. Another thread may be
     /// writing a newer one: then the parts are of two reports, which a moment later are of one again.
+    #[inline]
     #[must_use]
     pub fn reported(&self, now: Duration) -> Report {
         Report {
-            inflight: f64::from(self.gossiped_inflight.load(Ordering::Relaxed)),
-            own: f64::from(self.own_at_gossip.load(Ordering::Relaxed)),
-            age: now.saturating_sub(Duration::from_millis(self.gossiped_at_ms.load(Ordering::Relaxed))),
+            inflight: self.gossiped_inflight.load(Ordering::Relaxed),
+            own: self.own_at_gossip.load(Ordering::Relaxed),
+            age_us: whole_us(now).saturating_sub(self.gossiped_at_us.load(Ordering::Relaxed)),
         }
     }
 
     /// How long an answer takes as seen from here, in milliseconds, at `now`; `None` where none has come yet.
+    #[inline]
     #[must_use]
     pub fn latency_ms(&self, now: Duration) -> Option<f64> {
         PeakEwma::from_bits(self.latency.load(Ordering::Relaxed)).latency_ms(now)
@@ -308,6 +312,7 @@ impl EndpointStats {
 
     /// Whether the endpoint came back from being an outlier and has not answered well since. While it owes this node an
     /// answer, the other requests are better off elsewhere: they would all learn the same.
+    #[inline]
     #[must_use]
     pub fn is_on_probation(&self) -> bool {
         let streak = self.streak.load(Ordering::Relaxed);
@@ -435,6 +440,7 @@ impl EndpointStats {
     }
 
     /// Whether the endpoint is out at `now` (monotonic since the start of the process).
+    #[inline]
     #[must_use]
     pub fn is_ejected(&self, now: Duration) -> bool {
         self.ejected_until_ms.load(Ordering::Relaxed) > whole_ms(now)
@@ -473,8 +479,15 @@ impl EndpointStats {
 }
 
 /// Without the 128 bits of [`Duration::as_millis`]: this is asked for every candidate of every decision.
+#[inline]
 fn whole_ms(at: Duration) -> u64 {
     at.as_secs().saturating_mul(1000).saturating_add(u64::from(at.subsec_millis()))
+}
+
+/// As [`whole_ms`]: where answers take less than a millisecond, it matters how much less old a report is.
+#[inline]
+fn whole_us(at: Duration) -> u64 {
+    at.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(at.subsec_micros()))
 }
 
 /// One request in flight; dropping it takes the request off the count.

@@ -7,23 +7,42 @@ use crate::weigh::Weighed;
 /// as 0. A candidate whose probability is zero is drawn only where all are.
 #[must_use]
 pub fn draw(weighed: &[Weighed], u: f64) -> Option<usize> {
-    quick(weighed, unit(u)).or_else(|| scan(weighed, &[], u))
+    quick(weighed, usize::MAX, unit(u)).or_else(|| scan(weighed, &[], u))
 }
 
-/// The scan without anybody to leave out. Groups are added up before the one that holds the target is looked through,
+/// As [`draw`], leaving out the indices in `tried`: for a retry, after those have failed. The others keep their
+/// proportions; where all that remain have probability zero they are equally likely. `None` where all were tried.
+#[must_use]
+pub fn draw_excluding(weighed: &[Weighed], tried: &[usize], u: f64) -> Option<usize> {
+    let quickly = if let [tried] = tried { quick(weighed, *tried, unit(u)) } else { None };
+    quickly.or_else(|| scan(weighed, tried, u))
+}
+
+/// The scan with at most one to leave out. Groups are added up before the one that holds the target is looked through,
 /// because additions that wait for each other are what a scan takes its time with. `None` where the target is not found in
 /// this way: by rounding, or because no probability is above zero.
-fn quick(weighed: &[Weighed], u: f64) -> Option<usize> {
-    let share = |group: &[Weighed]| group.iter().map(|weighed| weighed.probability).sum::<f64>();
-    let target = u * weighed.chunks(GROUP).map(share).sum::<f64>();
+fn quick(weighed: &[Weighed], left_out: usize, u: f64) -> Option<usize> {
+    let (its_group, its_place) = (left_out / GROUP, left_out % GROUP);
+    let share = |number: usize, group: &[Weighed]| {
+        let all = || group.iter().map(|weighed| weighed.probability);
+        if number == its_group {
+            all().enumerate().filter(|(place, _)| *place != its_place).map(|(_, probability)| probability).sum::<f64>()
+        } else {
+            all().sum()
+        }
+    };
+    let groups = || weighed.chunks(GROUP).enumerate();
+    let target = u * groups().map(|(number, group)| share(number, group)).sum::<f64>();
     let mut cumulated = 0.0;
-    for (number, group) in weighed.chunks(GROUP).enumerate() {
-        let after = cumulated + share(group);
+    for (number, group) in groups() {
+        let after = cumulated + share(number, group);
         if target < after {
-            for (index, weighed) in group.iter().enumerate() {
-                cumulated += weighed.probability;
-                if target < cumulated {
-                    return Some(number * GROUP + index);
+            for (index, weighed) in (number * GROUP..).zip(group) {
+                if index != left_out {
+                    cumulated += weighed.probability;
+                    if target < cumulated {
+                        return Some(index);
+                    }
                 }
             }
             return None;
@@ -31,13 +50,6 @@ fn quick(weighed: &[Weighed], u: f64) -> Option<usize> {
         cumulated = after;
     }
     None
-}
-
-/// As [`draw`], leaving out the indices in `tried`: for a retry, after those have failed. The others keep their
-/// proportions; where all that remain have probability zero they are equally likely. `None` where all were tried.
-#[must_use]
-pub fn draw_excluding(weighed: &[Weighed], tried: &[usize], u: f64) -> Option<usize> {
-    scan(weighed, tried, u)
 }
 
 fn scan(weighed: &[Weighed], tried: &[usize], u: f64) -> Option<usize> {

@@ -40,11 +40,11 @@ impl Seen {
     fn inflight(&self, clients: f64, now: Duration) -> f64 {
         match self.told {
             Some((told, own_then, at)) => {
-                let report =
-                    Report { inflight: f64::from(told), own: f64::from(own_then), age: now.saturating_sub(at) };
-                inflight_estimate(report, f64::from(self.own), clients, self.latency.latency_ms(now))
+                let age_us = u64::try_from(now.saturating_sub(at).as_micros()).unwrap_or(u64::MAX);
+                let report = Report { inflight: told, own: own_then, age_us };
+                inflight_estimate(report, self.own, clients, self.latency.latency_ms(now))
             }
-            None => inflight_from_own(f64::from(self.own), clients),
+            None => inflight_from_own(self.own, clients),
         }
     }
 

@@ -201,4 +201,18 @@ proptest! {
         let after = before + set[index].probability;
         prop_assert!(before - 1e-9 <= u && u < after + 1e-9, "{u} is outside of {before}..{after}");
     }
+
+    #[test]
+    fn a_draw_that_leaves_one_out_falls_where_the_cumulated_shares_of_the_others_say(
+        candidates in prop::collection::vec((1.0..100.0, 0.0..3.0, 0.0..200.0), 2..60), u in 0.0..1.0, tried in 0_usize..60,
+    ) {
+        let mut set = weighed(&candidates, 0.03);
+        let tried = tried % set.len();
+        let index = draw_excluding(&set, &[tried], u).unwrap();
+        prop_assert_ne!(index, tried);
+        set[tried].probability = 0.0;
+        let sum = |set: &[Weighed]| set.iter().map(|weighed| weighed.probability).sum::<f64>();
+        let (before, after, target) = (sum(&set[..index]), sum(&set[..=index]), u * sum(&set));
+        prop_assert!(before - 1e-9 <= target && target < after + 1e-9, "{target} is outside of {before}..{after}");
+    }
 }
