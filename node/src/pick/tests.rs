@@ -287,6 +287,8 @@ fn an_old_report_of_load_yields_to_what_is_seen_from_here() {
     let view = view(vec![endpoint("a", 10.0, 1.0)]);
     let stats = &view.endpoints[0].stats;
     stats.report_inflight(80, NOW);
+    assert_eq!(stats.reported(NOW + Duration::from_micros(1_500)).age_us, 1_500);
+    assert_eq!(stats.reported(NOW - Duration::from_secs(1)).age_us, 0, "another thread's clock is behind");
     assert!((inflight(&view, &view.endpoints[0], NOW) - 40.0).abs() < 1e-9);
     answers_after(&view.endpoints[0], 10);
     let later = inflight(&view, &view.endpoints[0], NOW + Duration::from_secs(1));
