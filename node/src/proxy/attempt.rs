@@ -249,12 +249,14 @@ pub(super) async fn remote(
     hops: u8,
     outgoing: Outgoing,
 ) -> Result<Answer, Failure> {
-    let key = PoolKey::Remote {
-        node: endpoint.node,
-        service: endpoint.service.clone(),
-        instance: endpoint.instance.clone(),
-        volume: Volume::of_request(&endpoint.stats, outgoing.request.body().size_hint().lower()),
+    let (node, body_bytes) = (endpoint.node, outgoing.request.body().size_hint().lower());
+    let volume = match Volume::of_request(&endpoint.stats, body_bytes) {
+        // Without a way of its own it shares the streams of the others: one kept for it would stay where it is.
+        Volume::Large if !context.links.takes_large(core, node) => Volume::Small,
+        volume => volume,
     };
+    let (service, instance) = (endpoint.service.clone(), endpoint.instance.clone());
+    let key = PoolKey::Remote { node, service, instance, volume };
     let http = Http::from(endpoint.protocol);
     let mut sending = pin!(async {
         match send_kept(context, core, &key, http, 1, outgoing).await {

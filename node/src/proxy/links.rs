@@ -67,6 +67,9 @@ pub trait ServiceLinks: Send + Sync + 'static {
         volume: Volume,
     ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>>;
 
+    /// Whether a stream to `to` that carries much would have a way of its own.
+    fn takes_large(&self, core: usize, to: NodeId) -> bool;
+
     /// The smoothed round trip to `to`, where it is known.
     fn rtt(&self, to: NodeId) -> Option<Duration>;
 
@@ -110,6 +113,10 @@ impl ServiceLinks for Links {
             let stream = opened.map_err(|error| error.to_string())?;
             Ok(Box::new(stream) as Box<dyn Duplex>)
         })
+    }
+
+    fn takes_large(&self, core: usize, to: NodeId) -> bool {
+        Self::takes_large(self, core, to)
     }
 
     fn rtt(&self, to: NodeId) -> Option<Duration> {

@@ -99,6 +99,12 @@ impl Links {
         self.open_service(core, to, head).await
     }
 
+    /// Whether [`Links::open_large`] would take a link for large streams now. If that is worth it and there is none yet, it is
+    /// dialled.
+    pub fn takes_large(&self, core: usize, to: NodeId) -> bool {
+        self.inner.large_link(core, to).is_some()
+    }
+
     /// Somebody waited in vain for an answer to a stream opened by [`Links::open_large`]: where it took a link for large
     /// streams, new ones do not for a while.
     pub fn doubt_large(&self, core: usize, to: NodeId) {

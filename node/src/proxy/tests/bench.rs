@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -300,6 +300,8 @@ pub(super) async fn read_body(stream: &mut BufReader<TcpStream>, head: &str) -> 
 pub(super) struct FakeLinks {
     peers: Mutex<HashMap<NodeId, Way>>,
     pub(super) opened: AtomicUsize,
+    /// There is no way of their own for streams that carry much.
+    pub(super) has_small_only: AtomicBool,
     /// What each stream was to carry.
     pub(super) volumes: Mutex<Vec<Volume>>,
     /// What was sent beside the streams.
@@ -364,6 +366,10 @@ impl ServiceLinks for FakeLinks {
             }
             Ok(Box::new(ours) as Box<dyn Duplex>)
         })
+    }
+
+    fn takes_large(&self, _core: usize, _to: NodeId) -> bool {
+        !self.has_small_only.load(Ordering::SeqCst)
     }
 
     fn rtt(&self, _to: NodeId) -> Option<Duration> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::io::AsyncWriteExt as _;
 
 /// Node 1 knows the instance at `address` on node `number` and how to get there.
-async fn join(
+pub(super) async fn join(
     near: &mut Bench,
     number: u8,
     address: std::net::SocketAddr,

@@ -1,17 +1,28 @@
 //! Which streams are opened as those that carry much.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::bench::{Bench, echo, instance, read_head};
 use super::client::Client;
-use crate::config::{Protocol, ProxyConfig};
+use super::mesh::join;
+use crate::config::Protocol;
 use crate::proxy::{Volume, tcp};
+use crate::snapshot::Endpoint;
+
+/// A proxy, the one it knows that has the instance at `address`, and that instance as the first sees it.
+async fn facing(address: SocketAddr, protocol: Protocol) -> (Bench, Bench, Arc<Endpoint>) {
+    let mut near = Bench::start().await;
+    let (far, endpoint) = join(&mut near, 2, address, protocol).await;
+    (near, far, endpoint)
+}
 
 /// Answers with as many bytes as the path says.
-async fn sized() -> std::net::SocketAddr {
+async fn sized() -> SocketAddr {
     let (address, _) = instance(|mut stream, _| async move {
         while let Some(head) = read_head(&mut stream).await {
             let size: usize = head.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
@@ -30,11 +41,7 @@ async fn ask(client: &mut Client, size: usize) {
 
 #[tokio::test]
 async fn an_instance_with_long_answers_is_asked_over_streams_for_much_until_they_are_short_again() {
-    let (mut near, mut far) = (Bench::start().await, Bench::with(ProxyConfig::default(), 2).await);
-    let address = sized().await;
-    far.add_local("hello", address, Protocol::Http);
-    near.links.lead_to(2, &far);
-    let endpoint = near.add_remote("hello", &address.port().to_string(), 2, Protocol::Http);
+    let (near, _far, endpoint) = facing(sized().await, Protocol::Http).await;
     let volumes = || near.links.volumes.lock().unwrap().clone();
     let mut client = Client::connect(near.address).await;
     ask(&mut client, 1000).await;
@@ -51,12 +58,23 @@ async fn an_instance_with_long_answers_is_asked_over_streams_for_much_until_they
 }
 
 #[tokio::test]
+async fn long_answers_share_the_kept_streams_until_there_is_a_way_of_their_own() {
+    let (near, _far, _) = facing(sized().await, Protocol::Http).await;
+    near.links.has_small_only.store(true, Ordering::SeqCst);
+    let mut client = Client::connect(near.address).await;
+    for _ in 0..5 {
+        ask(&mut client, 1_000_000).await;
+    }
+    assert_eq!(*near.links.volumes.lock().unwrap(), [Volume::Small]);
+    near.links.has_small_only.store(false, Ordering::SeqCst);
+    ask(&mut client, 1_000_000).await;
+    assert_eq!(*near.links.volumes.lock().unwrap(), [Volume::Small, Volume::Large]);
+}
+
+#[tokio::test]
 async fn a_long_upload_goes_over_a_stream_for_much() {
-    let (mut near, mut far) = (Bench::start().await, Bench::with(ProxyConfig::default(), 2).await);
     let (address, _) = echo("far").await;
-    far.add_local("hello", address, Protocol::Http);
-    near.links.lead_to(2, &far);
-    near.add_remote("hello", &address.port().to_string(), 2, Protocol::Http);
+    let (near, _far, _) = facing(address, Protocol::Http).await;
     let mut client = Client::connect(near.address).await;
     for (size, expected) in [(10, Volume::Small), (100_000, Volume::Large)] {
         let body = "x".repeat(size);
@@ -69,15 +87,12 @@ async fn a_long_upload_goes_over_a_stream_for_much() {
 
 #[tokio::test]
 async fn a_tcp_connection_follows_what_those_before_it_carried() {
-    let (mut near, mut far) = (Bench::start().await, Bench::with(ProxyConfig::default(), 2).await);
     let (address, _) = instance(|mut stream, number| async move {
         let size = if number == 0 { 1_000_000 } else { 10 };
         stream.write_all(&vec![b'z'; size]).await.unwrap();
     })
     .await;
-    far.add_local("hello", address, Protocol::Tcp);
-    near.links.lead_to(2, &far);
-    near.add_remote("hello", &address.port().to_string(), 2, Protocol::Tcp);
+    let (near, _far, _) = facing(address, Protocol::Tcp).await;
     for (size, expected) in [(1_000_000, Volume::Small), (10, Volume::Large)] {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
