@@ -187,9 +187,11 @@ proptest! {
     fn both_ways_to_the_shares_agree(candidates in plain_candidates(), lambda in 0.0..0.2, epsilon in 1e-3..10.0) {
         let decay = Decay { lambda, epsilon };
         let nearest = candidates.iter().map(|candidate| candidate.distance_ms).fold(f64::MAX, f64::min);
-        let (mut plain, mut logarithm) = (Vec::new(), Vec::new());
+        let quotient = |candidate: &Candidate| Weighed { weight: decay.quotient(candidate), probability: 0.0 };
+        let (mut plain, mut logarithm): (Vec<_>, _) = (candidates.iter().map(quotient).collect(), Vec::new());
         decay.weigh_plain(&candidates, nearest, &mut plain);
         decay.weigh_by_logarithm(&candidates, nearest, &mut logarithm);
+        prop_assert_eq!((plain.len(), logarithm.len()), (candidates.len(), candidates.len()));
         for (plain, logarithm) in plain.iter().zip(&logarithm) {
             prop_assert!((plain.probability - logarithm.probability).abs() < 1e-11);
             prop_assert!((plain.weight - logarithm.weight).abs() <= 1e-11 * plain.weight);
