@@ -245,6 +245,8 @@ pub struct EndpointStats {
 
 /// A new figure counts an eighth in the mean of bytes.
 const BYTES_MEAN_SHARE: u64 = 8;
+/// More counts as this, so that the mean forgets the longest within 28 short ones.
+const BYTES_MEAN_MAX: u64 = 1024 * 1024;
 
 impl EndpointStats {
     /// What a request or connection carries, on the average of the last few.
@@ -255,7 +257,7 @@ impl EndpointStats {
 
     /// Takes in what one carried. Two threads at once may lose a figure, which the next ones make up for.
     fn carried(&self, bytes: u64) {
-        let mean = self.bytes_mean();
+        let (mean, bytes) = (self.bytes_mean(), bytes.min(BYTES_MEAN_MAX));
         self.bytes_mean.store(mean - mean / BYTES_MEAN_SHARE + bytes / BYTES_MEAN_SHARE, Ordering::Relaxed);
     }
 

@@ -737,6 +737,9 @@ impl Inner {
         let removal = {
             let mut table = self.table();
             let mut removal = table.remove(link, reason, lasted);
+            if link.facts().is_large && !lasted {
+                table.put_large_off(link.peer_shared().node, self.clock.now());
+            }
             lock(&self.events).extend(removal.event.take());
             removal
         };

@@ -302,10 +302,13 @@ async fn send_far(
             }
         }
         if http == Http::Two {
-            outgoing = match send_kept(context, core, key, http, STREAMS_FAR_MAX, outgoing).await {
-                Kept::Done(result) => return *result,
-                Kept::None(outgoing) => outgoing,
-            };
+            // The streams may all be of the other volume: better on one of those than on none.
+            for key in [key, &key.of_other_volume()] {
+                outgoing = match send_kept(context, core, key, http, STREAMS_FAR_MAX, outgoing).await {
+                    Kept::Done(result) => return *result,
+                    Kept::None(outgoing) => outgoing,
+                };
+            }
         }
         lane.changed().await;
         outgoing = match send_kept(context, core, key, http, 1, outgoing).await {

@@ -128,10 +128,10 @@ impl ServiceLinks for Links {
     }
 
     fn doubt(&self, core: usize, to: NodeId, heard: Option<u64>, volume: Volume) {
-        if volume == Volume::Large {
-            self.doubt_large(core, to);
+        // What TCP does not carry says nothing of the data link.
+        if volume == Volume::Small || !self.doubt_large(core, to) {
+            Self::doubt(self, core, to, heard);
         }
-        Self::doubt(self, core, to, heard);
     }
 
     fn datagram(&self, core: usize, to: NodeId, bytes: Bytes) -> Result<(), NotSent> {

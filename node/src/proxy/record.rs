@@ -157,8 +157,10 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if let Some(endpoint) = &self.endpoint {
-            endpoint.carried(self.bytes.max(self.bytes_there));
+        // Nothing is what refusals, mirrored requests and checks carry; it tells nothing of the others.
+        let carried = self.bytes.max(self.bytes_there);
+        if let Some(endpoint) = self.endpoint.as_ref().filter(|_| carried > 0) {
+            endpoint.carried(carried);
         }
         let context = self.busy.context();
         let duration = context.clock.now().saturating_sub(self.started);

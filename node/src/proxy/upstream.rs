@@ -157,6 +157,18 @@ impl PoolKey {
         }
     }
 
+    /// The same with streams that are expected to carry much instead of a little, or the other way round.
+    pub(super) fn of_other_volume(&self) -> Self {
+        let mut other = self.clone();
+        if let Self::Remote { volume, .. } = &mut other {
+            *volume = match volume {
+                Volume::Small => Volume::Large,
+                Volume::Large => Volume::Small,
+            };
+        }
+        other
+    }
+
     /// The streams it is one of.
     fn lane(&self, context: &ProxyContext, core: usize) -> Option<Share> {
         match self {

@@ -38,7 +38,7 @@ mod limits;
 mod locality;
 #[cfg(test)]
 mod memory;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod memory_functions;
 #[cfg(test)]
 mod moving;

@@ -78,7 +78,7 @@ impl LargeLinks {
         }
     }
 
-    fn put_off(&mut self, now: Duration) {
+    pub(crate) fn put_off(&mut self, now: Duration) {
         self.retry_at = Some(now + RETRY);
     }
 }
@@ -91,9 +91,13 @@ impl Links {
     /// Those of [`Links::open_service`].
     pub async fn open_large(&self, core: usize, to: NodeId, head: Bytes) -> Result<LinkStream, LinkError> {
         if let Some(link) = self.inner.large_link(core, to) {
-            match link.open_stream(StreamKind::Service, &head).await {
-                Err(_) if link.is_closed() => self.inner.drop_data(&link),
-                opened => return opened,
+            if let Ok(opened) = link.open_stream(StreamKind::Service, &head).await {
+                return Ok(opened);
+            }
+            if link.is_closed() {
+                self.inner.drop_data(&link);
+            } else {
+                self.doubt_large(core, to);
             }
         }
         self.open_service(core, to, head).await
@@ -105,17 +109,17 @@ impl Links {
         self.inner.large_link(core, to).is_some()
     }
 
-    /// Somebody waited in vain for an answer to a stream opened by [`Links::open_large`]: where it took a link for large
-    /// streams, new ones do not for a while.
-    pub fn doubt_large(&self, core: usize, to: NodeId) {
-        let now = self.inner.clock.now();
+    /// Somebody waited in vain for an answer to a stream opened by [`Links::open_large`]: where there is a link for large
+    /// streams of this core, new ones do not take it, and none is dialled for a while. Whether there was one.
+    pub fn doubt_large(&self, core: usize, to: NodeId) -> bool {
         let mut table = self.inner.table();
-        let Some(peer) = table.peer_mut(to) else { return };
-        if let Some(link) = peer.large.usable(core).cloned() {
-            link.retire();
+        let Some(link) = table.peer(to).and_then(|peer| peer.large.usable(core).cloned()) else { return false };
+        link.retire();
+        if let Some(peer) = table.peer_mut(to) {
             peer.large.remove(&link);
-            peer.large.put_off(now);
+            peer.large.put_off(self.inner.clock.now());
         }
+        true
     }
 }
 
@@ -127,13 +131,10 @@ impl Inner {
         if let Some(link) = peer.large.usable(core) {
             return Some(Arc::clone(link));
         }
-        if self.stopping.is_cancelled() || !self.is_near(peer) {
-            return None;
-        }
-        let addrs = peer.addrs_to_dial();
-        if peer.large.may_dial(core, self.clock.now()) {
+        let may_dial = !self.stopping.is_cancelled() && peer.large.may_dial(core, self.clock.now());
+        if may_dial && self.is_near(peer, self.config.near_loss) {
             // The task takes the table's lock only when it is done, so after the slot is filled.
-            self.spawn_on(core, dial(Arc::clone(self), core, to, addrs))?;
+            self.spawn_on(core, dial(Arc::clone(self), core, to, peer.addrs_to_dial()))?;
             peer.large.begin_dialling(core);
         }
         None
@@ -141,12 +142,26 @@ impl Inner {
 
     /// Whether a peer is so near that large streams to it are better off over TCP. What a data link that works to the limit
     /// loses says more of the load of the two nodes than of the way, so for loss the control link is asked.
-    pub(crate) fn is_near(&self, peer: &Peer) -> bool {
+    fn is_near(&self, peer: &Peer, loss_max: f64) -> bool {
         // Where the control link is on TCP, so are data links.
         let control = peer.control().filter(|control| control.carrier() == Carrier::Quic);
         self.config.transport == Transport::Auto
-            && control.is_some_and(|control| control.loss() <= self.config.near_loss)
+            && control.is_some_and(|control| control.loss() <= loss_max)
             && peer.live().iter().any(|link| link.carrier() == Carrier::Quic && link.path_rtt() <= self.config.near_rtt)
+    }
+}
+
+impl Inner {
+    /// A link for large streams to a peer that is no longer near takes no new ones, and none is dialled for a while. It takes
+    /// twice the loss to get there, so that one bad moment more or less does not matter.
+    pub(crate) fn leave_if_far(&self, link: &Arc<QuicLink>) {
+        let mut table = self.table();
+        let Some(peer) = table.peer_mut(link.peer_shared().node) else { return };
+        if peer.control().is_some() && !self.is_near(peer, self.config.near_loss * 2.0) {
+            link.retire();
+            peer.large.remove(link);
+            peer.large.put_off(self.clock.now());
+        }
     }
 }
 
@@ -158,7 +173,7 @@ async fn dial(inner: Arc<Inner>, core: usize, to: NodeId, addrs: Vec<SocketAddr>
     drop(ending);
 }
 
-/// Empties the slot of a dial that has ended without a link, even by a panic or a stopped runtime.
+/// Empties the slot of a dial that has ended without a link, even by a panic.
 struct EndDialling {
     inner: Arc<Inner>,
     core: usize,

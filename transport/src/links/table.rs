@@ -216,6 +216,8 @@ impl Table {
         let mut silent = Vec::new();
         if link.is_outbound() {
             let beside = peer.live.iter().filter(|other| other.purpose() == Purpose::Data && other.is_outbound());
+            // One for large streams is over TCP, which says nothing of UDP.
+            let beside = beside.filter(|_| !link.facts().is_large);
             silent.extend(beside.filter(|other| other.core() == link.core() && other.is_silent()).cloned());
             if link.facts().is_large {
                 peer.large.place(link);
@@ -243,6 +245,13 @@ impl Table {
             self.peers.remove(&node);
         }
         removal
+    }
+
+    /// A link for large streams did not last: there is none for a while.
+    pub(crate) fn put_large_off(&mut self, node: NodeId, now: Duration) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.large.put_off(now);
+        }
     }
 
     /// Drops the peer's entry when nothing is known of it any more.

@@ -44,7 +44,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
 fn look_at(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
     let (rtt, loss) = link.sample_path(inner.clock.now());
     // TCP does not tell what it has lost: where QUIC works, that is asked.
-    if !link.facts().is_large {
+    if link.carrier() == Carrier::Quic || link.purpose() == Purpose::Control {
         lock(&inner.paths).remember(link.remote(), Path { rtt, loss });
     }
     look_for_silence(inner, link);
@@ -129,6 +129,11 @@ impl OwnAddress {
             inner.rebind(core);
         }
         inner.tell_moved();
+        for link in links.iter().filter(|link| link.facts().is_large) {
+            // TCP does not move: what is under way on it ends now instead of when nothing has come for long enough.
+            link.retire();
+            link.close(CloseCode::Superseded, "this node's address has changed");
+        }
         for link in links.iter().filter(|link| !link.is_outbound() && !link.is_closed()) {
             if link.connection().local_ip().is_some_and(|own| !moves::is_own(own.to_canonical())) {
                 give_up(inner, link);
@@ -202,19 +207,17 @@ fn renew(inner: &Arc<Inner>, link: &Arc<QuicLink>) {
     inner.start_dialling(node, false);
 }
 
-/// A data link about to expire, or one for large streams to a peer that is no longer near, takes no new streams, so that the next one finds another; one without streams is closed.
+/// A data link about to expire takes no new streams, so that the next one finds another; one without streams is closed.
 fn look_at_data(inner: &Arc<Inner>, link: &Arc<QuicLink>, now_unix: u64) {
     let facts = link.facts();
     let idle_for = link.idle_for(inner.clock.now());
     if !facts.outbound {
         return;
     }
-    let is_out_of_place = facts.is_large && {
-        let table = inner.table();
-        let peer = table.peer(link.peer_shared().node).filter(|peer| peer.control().is_some());
-        peer.is_some_and(|peer| !inner.is_near(peer))
-    };
-    if now_unix >= facts.redial_at_unix || is_out_of_place {
+    if facts.is_large && !link.retired().is_cancelled() {
+        inner.leave_if_far(link);
+    }
+    if now_unix >= facts.redial_at_unix {
         link.retire();
         inner.drop_data(link);
     }

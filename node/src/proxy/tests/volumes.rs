@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use super::bench::{Bench, echo, instance, read_head};
 use super::client::Client;
 use super::mesh::join;
+use super::streams::http2_instance;
 use crate::config::Protocol;
 use crate::proxy::{Volume, tcp};
 use crate::snapshot::Endpoint;
@@ -53,7 +54,7 @@ async fn an_instance_with_long_answers_is_asked_over_streams_for_much_until_they
     for _ in 0..40 {
         ask(&mut client, 10).await;
     }
-    assert_eq!(Volume::of(&endpoint.stats), Volume::Small);
+    assert_eq!(Volume::of(&endpoint.stats), Volume::Small, "{}", endpoint.stats.bytes_mean());
     assert_eq!(volumes(), [Volume::Small, Volume::Large], "the first stream was still there");
 }
 
@@ -106,4 +107,20 @@ async fn a_tcp_connection_follows_what_those_before_it_carried() {
         serving.await.unwrap();
         assert_eq!(near.links.volumes.lock().unwrap().last(), Some(&expected), "{size} bytes");
     }
+}
+
+#[tokio::test]
+async fn a_long_upload_over_http2_shares_a_stream_for_little_where_the_service_has_as_many_as_it_may() {
+    let (address, _seen) = http2_instance().await;
+    let (near, _far, endpoint) = facing(address, Protocol::Http2).await;
+    let mut client = Client::connect(near.address).await;
+    let mut put = async |size: usize| {
+        let head = format!("POST /head HTTP/1.1\r\nHost: hello.mesh\r\nContent-Length: {size}\r\n\r\n");
+        assert_eq!(client.ask(head + &"x".repeat(size)).await.status, 200);
+    };
+    put(10).await;
+    let lane = near.context.lane(0, endpoint.node).share("hello");
+    let _others: Vec<_> = (0..200).map(|_| lane.try_place().unwrap()).collect();
+    put(100_000).await;
+    assert_eq!(*near.links.volumes.lock().unwrap(), [Volume::Small]);
 }

@@ -60,7 +60,8 @@ fn large_streams_to_a_near_peer_go_over_tcp_and_the_others_over_quic() {
 fn a_link_for_large_streams_that_was_doubted_is_not_used_again_for_a_while() {
     let (a, b) = linked_with(0, 1, &near());
     wait_until_over_tcp(&a, &b);
-    a.links.doubt_large(0, b.id);
+    assert!(a.links.doubt_large(0, b.id));
+    assert!(!a.links.doubt_large(0, b.id), "there is none any more");
     wait_for("the link is closed, as nothing is on it", || over_tcp(&a) == 0);
     for _ in 0..20 {
         echo_large(&a, &b);
@@ -100,4 +101,20 @@ fn a_node_that_is_told_to_use_quic_alone_does_so_for_large_streams_as_well() {
         echo_large(&a, &b);
     }
     assert_eq!((over_tcp(&a), a.links.counters().dials_failed.total()), (0, 0));
+}
+
+#[test]
+fn a_link_for_large_streams_ends_with_the_life_of_its_peer_and_the_next_life_gets_another() {
+    let (a, b) = linked_with(0, 1, &near());
+    wait_until_over_tcp(&a, &b);
+    let (addr, first) = (b.addr(), over_tcp(&a));
+    assert!(first > 0);
+    b.kill();
+    let config = LinksConfig { bind: addr, generation: 2, ..near() };
+    let b = Node::start(&member(1), config);
+    wait_for("a link with the next life", || {
+        a.control_links().iter().any(|link| link.generation == Some(2) && !link.retired)
+    });
+    wait_for("the links of the first life are gone", || a.links.links().iter().all(|link| link.generation != Some(1)));
+    echo_large(&a, &b);
 }
