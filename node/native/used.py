@@ -9,7 +9,7 @@ meets the others, serves and sends requests, small and large, is scraped and tol
 patterns of section names, without the hashes that change with every build: a function that is not in the list, or no longer
 there, costs some memory and nothing else.
 
-Needs Linux on x86-64, Python 3 and binutils; no rights beyond those of the user. Takes a minute and a half.
+Needs Linux on x86-64, Python 3 and binutils; no rights beyond those of the user. Takes two minutes.
 """
 
 import ctypes

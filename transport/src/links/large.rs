@@ -1,8 +1,8 @@
 //! Links beside the data links, for streams that carry much to a peer that is near: TLS over TCP.
 //!
 //! The kernel cuts a large write of TCP into packets, acknowledges and reassembles them; over QUIC every packet is made and
-//! read by this process. On a short way without much loss, what QUIC has ahead of TCP is worth less than that. Such a link
-//! is never waited for: until it is up, and where it cannot be, streams take the data link.
+//! read by this process. On a short way without much loss, what QUIC has ahead of TCP is worth less than that. Until such
+//! a link is up, and where it cannot be, streams take the data link.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -149,9 +149,7 @@ impl Inner {
             && control.is_some_and(|control| control.loss() <= loss_max)
             && peer.live().iter().any(|link| link.carrier() == Carrier::Quic && link.path_rtt() <= self.config.near_rtt)
     }
-}
 
-impl Inner {
     /// A link for large streams to a peer that is no longer near takes no new ones, and none is dialled for a while. It takes
     /// twice the loss to get there, so that one bad moment more or less does not matter.
     pub(crate) fn leave_if_far(&self, link: &Arc<QuicLink>) {
