@@ -132,6 +132,7 @@ fn serve(mut stream: TcpStream, inside: &Inside) -> Option<()> {
             read_more(&mut stream, &mut bytes)?;
         }
         bytes.drain(..end + length);
+        let is_chunked = head.to_ascii_lowercase().contains("\r\ntransfer-encoding: chunked\r\n");
         if inside.is_stopped.load(Ordering::Relaxed) {
             return None;
         }
@@ -151,14 +152,30 @@ fn serve(mut stream: TcpStream, inside: &Inside) -> Option<()> {
         let reason = if status == 200 { "OK" } else { "As Told" };
         let answer = format!("HTTP/1.1 {status} {reason}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         stream.write_all(answer.as_bytes()).ok()?;
+        if is_chunked {
+            skip_chunks(&mut stream, &mut bytes)?;
+        }
     }
 }
 
+/// Reads to the end of a chunked body, which is known by its last line alone.
+fn skip_chunks(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<()> {
+    const LAST: &[u8] = b"0\r\n\r\n";
+    while !bytes.ends_with(LAST) {
+        bytes.drain(..bytes.len().saturating_sub(LAST.len()));
+        read_more(stream, bytes)?;
+    }
+    bytes.clear();
+    Some(())
+}
+
 fn head_end(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<usize> {
+    let mut seen = 0;
     loop {
-        if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
-            return Some(at + 4);
+        if let Some(at) = bytes.get(seen..)?.windows(4).position(|window| window == b"\r\n\r\n") {
+            return Some(seen + at + 4);
         }
+        seen = bytes.len().saturating_sub(3);
         read_more(stream, bytes)?;
     }
 }

@@ -14,6 +14,7 @@ use transport::{Clock, NodeId};
 use super::lanes::{Lane, Lanes};
 use super::links::ServiceLinks;
 use super::refuse::{Reason, Refusal};
+use super::shares::{Rounds, Share};
 use super::udp::Flows;
 use super::upstream::Pool;
 use crate::config::ProxyConfig;
@@ -121,6 +122,7 @@ struct CoreState {
     sweeping: AtomicBool,
     probes: Mutex<HashMap<NodeId, Probes>>,
     lanes: Lanes,
+    rounds: Arc<Rounds>,
 }
 
 /// Probes of one peer from one data thread.
@@ -157,6 +159,7 @@ impl ProxyContext {
                 sweeping: AtomicBool::new(false),
                 probes: Mutex::default(),
                 lanes: Lanes::default(),
+                rounds: Arc::default(),
             })
             .collect();
         let source = {
@@ -274,6 +277,11 @@ impl ProxyContext {
     /// The streams of this core to a peer.
     pub(super) fn lane(&self, core: usize, node: NodeId) -> Arc<Lane> {
         self.core(core).lanes.lane(node)
+    }
+
+    /// What a new connection of this core has of its thread.
+    pub(super) fn share(&self, core: usize) -> Arc<Share> {
+        Share::new(&self.core(core).rounds, &self.clock)
     }
 
     /// True for the one caller that is to sweep this core's pool.

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::turns::after_others;
+
 /// Bytes taken with one read; they live on the stack of the poll, not in the task.
 const PIECE_BYTES: usize = 16 * 1024;
 /// Pieces moved in one direction before other tasks get their turn.
@@ -96,7 +98,7 @@ impl Half {
             }
             self.poll_piece(cx, to, piece.filled())?;
         }
-        cx.waker().wake_by_ref();
+        after_others(cx);
         Poll::Pending
     }
 

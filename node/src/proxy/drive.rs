@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::body::BodyError;
 use super::exchange::Exchange;
+use super::shares;
 
 /// Pieces of an answer that wait to be taken.
 const PIECES_MAX: usize = 2;
@@ -30,7 +31,7 @@ impl Driven {
     /// Lets `exchange`, of whose answer the head was read, go on to the end of that answer. Its connection is not kept.
     pub(super) fn begin(exchange: Box<Exchange>) -> Self {
         let (sender, pieces) = mpsc::channel(PIECES_MAX);
-        tokio::spawn(drive(exchange, sender));
+        shares::spawn(drive(exchange, sender));
         Self { pieces }
     }
 

@@ -20,6 +20,7 @@ use tokio_util::io::poll_read_buf;
 use super::body::{BodyError, RequestBody};
 use super::framing::{AnswerEnd, Chunks, Framing, Taken, head_end, read_answer};
 use super::tcp::Wire;
+use super::turns::after_others;
 use super::wire::{Coding, TURN_BYTES, put_fields};
 
 /// Informational answers before the one; one more is taken for a flood.
@@ -289,7 +290,7 @@ impl Exchange {
                 return Ok(());
             };
             if in_turn > TURN_BYTES {
-                cx.waker().wake_by_ref();
+                after_others(cx);
                 return Ok(());
             }
             let ended = match Pin::new(&mut upload.body).poll_frame(cx) {

@@ -16,12 +16,13 @@ use hyper::http::request::Parts;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::body::{Arriving, ResponseBody};
 use super::context::ProxyContext;
 use super::http::{ResponseFuture, respond};
 use super::refuse::{Reason, Refusal};
+use super::shares::{self, Spawner};
 use super::tcp::{TunnelSlot, Wire};
 use super::turns::Turns;
 
@@ -98,7 +99,9 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
         })
     };
     let io = Turns::new(stream, ahead).timed(&context.clock);
-    serve_connection(context, io, serve, &usage, Windows::NEAR).await;
+    let share = context.share(core);
+    let served = serve_connection(context, io, serve, &usage, Windows::NEAR, Spawner::of(&share));
+    share.meter(served).await;
 }
 
 /// Serves one connection until it is unused for `proxy.idle_timeout`, or to its last request when the proxy drains.
@@ -108,10 +111,11 @@ pub(super) async fn serve_connection(
     serve: Serve,
     usage: &Usage,
     windows: Windows,
+    spawner: Spawner,
 ) {
     let config = &context.config;
     let head_bytes_max = u32::try_from(config.head_bytes_max).unwrap_or(u32::MAX);
-    let served = http2::Builder::new(TokioExecutor::new())
+    let served = http2::Builder::new(spawner)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .max_pending_accept_reset_streams(RESETS_PENDING_MAX)
@@ -167,7 +171,7 @@ async fn answer(
     response.headers_mut().remove(CONNECTION);
     if let (Some(opening), Some(tunnel)) = (opening, slot.take()) {
         let context = Arc::clone(context);
-        tokio::spawn(async move {
+        shares::spawn(async move {
             // An error means that the client left; the tunnel ends with it.
             if let Ok(stream) = opening.await {
                 let mut stream: Box<dyn Wire> = Box::new(TokioIo::new(stream));

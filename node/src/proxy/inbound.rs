@@ -27,6 +27,7 @@ use super::links::Duplex;
 use super::record::{Direction, LocalInFlight, Record};
 use super::serve::{End, serve};
 use super::tcp::{Tunnel, TunnelSlot};
+use super::shares::Spawner;
 use super::turns::Turns;
 use super::udp;
 use super::upstream::{Http, Lease, PoolKey};
@@ -247,7 +248,8 @@ async fn serve_http2<S: Duplex>(
         })
     };
     let io = Turns::new(Box::new(stream), BytesMut::new()).timed(&context.clock);
-    http2::serve_connection(context, io, serve, &usage, Windows::FAR).await;
+    // Its requests are those of many applications.
+    http2::serve_connection(context, io, serve, &usage, Windows::FAR, Spawner::default()).await;
 }
 
 /// Whether the instance takes connections: one is at hand, or is now, for the stream's first request.

@@ -46,6 +46,7 @@ mod record;
 mod refuse;
 mod retry;
 mod serve;
+mod shares;
 mod stopwatch;
 mod tcp;
 mod transparent;

@@ -23,6 +23,7 @@ use super::framing::Framing;
 use super::gate::{Gate, Next, SharedGate, lock};
 use super::headers::has_token;
 use super::refuse::Refusal;
+use super::turns::after_others;
 use super::wire::{Coding, TURN_BYTES, WrongLength, put_fields};
 
 /// Bytes of a body that nobody wanted which are read to keep the connection.
@@ -203,7 +204,7 @@ impl Answering {
         let mut in_turn = 0;
         while self.is_body_left {
             if in_turn > TURN_BYTES {
-                cx.waker().wake_by_ref();
+                after_others(cx);
                 return Poll::Pending;
             }
             let is_stopped = {

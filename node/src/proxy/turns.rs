@@ -5,8 +5,9 @@
 //! milliseconds for one turn. So a turn ends after some bytes, and for who makes much work with few of them after some time.
 
 use std::fmt;
+use std::future::Future as _;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -68,11 +69,18 @@ impl Turns {
     }
 }
 
+/// Has a task polled again when all who are ready now were polled, and the kernel was asked who else is. Who just wakes itself
+/// keeps the runtime from asking for as long as it lets tasks go on, which is tens of turns.
+pub(super) fn after_others(cx: &mut Context<'_>) {
+    let waits = pin!(tokio::task::yield_now()).poll(cx);
+    debug_assert!(waits.is_pending(), "it yields once");
+}
+
 impl AsyncRead for Turns {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.is_over() {
             self.end_turn();
-            cx.waker().wake_by_ref();
+            after_others(cx);
             return Poll::Pending;
         }
         if !self.ahead.is_empty() {
@@ -120,9 +128,10 @@ impl AsyncWrite for Turns {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::io::Write as _;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -187,5 +196,29 @@ mod tests {
         let sizes = turns_of(&mut turns, 5000).await;
         assert_eq!(sizes.iter().sum::<usize>(), 3 * TURN_BYTES + "ahead".len());
         assert!(sizes.len() >= 3 && sizes.iter().all(|size| *size < TURN_BYTES + 5000), "{sizes:?}");
+    }
+
+    #[tokio::test]
+    async fn who_lets_others_go_first_is_not_polled_again_before_it_is_known_what_has_arrived() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut far = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut near, _) = listener.accept().await.unwrap();
+        let arrived = tokio::spawn(async move { near.read_u8().await });
+        // A waiting reader is one that was polled.
+        tokio::task::yield_now().await;
+        let mut turns = 0;
+        let busy = poll_fn(|cx| {
+            turns += 1;
+            if turns == 3 {
+                far.write_all(b"x").unwrap();
+            }
+            if arrived.is_finished() {
+                return Poll::Ready(());
+            }
+            after_others(cx);
+            Poll::Pending
+        });
+        busy.await;
+        assert!(turns <= 6, "{turns} turns");
     }
 }
