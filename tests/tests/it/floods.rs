@@ -99,12 +99,7 @@ fn floods() -> Vec<Flood> {
             Box::new(move |number| frame(kind::PRIORITY, 0, id(number), &[0, 0, 0, 0, 9])),
             false,
         ),
-        flood(
-            "WINDOW_UPDATE",
-            Vec::new(),
-            Box::new(|_| frame(kind::WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes())),
-            false,
-        ),
+        flood("WINDOW_UPDATE", Vec::new(), Box::new(|_| frame(kind::WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes())), false),
         flood("empty DATA", open(), Box::new(|_| frame(kind::DATA, 0, 1, &[])), true),
         flood("DATA of one byte", open(), Box::new(|_| frame(kind::DATA, 0, 1, b"x")), false),
         flood("unknown frames", Vec::new(), Box::new(|_| frame(0xfa, 0, 0, &[0; 1000])), false),
