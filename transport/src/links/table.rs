@@ -341,9 +341,9 @@ impl Peer {
         });
     }
 
-    /// Connections the peer has to this node.
-    pub(crate) fn inbound_count(&self) -> usize {
-        self.live.iter().filter(|link| !link.is_outbound()).count()
+    /// Connections the peer has to this node over one carrier.
+    pub(crate) fn inbound_count(&self, carrier: Carrier) -> usize {
+        self.live.iter().filter(|link| !link.is_outbound() && link.carrier() == carrier).count()
     }
 
     /// Where to dial: the address of a live link that this node opened first, then what was set, then the same ports where
