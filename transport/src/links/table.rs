@@ -215,13 +215,15 @@ impl Table {
         let stale = peer.evict_older_than(Claim::of(link).generation);
         let mut silent = Vec::new();
         if link.is_outbound() {
-            let beside = peer.live.iter().filter(|other| other.purpose() == Purpose::Data && other.is_outbound());
-            // One for large streams is over TCP, which says nothing of UDP.
-            let beside = beside.filter(|_| !link.facts().is_large);
-            silent.extend(beside.filter(|other| other.core() == link.core() && other.is_silent()).cloned());
             if link.facts().is_large {
+                // It is over TCP, which says nothing of UDP.
                 peer.large.place(link);
             } else {
+                let beside = peer.live.iter().filter(|other| other.purpose() == Purpose::Data && other.is_outbound());
+                for replaced in beside.filter(|other| other.core() == link.core() && !other.facts().is_large) {
+                    replaced.retire();
+                    silent.extend(replaced.is_silent().then(|| Arc::clone(replaced)));
+                }
                 peer.data.insert(link.core(), DataSlot::Live(Arc::clone(link)));
             }
         }
