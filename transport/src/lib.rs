@@ -26,6 +26,7 @@ pub use carrier::Carrier;
 pub use clock::Clock;
 pub use id::{NodeId, NotANodeId};
 pub use link::{
-    CloseCode, LinkError, LinkRecv, LinkSend, LinkStream, NodeLink, PeerInfo, QuicLink, StreamKind, StreamReset,
+    CloseCode, LinkError, LinkRecv, LinkSend, LinkStream, NodeLink, PeerInfo, QuicLink, Retirement, StreamKind,
+    StreamReset,
 };
 pub use links::{Inbound, LinkStatus, Links, LinksConfig, Transport};

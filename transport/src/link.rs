@@ -24,7 +24,9 @@ use crate::links::moves::{Finding, Sight, Watch};
 use crate::links::path::LossMeter;
 use crate::links::reach::{FRESH, SilenceWatch};
 use crate::links::stream::StreamCount;
-pub use crate::links::stream::{LinkRecv, LinkSend, LinkStream, STREAM_DROPPED, StreamReset, StreamStopped};
+pub use crate::links::stream::{
+    LinkRecv, LinkSend, LinkStream, Retirement, STREAM_DROPPED, StreamReset, StreamStopped,
+};
 use crate::trust::Role;
 
 /// What the rest of the mesh needs of a connection to a peer, whatever carries it.
@@ -329,6 +331,7 @@ impl QuicLink {
 
     /// Another link has taken over: nothing new is sent on this one.
     pub(crate) fn retire(&self) {
+        self.streams.retirement().begin();
         self.retired.cancel();
     }
 

@@ -562,8 +562,8 @@ impl Inner {
         self.leaf.not_after_unix()
     }
 
-    pub(crate) fn stream_count(&self) -> Arc<StreamCount> {
-        StreamCount::new(Arc::clone(&self.open_streams))
+    pub(crate) fn stream_count(&self, is_large: bool) -> Arc<StreamCount> {
+        StreamCount::new(is_large, Arc::clone(&self.open_streams))
     }
 
     fn new_outbox(&self) -> Arc<Outbox> {

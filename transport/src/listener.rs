@@ -6,7 +6,7 @@ use std::sync::Arc;
 use quinn::{ConnectionError, Endpoint, Incoming};
 use tokio::time::timeout;
 
-use crate::carrier::{Connection, SendStream};
+use crate::carrier::{Carrier, Connection, SendStream};
 use crate::frame::{CloseCode, Hello, Purpose};
 use crate::link::{NodeLink as _, PeerInfo};
 use crate::links::counters::HandshakeRefusal;
@@ -81,7 +81,7 @@ pub(crate) async fn take_in(
         // Counted among the frames.
         Err(None) => return,
     };
-    if has_too_many(&inner, &peer) {
+    if has_too_many(&inner, &peer, connection.carrier()) {
         inner.counters.handshakes_refused.add(HandshakeRefusal::TooManyOfPeer);
         close(&connection, CloseCode::TooManyConnections);
         return;
@@ -161,9 +161,10 @@ pub(crate) async fn hear(
     }
 }
 
-fn has_too_many(inner: &Inner, peer: &PeerInfo) -> bool {
+/// Over each carrier as many are allowed: links for large streams are no reason to refuse a data link, nor the other way round.
+fn has_too_many(inner: &Inner, peer: &PeerInfo, carrier: Carrier) -> bool {
     let table = inner.table();
-    table.peer(peer.node).is_some_and(|known| known.inbound_count() >= inner.config.connections_per_peer_max)
+    table.peer(peer.node).is_some_and(|known| known.inbound_count(carrier) >= inner.config.connections_per_peer_max)
 }
 
 fn close(connection: &Connection, code: CloseCode) {

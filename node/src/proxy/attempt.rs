@@ -14,7 +14,8 @@ use hyper::{Request, Response, StatusCode};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use transport::{NodeId, StreamReset};
+use tokio_util::sync::CancellationToken;
+use transport::{NodeId, Retirement, StreamReset};
 
 use super::body::{Arriving, RequestBody, Upload};
 use super::context::{OutcomeKind, ProxyContext};
@@ -190,7 +191,7 @@ async fn send_near(
         Ok(stream) => stream,
         Err(detail) => return Err(Failure::before(OutcomeKind::ConnectFailed, detail, outgoing)),
     };
-    send_new(context, core, key, http, stream, outgoing).await
+    send_new(context, core, key, http, (stream, None), outgoing).await
 }
 
 /// A place on an HTTP/2 connection to a process on this machine; a new one is made where all are full.
@@ -216,7 +217,10 @@ pub(super) async fn shared(
             },
         };
         let opened = match connect(instance, limit).await {
-            Ok(stream) => Lease::open(context, core, key, Http::Two, stream).await.map_err(|error| describe(&error)),
+            Ok(stream) => {
+                let lease = Lease::open(context, core, key, Http::Two, stream, None).await;
+                lease.map_err(|error| describe(&error))
+            }
             Err(detail) => Err(detail),
         };
         tell.send_replace(Some(opened.as_ref().map(|_lease| ()).map_err(Clone::clone)));
@@ -258,6 +262,7 @@ pub(super) async fn remote(
     let (service, instance) = (endpoint.service.clone(), endpoint.instance.clone());
     let key = PoolKey::Remote { node, service, instance, volume };
     let http = Http::from(endpoint.protocol);
+    let peer = (volume == Volume::Large).then(|| context.peer_token(node));
     let mut sending = pin!(async {
         match send_kept(context, core, &key, http, 1, outgoing).await {
             Kept::Done(result) => *result,
@@ -268,12 +273,17 @@ pub(super) async fn remote(
     let sent = tokio::select! {
         biased;
         sent = &mut sending => sent,
-        never = watch(context, core, endpoint.node) => match never {},
+        never = watch(context, core, node, volume) => match never {},
     };
     let answer = sent.map_err(|mut failure| {
         // Whatever breaks between two proxies is not the instance's fault: that its node would have told.
-        if failure.blame == Blame::Endpoint(OutcomeKind::Closed) {
-            failure.blame = Blame::Endpoint(OutcomeKind::PeerFailed);
+        let is_given_up = || peer.as_ref().is_some_and(CancellationToken::is_cancelled);
+        match failure.blame {
+            Blame::Endpoint(OutcomeKind::Closed) => failure.blame = Blame::Endpoint(OutcomeKind::PeerFailed),
+            Blame::Endpoint(OutcomeKind::LinkFailed) if is_given_up() => {
+                failure.blame = Blame::Endpoint(OutcomeKind::PeerFailed);
+            }
+            Blame::Endpoint(_) | Blame::Client | Blame::Loop | Blame::Slow => {}
         }
         failure
     })?;
@@ -319,7 +329,11 @@ async fn send_far(
     let head = stream_head(context, endpoint, endpoint.protocol.into(), hops);
     match open_stream(context, core, endpoint.node, &head, key.volume(), place).await {
         Err((kind, detail)) => Err(Failure::before(kind, detail, outgoing)),
-        Ok(stream) => send_new(context, core, key.clone(), http, stream, outgoing).await,
+        Ok(stream) => {
+            // As it came out: one on the data link is not kept for what is large.
+            let (key, link) = (key.of_volume(stream.volume()), stream.retirement());
+            send_new(context, core, key, http, (stream, Some(link)), outgoing).await
+        }
     }
 }
 
@@ -357,14 +371,15 @@ pub(super) async fn open_stream(
     open_within(context, core, node, head, volume, ACCEPT_MIN, Some(place)).await
 }
 
-/// The same for a stream that only asks whether the peer answers, with more patience.
+/// The same for a stream that only asks whether the peer answers where streams of this volume are, with more patience.
 pub(super) async fn open_probe(
     context: &Arc<ProxyContext>,
     core: usize,
     node: NodeId,
     head: &ServiceHead,
+    volume: Volume,
 ) -> Result<PeerStream, (OutcomeKind, String)> {
-    open_within(context, core, node, head, Volume::Small, PROBE_MIN, None).await
+    open_within(context, core, node, head, volume, PROBE_MIN, None).await
 }
 
 async fn open_within(
@@ -379,7 +394,13 @@ async fn open_within(
     let peer_failed = |detail: String| (OutcomeKind::PeerFailed, detail);
     let bytes: Bytes = head.encode().map_err(|error| (OutcomeKind::ConnectFailed, error.to_string()))?;
     let token = context.peer_token(node);
-    let opening = timeout(context.config.connect_timeout, context.links.open_service(core, node, bytes, volume));
+    let is_probe = place.is_none();
+    let opening = if is_probe {
+        context.links.open_probe(core, node, bytes, volume)
+    } else {
+        context.links.open_service(core, node, bytes, volume)
+    };
+    let opening = timeout(context.config.connect_timeout, opening);
     let opened = tokio::select! {
         opened = opening => opened,
         () = token.cancelled() => return Err(peer_failed("its node was given up".to_owned())),
@@ -400,22 +421,26 @@ async fn open_within(
     match timeout(limit, stream.read_exact(&mut answer)).await {
         Ok(Ok(_)) if answer == [ACCEPTED] => Ok(stream),
         Ok(Ok(_)) => Err(peer_failed("its node answered out of turn".to_owned())),
-        Ok(Err(error)) => Err(reset_meaning(&error)),
+        Ok(Err(error)) => Err(reset_meaning(&error, stream.end_kind())),
         Err(_elapsed) => {
-            context.links.doubt(core, node, heard, volume);
+            // Nobody counts what is heard over a way for what is large: several probes in a row are to fail there.
+            if !(is_probe && stream.volume() == Volume::Large) {
+                context.links.doubt(core, node, heard, stream.volume());
+            }
             let limit = humantime::format_duration(limit);
-            Err(peer_failed(format!("its node did not accept within {limit}")))
+            Err((stream.end_kind(), format!("its node did not accept within {limit}")))
         }
     }
 }
 
-fn reset_meaning(error: &std::io::Error) -> (OutcomeKind, String) {
+/// What the peer says by breaking off, or that is `end` where it says nothing.
+fn reset_meaning(error: &std::io::Error, end: OutcomeKind) -> (OutcomeKind, String) {
     match StreamReset::of(error).and_then(|reset| ResetCode::from_wire(reset.code)) {
         Some(code @ (ResetCode::UnknownInstance | ResetCode::ConnectFailed)) => {
             (OutcomeKind::ConnectFailed, code.sentence().to_owned())
         }
         Some(code) => (OutcomeKind::PeerFailed, code.sentence().to_owned()),
-        None => (OutcomeKind::PeerFailed, format!("its node broke off: {error}")),
+        None => (end, format!("its node broke off: {error}")),
     }
 }
 
@@ -466,7 +491,7 @@ async fn send_kept(
             }
             Err(NotSent::Refused { copy: Some(copy), .. }) => return Kept::None(copy),
             Err(NotSent::Refused { detail, copy } | NotSent::Closed { detail, copy, .. }) => {
-                Failure::after(OutcomeKind::Closed, detail, copy)
+                Failure::after(key.broken(), detail, copy)
             }
             Err(NotSent::ClientBroke) => client_broke(),
         };
@@ -479,14 +504,14 @@ async fn send_new<S>(
     core: usize,
     key: PoolKey,
     http: Http,
-    stream: S,
+    (stream, link): (S, Option<Retirement>),
     outgoing: Outgoing,
 ) -> Result<Answer, Failure>
 where
     S: Wire + 'static,
 {
-    let kind = OutcomeKind::Closed;
-    let lease = match Lease::open(context, core, key, http, stream).await {
+    let kind = key.broken();
+    let lease = match Lease::open(context, core, key, http, stream, link).await {
         Ok(lease) => lease,
         Err(error) => return Err(Failure::before(kind, describe(&error), outgoing)),
     };
@@ -494,7 +519,7 @@ where
 }
 
 async fn send_over(context: &ProxyContext, lease: Lease, outgoing: Outgoing) -> Result<Answer, Failure> {
-    let kind = OutcomeKind::Closed;
+    let kind = lease.broken();
     send(context, lease, outgoing).await.map_err(|failed| match failed {
         NotSent::Unsent(again) => Failure::before(kind, "it closed the connection at once", again),
         NotSent::Refused { detail, copy: Some(again) } => Failure::before(kind, detail, again),

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use transport::{Clock, NodeId};
 
 use super::lanes::{Lane, Lanes};
-use super::links::ServiceLinks;
+use super::links::{ServiceLinks, Volume};
 use super::refuse::{Reason, Refusal};
 use super::shares::{Rounds, Share};
 use super::udp::Flows;
@@ -63,6 +63,8 @@ pub enum OutcomeKind {
     Closed,
     /// Its node could not be reached, did not accept in time or broke off. All its endpoints are out for a while.
     PeerFailed,
+    /// A way to its node that was only for what is large ended or was silent. Nobody is out for it: there are other ways.
+    LinkFailed,
     /// No response head in time. The endpoint stays in: slow is not dead.
     TimedOut,
     /// Errors in a row for answers; out for a while.
@@ -76,6 +78,14 @@ pub enum OutcomeKind {
 }
 
 impl OutcomeKind {
+    /// What it says that a stream between two proxies broke.
+    pub(super) const fn of_broken(volume: Volume) -> Self {
+        match volume {
+            Volume::Small => Self::PeerFailed,
+            Volume::Large => Self::LinkFailed,
+        }
+    }
+
     /// The word used as label.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -83,6 +93,7 @@ impl OutcomeKind {
             Self::ConnectFailed => "connect_failed",
             Self::Closed => "closed",
             Self::PeerFailed => "peer_failed",
+            Self::LinkFailed => "link_failed",
             Self::TimedOut => "timed_out",
             Self::Erring => "erring",
             Self::SuccessRate => "success_rate",
@@ -120,12 +131,15 @@ struct CoreState {
     pool: Mutex<Pool>,
     chance: AtomicU64,
     sweeping: AtomicBool,
-    probes: Mutex<HashMap<NodeId, Probes>>,
+    probes: Mutex<HashMap<ProbeKey, Probes>>,
     lanes: Lanes,
     rounds: Arc<Rounds>,
 }
 
-/// Probes of one peer from one data thread.
+/// What is probed: a peer, over the way of such streams.
+type ProbeKey = (NodeId, Volume);
+
+/// Probes of one peer from one data thread, over one way.
 #[derive(Debug, Default, Clone, Copy)]
 struct Probes {
     is_under_way: bool,
@@ -245,13 +259,19 @@ impl ProxyContext {
         }
         for core in &self.cores {
             lock(&core.pool).forget_node(node);
-            lock(&core.probes).remove(&node);
+            lock(&core.probes).retain(|(of, _), _| *of != node);
         }
     }
 
     /// Ends when [`ProxyContext::drain`] was called.
     pub(super) async fn until_draining(&self) {
         self.draining.cancelled().await;
+    }
+
+    /// The way of large streams of this core to a peer is given up: what waits there fails at once, and the peer stays.
+    pub(super) fn large_dead(&self, core: usize, node: NodeId) {
+        self.links.give_up_large(core, node);
+        lock(&self.core(core).probes).remove(&(node, Volume::Large));
     }
 
     /// Cancelled when the peer is given up.
@@ -294,22 +314,23 @@ impl ProxyContext {
         self.core(core).sweeping.store(false, Ordering::Release);
     }
 
-    /// The right to probe a peer from this core, unless a probe is under way.
-    pub(super) fn probe_turn(&self, core: usize, node: NodeId) -> Option<ProbeTurn<'_>> {
-        let probes = &self.core(core).probes;
+    /// The right to probe a peer from this core, over the way of such streams, unless a probe is under way.
+    pub(super) fn probe_turn(&self, core: usize, node: NodeId, volume: Volume) -> Option<ProbeTurn<'_>> {
+        let (probes, key) = (&self.core(core).probes, (node, volume));
         let mut all = lock(probes);
-        let one = all.entry(node).or_default();
+        let one = all.entry(key).or_default();
         if one.is_under_way {
             return None;
         }
         one.is_under_way = true;
-        Some(ProbeTurn { probes, node })
+        Some(ProbeTurn { probes, key })
     }
 
     /// Tells the control thread, which may be late: a full queue drops and counts.
     pub(super) fn tell(&self, outcome: Outcome) {
         match outcome.kind {
             OutcomeKind::TimedOut => metrics::counter!("marram_request_timeouts_total").increment(1),
+            OutcomeKind::LinkFailed => {}
             OutcomeKind::ConnectFailed
             | OutcomeKind::Closed
             | OutcomeKind::PeerFailed
@@ -356,8 +377,8 @@ impl ProxyContext {
 
 /// The right to probe one peer. Dropping it before its end, as the request no longer waits, changes no count.
 pub(super) struct ProbeTurn<'a> {
-    probes: &'a Mutex<HashMap<NodeId, Probes>>,
-    node: NodeId,
+    probes: &'a Mutex<HashMap<ProbeKey, Probes>>,
+    key: ProbeKey,
 }
 
 impl ProbeTurn<'_> {
@@ -365,10 +386,10 @@ impl ProbeTurn<'_> {
     pub(super) fn finish(self, answered: bool) -> u32 {
         let mut all = lock(self.probes);
         if answered {
-            all.remove(&self.node);
+            all.remove(&self.key);
             return 0;
         }
-        all.get_mut(&self.node).map_or(0, |one| {
+        all.get_mut(&self.key).map_or(0, |one| {
             one.failed_in_a_row += 1;
             one.failed_in_a_row
         })
@@ -377,7 +398,7 @@ impl ProbeTurn<'_> {
 
 impl Drop for ProbeTurn<'_> {
     fn drop(&mut self) {
-        if let Some(one) = lock(self.probes).get_mut(&self.node) {
+        if let Some(one) = lock(self.probes).get_mut(&self.key) {
             one.is_under_way = false;
         }
     }

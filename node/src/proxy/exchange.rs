@@ -16,6 +16,7 @@ use hyper::http::{request, response};
 use hyper::{Method, StatusCode};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio_util::io::poll_read_buf;
+use transport::Retirement;
 
 use super::body::{BodyError, RequestBody};
 use super::framing::{AnswerEnd, Chunks, Framing, Taken, head_end, read_answer};
@@ -40,6 +41,8 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Connection {
     io: Box<dyn Wire>,
+    /// Of the link it is on, where it leads through a peer.
+    link: Option<Retirement>,
     unread: BytesMut,
     head_bytes_max: usize,
 }
@@ -47,11 +50,30 @@ pub(super) struct Connection {
 impl Connection {
     /// A new one; heads of answers may have `head_bytes_max` bytes.
     pub(super) fn new(io: Box<dyn Wire>, head_bytes_max: usize) -> Self {
-        Self { io, unread: BytesMut::new(), head_bytes_max }
+        Self { io, link: None, unread: BytesMut::new(), head_bytes_max }
     }
 
-    /// Whether it is open and silent: what arrives before something was asked is no answer.
+    /// The same on a link to a peer.
+    pub(super) fn on(self, link: Option<Retirement>) -> Self {
+        Self { link, ..self }
+    }
+
+    /// Whether the link it is on has been left, so that it serves no further request.
+    pub(super) fn is_left(&self) -> bool {
+        self.link.as_ref().is_some_and(Retirement::has_begun)
+    }
+
+    /// Ends it behind what was sent, which the other side still reads.
+    pub(super) fn close(mut self) {
+        // A link takes the end at once; what does not is cut off, as it would be without.
+        let _ended = Pin::new(&mut self.io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+    }
+
+    /// Whether it is open, silent and not on a link that was left: what arrives before something was asked is no answer.
     pub(super) fn is_usable(&mut self) -> bool {
+        if self.is_left() {
+            return false;
+        }
         let io = &mut self.io;
         let mut byte = [0];
         let mut byte = ReadBuf::new(&mut byte);

@@ -265,7 +265,7 @@ async fn is_reachable(context: &Arc<ProxyContext>, core: usize, instance: &Local
     let Ok(socket) = connect(instance, CONNECT_BEFORE_ACCEPT).await else {
         return false;
     };
-    match Lease::open(context, core, key, http, socket).await {
+    match Lease::open(context, core, key, http, socket, None).await {
         Ok(lease) => lease.give_back_ready().await,
         Err(_closed) => false,
     }
@@ -344,6 +344,7 @@ const fn fault_of(failure: &Failure) -> Fault {
             OutcomeKind::ConnectFailed
             | OutcomeKind::Closed
             | OutcomeKind::PeerFailed
+            | OutcomeKind::LinkFailed
             | OutcomeKind::TimedOut
             | OutcomeKind::Erring
             | OutcomeKind::SuccessRate

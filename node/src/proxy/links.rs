@@ -10,8 +10,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use transport::{LinkError, LinkStream, Links, NodeId};
+use transport::{LinkError, LinkStream, Links, NodeId, Retirement};
 
+use super::context::OutcomeKind;
 use super::lanes::Place;
 use crate::snapshot::EndpointStats;
 
@@ -19,12 +20,26 @@ use crate::snapshot::EndpointStats;
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug + 'static {
     /// Breaks off both ways; the peer's next read fails with [`transport::StreamReset`] of this code.
     fn reset(&mut self, code: u32);
+
+    /// Whether it has a way of its own for what is large.
+    fn volume(&self) -> Volume;
+
+    /// Whether the link it is on has been left, now or later: then it serves what is on it and nothing after that.
+    fn retirement(&self) -> Retirement;
 }
 
 impl Duplex for LinkStream {
     fn reset(&mut self, code: u32) {
         Self::reset(self, code);
         self.stop(code);
+    }
+
+    fn volume(&self) -> Volume {
+        if self.is_on_large() { Volume::Large } else { Volume::Small }
+    }
+
+    fn retirement(&self) -> Retirement {
+        Self::retirement(self).clone()
     }
 }
 
@@ -70,6 +85,21 @@ pub trait ServiceLinks: Send + Sync + 'static {
     /// Whether a stream to `to` that carries much would have a way of its own.
     fn takes_large(&self, core: usize, to: NodeId) -> bool;
 
+    /// Whether streams to `to` that carry much may be under way on a way of their own, be it one that takes no new ones.
+    fn has_large(&self, core: usize, to: NodeId) -> bool;
+
+    /// Opens a stream where those of this volume to `to` are under way, to see whether its proxy answers there.
+    fn open_probe(
+        &self,
+        core: usize,
+        to: NodeId,
+        head: Bytes,
+        volume: Volume,
+    ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>>;
+
+    /// Nothing comes back on the way of its own of streams that carry much: what is on it ends at once.
+    fn give_up_large(&self, core: usize, to: NodeId);
+
     /// The smoothed round trip to `to`, where it is known.
     fn rtt(&self, to: NodeId) -> Option<Duration>;
 
@@ -78,7 +108,8 @@ pub trait ServiceLinks: Send + Sync + 'static {
         None
     }
 
-    /// A stream was opened in vain: if nothing has been received since `heard`, the next one takes another link.
+    /// A stream was opened in vain: the next one takes another link. Of a data link that holds if nothing has been received
+    /// since `heard`; `volume` is that of the stream, as it came out.
     fn doubt(&self, _core: usize, _to: NodeId, _heard: Option<u64>, _volume: Volume) {}
 
     /// Sends a packet that may be lost to the proxy of `to`, beside the streams between the two.
@@ -119,6 +150,31 @@ impl ServiceLinks for Links {
         Self::takes_large(self, core, to)
     }
 
+    fn has_large(&self, core: usize, to: NodeId) -> bool {
+        Self::has_large(self, core, to)
+    }
+
+    fn open_probe(
+        &self,
+        core: usize,
+        to: NodeId,
+        head: Bytes,
+        volume: Volume,
+    ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
+        Box::pin(async move {
+            let opened = match volume {
+                Volume::Small => Self::open_service(self, core, to, head).await,
+                Volume::Large => self.open_beside_large(core, to, head).await,
+            };
+            let stream = opened.map_err(|error| error.to_string())?;
+            Ok(Box::new(stream) as Box<dyn Duplex>)
+        })
+    }
+
+    fn give_up_large(&self, core: usize, to: NodeId) {
+        Self::give_up_large(self, core, to);
+    }
+
     fn rtt(&self, to: NodeId) -> Option<Duration> {
         Self::rtt(self, to)
     }
@@ -128,9 +184,12 @@ impl ServiceLinks for Links {
     }
 
     fn doubt(&self, core: usize, to: NodeId, heard: Option<u64>, volume: Volume) {
-        // What TCP does not carry says nothing of the data link.
-        if volume == Volume::Small || !self.doubt_large(core, to) {
-            Self::doubt(self, core, to, heard);
+        match volume {
+            Volume::Small => Self::doubt(self, core, to, heard),
+            // What TCP does not carry says nothing of the data link.
+            Volume::Large => {
+                self.doubt_large(core, to);
+            }
         }
     }
 
@@ -154,6 +213,21 @@ pub(super) struct PeerStream {
 impl PeerStream {
     pub(super) fn new(inner: Box<dyn Duplex>, peer: CancellationToken, place: Option<Place>) -> Self {
         Self { inner, given_up: Box::pin(peer.cancelled_owned()), is_given_up: false, _place: place }
+    }
+
+    /// Whether the link it is on has been left, now or later.
+    pub(super) fn retirement(&self) -> Retirement {
+        self.inner.retirement()
+    }
+
+    /// Whether it has a way of its own for what is large.
+    pub(super) fn volume(&self) -> Volume {
+        self.inner.volume()
+    }
+
+    /// What its end says: where it was on a way of its own and the peer was not given up, nothing of the peer.
+    pub(super) fn end_kind(&self) -> OutcomeKind {
+        if self.is_given_up { OutcomeKind::PeerFailed } else { OutcomeKind::of_broken(self.volume()) }
     }
 }
 

@@ -3,7 +3,8 @@
 //! A peer that dies leaves its connection looking healthy until the idle timeout. So whoever waits for a response
 //! head longer than a moment has the peer's proxy accept an empty stream now and then; three in a row without an
 //! answer and the peer is given up here, which fails all that waits for it, at once. Membership comes to its own
-//! verdict, later and for everybody.
+//! verdict, later and for everybody. Streams that carry much may have a way of their own: it is asked for those that wait
+//! on it, and given up alone, as long as the peer answers elsewhere.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,26 +15,41 @@ use transport::NodeId;
 use super::attempt::open_probe;
 use super::context::ProxyContext;
 use super::head::{Content, ServiceHead};
+use super::links::Volume;
 
 /// A request that waits no longer than this costs no probe.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// Probes in a row without an answer until the peer is given up.
+/// Probes in a row without an answer until the peer, or its way for what is large, is given up.
 const FAILURES: u32 = 3;
 
-/// Asks the peer again and again whether it still answers, and gives it up when it does not. Never ends by itself.
-pub(super) async fn watch(context: &Arc<ProxyContext>, core: usize, node: NodeId) -> Infallible {
+/// Asks the peer again and again whether it still answers over the way of streams of this volume, and gives that up when it
+/// does not. Never ends by itself.
+pub(super) async fn watch(context: &Arc<ProxyContext>, core: usize, node: NodeId, volume: Volume) -> Infallible {
     let mut head = None;
     loop {
         tokio::time::sleep(PATIENCE).await;
         let head = head.get_or_insert_with(|| probe_head(&context.source));
-        // One probe at a time per peer and core, however many requests wait.
-        let Some(turn) = context.probe_turn(core, node) else { continue };
+        // Where there is no way of its own, it waits on that of the others.
+        let is_large = volume == Volume::Large && context.links.has_large(core, node);
+        let volume = if is_large { Volume::Large } else { Volume::Small };
+        // One probe at a time per peer, core and way, however many requests wait.
+        let Some(turn) = context.probe_turn(core, node, volume) else { continue };
         // Boxed, as few requests wait for so long.
-        let answered = Box::pin(open_probe(context, core, node, head)).await.is_ok();
-        if turn.finish(answered) >= FAILURES {
-            metrics::counter!("marram_peers_given_up_total").increment(1);
-            tracing::warn!(%node, probes = FAILURES, "peer no longer answers, its requests go elsewhere");
-            context.peer_dead(node);
+        let answered = Box::pin(open_probe(context, core, node, head, volume)).await.is_ok();
+        if turn.finish(answered) < FAILURES {
+            continue;
+        }
+        match volume {
+            Volume::Small => {
+                metrics::counter!("marram_peers_given_up_total").increment(1);
+                tracing::warn!(%node, probes = FAILURES, "peer no longer answers, its requests go elsewhere");
+                context.peer_dead(node);
+            }
+            Volume::Large => {
+                metrics::counter!("marram_large_links_given_up_total").increment(1);
+                tracing::warn!(%node, probes = FAILURES, "peer no longer answers over tcp, large requests go over quic");
+                context.large_dead(core, node);
+            }
         }
     }
 }

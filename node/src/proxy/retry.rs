@@ -130,7 +130,7 @@ impl Tries {
 
     /// The endpoint failed: it is out for this request and, for a while, for this node.
     ///
-    /// Where its node failed, all endpoints there are out: they are behind the same proxy.
+    /// Where its node failed, all endpoints there are out: they are behind the same proxy. Where it was only the way there, none.
     pub(super) fn fail(
         &mut self,
         context: &ProxyContext,
@@ -139,6 +139,11 @@ impl Tries {
         kind: OutcomeKind,
         detail: String,
     ) {
+        if kind == OutcomeKind::LinkFailed {
+            // The next try goes there over another way, or elsewhere.
+            self.failures.push((label(endpoint), detail));
+            return;
+        }
         let at = context.clock.now();
         let until = at.saturating_add(context.config.eject_time);
         let in_a_row = endpoint.stats.failed(until);

@@ -17,11 +17,11 @@ use hyper::http::uri::Scheme;
 use hyper::{Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::watch;
-use transport::NodeId;
+use transport::{NodeId, Retirement};
 
 use super::attempt::Outgoing;
 use super::body::{Arriving, RequestBody};
-use super::context::ProxyContext;
+use super::context::{OutcomeKind, ProxyContext};
 use super::drive::Driven;
 use super::exchange::{Broke, Connection, Exchange};
 use super::http::origin_form;
@@ -105,10 +105,19 @@ pub(super) enum Opening {
 /// An HTTP/2 connection. It ends when it is no longer here and its last request is done.
 struct Shared {
     sender: http2::SendRequest<RequestBody>,
+    /// Of the link it is on, where it leads through a peer.
+    link: Option<Retirement>,
     /// Requests under way.
     streams: Arc<AtomicUsize>,
     /// When the sweeper first found it unused.
     unused_since: Option<Duration>,
+}
+
+impl Shared {
+    /// Whether it takes no further request: it is closed, or its link has been left.
+    fn is_over(&self) -> bool {
+        self.sender.is_closed() || self.link.as_ref().is_some_and(Retirement::has_begun)
+    }
 }
 
 impl fmt::Debug for Shared {
@@ -159,14 +168,28 @@ impl PoolKey {
 
     /// The same with streams that are expected to carry much instead of a little, or the other way round.
     pub(super) fn of_other_volume(&self) -> Self {
+        self.of_volume(match self.volume() {
+            Volume::Small => Volume::Large,
+            Volume::Large => Volume::Small,
+        })
+    }
+
+    /// The same with streams of this volume.
+    pub(super) fn of_volume(&self, volume: Volume) -> Self {
         let mut other = self.clone();
-        if let Self::Remote { volume, .. } = &mut other {
-            *volume = match volume {
-                Volume::Small => Volume::Large,
-                Volume::Large => Volume::Small,
-            };
+        if let Self::Remote { volume: of, .. } = &mut other {
+            *of = volume;
         }
         other
+    }
+
+    /// Whose fault it is that a connection broke.
+    pub(super) const fn broken(&self) -> OutcomeKind {
+        match self.volume() {
+            // Where a peer is in between, it is that peer's; see `attempt::remote`.
+            Volume::Small => OutcomeKind::Closed,
+            Volume::Large => OutcomeKind::LinkFailed,
+        }
     }
 
     /// The streams it is one of.
@@ -236,7 +259,7 @@ impl Pool {
     /// The HTTP/2 connection with the fewest requests, if these are fewer than `streams_max`.
     fn share(&mut self, key: &PoolKey, streams_max: usize) -> Option<&Shared> {
         let shared = self.shared.get_mut(key)?;
-        shared.retain(|one| !one.sender.is_closed());
+        shared.retain(|one| !one.is_over());
         let least = shared.iter().min_by_key(|one| one.streams.load(Ordering::Acquire))?;
         (least.streams.load(Ordering::Acquire) < streams_max).then_some(least)
     }
@@ -261,9 +284,9 @@ impl Pool {
         self.keep_shared(|_, one| {
             if one.streams.load(Ordering::Acquire) > 0 {
                 one.unused_since = None;
-                return !one.sender.is_closed();
+                return !one.is_over();
             }
-            !one.sender.is_closed() && now.saturating_sub(*one.unused_since.get_or_insert(now)) < IDLE_TIMEOUT
+            !one.is_over() && now.saturating_sub(*one.unused_since.get_or_insert(now)) < IDLE_TIMEOUT
         });
     }
 
@@ -380,7 +403,7 @@ impl Lease {
         Some(Self { context: Arc::clone(context), core, key: key.clone(), sender })
     }
 
-    /// A new connection over `io`.
+    /// A new connection over `io`, and on `link` where it leads through a peer.
     ///
     /// # Errors
     /// Those of the handshake, which sends nothing of the request.
@@ -390,14 +413,20 @@ impl Lease {
         key: PoolKey,
         http: Http,
         io: S,
+        link: Option<Retirement>,
     ) -> hyper::Result<Self>
     where
         S: Wire + 'static,
     {
         match http {
-            Http::One => Ok(Self::open_one(context, core, key, Box::new(io))),
-            Http::Two => Self::open_two(context, core, key, Box::new(io)).await,
+            Http::One => Ok(Self::open_one(context, core, key, Box::new(io), link)),
+            Http::Two => Self::open_two(context, core, key, Box::new(io), link).await,
         }
+    }
+
+    /// Whose fault it is that the connection broke.
+    pub(super) const fn broken(&self) -> OutcomeKind {
+        self.key.broken()
     }
 
     async fn open_two(
@@ -405,6 +434,7 @@ impl Lease {
         core: usize,
         key: PoolKey,
         io: Box<dyn Wire>,
+        link: Option<Retirement>,
     ) -> hyper::Result<Self> {
         let windows = if key.through().is_some() { Windows::FAR } else { Windows::NEAR };
         let head_bytes_max = u32::try_from(context.config.head_bytes_max.max(8 * 1024)).unwrap_or(u32::MAX);
@@ -423,7 +453,7 @@ impl Lease {
         });
         let streams = Arc::new(AtomicUsize::new(0));
         let turn = Turn::begin(context, core, &key, &streams);
-        let shared = Shared { sender: sender.clone(), streams, unused_since: None };
+        let shared = Shared { sender: sender.clone(), link, streams, unused_since: None };
         context.pool(core).shared.entry(key.clone()).or_default().push(shared);
         // Where all streams to a peer are in use, others wait for one that they can share.
         tell_waiting(context, core, &key);
@@ -431,8 +461,14 @@ impl Lease {
         Ok(Self { context: Arc::clone(context), core, key, sender: Sender::Two { sender, _turn: turn } })
     }
 
-    fn open_one(context: &Arc<ProxyContext>, core: usize, key: PoolKey, io: Box<dyn Wire>) -> Self {
-        let connection = Connection::new(io, context.config.head_bytes_max.max(8 * 1024));
+    fn open_one(
+        context: &Arc<ProxyContext>,
+        core: usize,
+        key: PoolKey,
+        io: Box<dyn Wire>,
+        link: Option<Retirement>,
+    ) -> Self {
+        let connection = Connection::new(io, context.config.head_bytes_max.max(8 * 1024)).on(link);
         Self { context: Arc::clone(context), core, key, sender: Sender::One(Some(connection)) }
     }
 
@@ -522,6 +558,9 @@ async fn send_two(sender: &mut http2::SendRequest<RequestBody>, outgoing: Outgoi
 }
 
 fn keep(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, connection: Connection) {
+    if connection.is_left() {
+        return connection.close();
+    }
     context.pool(core).put(key.clone(), connection, context.clock.now());
     tell_waiting(context, core, key);
     begin_sweeping(context, core);

@@ -38,7 +38,9 @@ pub struct LinksConfig {
     pub handshake_timeout: Duration,
     /// Connections of the node, in both directions and for both purposes; more are refused. Default 1,024.
     pub connections_max: usize,
-    /// Connections one peer may have to this node; more are closed with `TooManyConnections`. Default 64.
+    /// Connections one peer may have to this node over QUIC, and as many over TCP; more are closed with `TooManyConnections`.
+    /// A peer has one for control and one for each of its cores, and as many over TCP for large streams; where one of those
+    /// is refused, its large streams take the data link. Default 64.
     pub connections_per_peer_max: usize,
 
     /// Streams a peer may have open on one data link at first: what is allowed costs memory before it is used. When three

@@ -17,7 +17,7 @@ use super::reach::Approach;
 use super::table::Peer;
 use super::{Inner, Links};
 use crate::carrier::Carrier;
-use crate::frame::StreamKind;
+use crate::frame::{CloseCode, StreamKind};
 use crate::id::NodeId;
 use crate::link::{LinkError, LinkStream, NodeLink as _, QuicLink};
 
@@ -109,16 +109,36 @@ impl Links {
         self.inner.large_link(core, to).is_some()
     }
 
+    /// Whether streams opened by [`Links::open_large`] may be under way on a link of their own, be it one that was left.
+    pub fn has_large(&self, core: usize, to: NodeId) -> bool {
+        self.inner.waited_on(core, to).is_some()
+    }
+
+    /// Opens a `Service` stream where those of [`Links::open_large`] are under way, to see whether the peer answers there:
+    /// on the link that new ones take, else on the last that was left and still has some.
+    ///
+    /// # Errors
+    /// [`LinkError::NotConnected`] where there is no such link; what [`LinkError`] says of streams that cannot be opened.
+    pub async fn open_beside_large(&self, core: usize, to: NodeId, head: Bytes) -> Result<LinkStream, LinkError> {
+        let link = self.inner.waited_on(core, to).ok_or(LinkError::NotConnected { node: to })?;
+        link.open_stream(StreamKind::Service, &head).await
+    }
+
+    /// Nothing comes back on the link that [`Links::open_beside_large`] takes: it is closed, which ends the streams on it now
+    /// instead of when nothing has come for long enough, and none is dialled for a while. Whether there was one.
+    pub fn give_up_large(&self, core: usize, to: NodeId) -> bool {
+        let Some(link) = self.inner.waited_on(core, to) else { return false };
+        self.inner.leave_large(&link);
+        link.close(CloseCode::Silent, "no answer over tcp, and streams wait for one");
+        true
+    }
+
     /// Somebody waited in vain for an answer to a stream opened by [`Links::open_large`]: where there is a link for large
     /// streams of this core, new ones do not take it, and none is dialled for a while. Whether there was one.
     pub fn doubt_large(&self, core: usize, to: NodeId) -> bool {
-        let mut table = self.inner.table();
-        let Some(link) = table.peer(to).and_then(|peer| peer.large.usable(core).cloned()) else { return false };
-        link.retire();
-        if let Some(peer) = table.peer_mut(to) {
-            peer.large.remove(&link);
-            peer.large.put_off(self.inner.clock.now());
-        }
+        let link = self.inner.table().peer(to).and_then(|peer| peer.large.usable(core).cloned());
+        let Some(link) = link else { return false };
+        self.inner.leave_large(&link);
         true
     }
 }
@@ -140,6 +160,24 @@ impl Inner {
         None
     }
 
+    /// The link on which streams of a core that carry much wait for their answers.
+    fn waited_on(&self, core: usize, to: NodeId) -> Option<Arc<QuicLink>> {
+        let table = self.table();
+        let peer = table.peer(to)?;
+        let is_of_core = |link: &&Arc<QuicLink>| link.facts().is_large && link.core() == core && !link.is_closed();
+        let left = || peer.live().iter().rev().filter(is_of_core).find(|link| link.streams_open() > 0);
+        peer.large.usable(core).or_else(left).cloned()
+    }
+
+    /// A link for large streams takes no new ones, and none is dialled for a while.
+    fn leave_large(&self, link: &Arc<QuicLink>) {
+        link.retire();
+        if let Some(peer) = self.table().peer_mut(link.peer_shared().node) {
+            peer.large.remove(link);
+            peer.large.put_off(self.clock.now());
+        }
+    }
+
     /// Whether a peer is so near that large streams to it are better off over TCP. What a data link that works to the limit
     /// loses says more of the load of the two nodes than of the way, so for loss the control link is asked.
     fn is_near(&self, peer: &Peer, loss_max: f64) -> bool {
@@ -153,12 +191,10 @@ impl Inner {
     /// A link for large streams to a peer that is no longer near takes no new ones, and none is dialled for a while. It takes
     /// twice the loss to get there, so that one bad moment more or less does not matter.
     pub(crate) fn leave_if_far(&self, link: &Arc<QuicLink>) {
-        let mut table = self.table();
-        let Some(peer) = table.peer_mut(link.peer_shared().node) else { return };
-        if peer.control().is_some() && !self.is_near(peer, self.config.near_loss * 2.0) {
-            link.retire();
-            peer.large.remove(link);
-            peer.large.put_off(self.clock.now());
+        let is_far = |peer: &Peer| peer.control().is_some() && !self.is_near(peer, self.config.near_loss * 2.0);
+        let is_far = self.table().peer(link.peer_shared().node).is_some_and(is_far);
+        if is_far {
+            self.leave_large(link);
         }
     }
 }

@@ -94,7 +94,7 @@ pub(crate) fn link(
         open_timeout: inner.config.open_timeout,
         head_bytes_max: inner.config.head_bytes_max,
     };
-    QuicLink::new(connection, peer, facts, inner.stream_count(), Arc::clone(&inner.counters), permit)
+    QuicLink::new(connection, peer, facts, inner.stream_count(is_large), Arc::clone(&inner.counters), permit)
 }
 
 /// After 80 to 90 % of the time that is left, so that a fleet does not redial in step; `permille` is 0 to 100. Both

@@ -49,6 +49,24 @@ impl StreamStopped {
     }
 }
 
+/// Whether a link has been left: what is new goes over another one, so a stream that was kept for later use is of none.
+#[derive(Debug, Clone, Default)]
+pub struct Retirement {
+    has_begun: Arc<AtomicBool>,
+}
+
+impl Retirement {
+    /// The link is left, for good.
+    pub fn begin(&self) {
+        self.has_begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Relaxed)
+    }
+}
+
 /// A stream of bytes in both directions. Many share one connection and do not block each other.
 ///
 /// `poll_shutdown` finishes the sending side. Dropping a side that was not finished resets it with [`STREAM_DROPPED`],
@@ -81,6 +99,16 @@ impl LinkStream {
     /// Breaks off receiving: the peer's write fails with [`StreamStopped`].
     pub fn stop(&mut self, code: u32) {
         self.recv.stop(code);
+    }
+
+    /// Whether it is on a link of this node for streams that carry much.
+    pub fn is_on_large(&self) -> bool {
+        self.send.open.streams.is_large
+    }
+
+    /// Whether its link has been left, now or later.
+    pub fn retirement(&self) -> &Retirement {
+        self.send.open.streams.retirement()
     }
 
     /// The receiving side.
@@ -219,12 +247,21 @@ pub(crate) struct StreamCount {
     total: AtomicU64,
     /// How often the peer was allowed twice as many.
     doublings: AtomicU32,
+    /// Whether the link has been left.
+    retirement: Retirement,
+    /// The link is one of this node's for streams that carry much.
+    is_large: bool,
     all: Arc<OpenStreams>,
 }
 
 impl StreamCount {
-    pub(crate) fn new(all: Arc<OpenStreams>) -> Arc<Self> {
-        Arc::new(Self { open: AtomicUsize::new(0), total: AtomicU64::new(0), doublings: AtomicU32::new(0), all })
+    pub(crate) fn new(is_large: bool, all: Arc<OpenStreams>) -> Arc<Self> {
+        let (open, total, doublings) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicU32::new(0));
+        Arc::new(Self { open, total, doublings, retirement: Retirement::default(), is_large, all })
+    }
+
+    pub(crate) const fn retirement(&self) -> &Retirement {
+        &self.retirement
     }
 
     pub(crate) fn open(&self) -> usize {

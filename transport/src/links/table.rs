@@ -215,13 +215,15 @@ impl Table {
         let stale = peer.evict_older_than(Claim::of(link).generation);
         let mut silent = Vec::new();
         if link.is_outbound() {
-            let beside = peer.live.iter().filter(|other| other.purpose() == Purpose::Data && other.is_outbound());
-            // One for large streams is over TCP, which says nothing of UDP.
-            let beside = beside.filter(|_| !link.facts().is_large);
-            silent.extend(beside.filter(|other| other.core() == link.core() && other.is_silent()).cloned());
             if link.facts().is_large {
+                // It is over TCP, which says nothing of UDP.
                 peer.large.place(link);
             } else {
+                let beside = peer.live.iter().filter(|other| other.purpose() == Purpose::Data && other.is_outbound());
+                for replaced in beside.filter(|other| other.core() == link.core() && !other.facts().is_large) {
+                    replaced.retire();
+                    silent.extend(replaced.is_silent().then(|| Arc::clone(replaced)));
+                }
                 peer.data.insert(link.core(), DataSlot::Live(Arc::clone(link)));
             }
         }
@@ -341,9 +343,9 @@ impl Peer {
         });
     }
 
-    /// Connections the peer has to this node.
-    pub(crate) fn inbound_count(&self) -> usize {
-        self.live.iter().filter(|link| !link.is_outbound()).count()
+    /// Connections the peer has to this node over one carrier.
+    pub(crate) fn inbound_count(&self, carrier: Carrier) -> usize {
+        self.live.iter().filter(|link| !link.is_outbound() && link.carrier() == carrier).count()
     }
 
     /// Where to dial: the address of a live link that this node opened first, then what was set, then the same ports where

@@ -121,23 +121,27 @@ impl OwnAddress {
                 inner.rebind(core);
             }
         }
-        if !has_moved {
-            return;
+        if has_moved {
+            go_on_elsewhere(inner, links);
         }
-        tracing::info!("this node's address has changed");
-        for core in 0..inner.cores() {
-            inner.rebind(core);
-        }
-        inner.tell_moved();
-        for link in links.iter().filter(|link| link.facts().is_large) {
-            // TCP does not move: what is under way on it ends now instead of when nothing has come for long enough.
-            link.retire();
-            link.close(CloseCode::Superseded, "this node's address has changed");
-        }
-        for link in links.iter().filter(|link| !link.is_outbound() && !link.is_closed()) {
-            if link.connection().local_ip().is_some_and(|own| !moves::is_own(own.to_canonical())) {
-                give_up(inner, link);
-            }
+    }
+}
+
+/// This node's address has changed.
+pub(crate) fn go_on_elsewhere(inner: &Arc<Inner>, links: &[Arc<QuicLink>]) {
+    tracing::info!("this node's address has changed");
+    for core in 0..inner.cores() {
+        inner.rebind(core);
+    }
+    inner.tell_moved();
+    for link in links.iter().filter(|link| link.facts().is_large) {
+        // TCP does not move: what is under way on it ends now instead of when nothing has come for long enough.
+        link.retire();
+        link.close(CloseCode::Superseded, "this node's address has changed");
+    }
+    for link in links.iter().filter(|link| !link.is_outbound() && !link.is_closed()) {
+        if link.connection().local_ip().is_some_and(|own| !moves::is_own(own.to_canonical())) {
+            give_up(inner, link);
         }
     }
 }

@@ -20,8 +20,9 @@ use tokio::io::{
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use transport::trust::Role;
-use transport::{NodeId, PeerInfo, StreamReset};
+use transport::{NodeId, PeerInfo, Retirement, StreamReset};
 
 use super::super::{Duplex, NotSent, Outcome, ProxyContext, ProxyParts, ServiceLinks, Volume};
 use crate::clock::SystemClock;
@@ -58,19 +59,20 @@ impl Bench {
     }
 
     pub(super) async fn with(config: ProxyConfig, number: u8) -> Self {
-        let here = Here {
-            node: node(number),
-            name: format!("n{number}"),
-            region: String::new(),
-            zone: String::new(),
-            mesh: "test".into(),
-        };
-        let published = Arc::new(Published::new(snapshot(&here, &BTreeMap::new(), &HashMap::new(), &Arc::default())));
         let links = Arc::new(FakeLinks::default());
+        let ways = Arc::clone(&links) as Arc<dyn ServiceLinks>;
+        Self { links, ..Self::over(ways, config, node(number), number).await }
+    }
+
+    /// A node whose ways to other proxies are these; [`Bench::links`] are none.
+    pub(super) async fn over(links: Arc<dyn ServiceLinks>, config: ProxyConfig, node: NodeId, number: u8) -> Self {
+        let here =
+            Here { node, name: format!("n{number}"), region: String::new(), zone: String::new(), mesh: "test".into() };
+        let published = Arc::new(Published::new(snapshot(&here, &BTreeMap::new(), &HashMap::new(), &Arc::default())));
         let (sender, outcomes) = mpsc::channel(64);
         let context = ProxyContext::new(ProxyParts {
             published: Arc::clone(&published),
-            links: Arc::clone(&links) as Arc<dyn ServiceLinks>,
+            links,
             clock: Arc::new(SystemClock::start()),
             config,
             cores: 1,
@@ -81,6 +83,7 @@ impl Bench {
         let address = listener.local_addr().unwrap();
         tokio::spawn(Arc::clone(&context).serve_http(0, listener));
         let (services, local) = (BTreeMap::new(), HashMap::new());
+        let links = Arc::default();
         Self { context, address, outcomes, links, published, services, local, here, table: Arc::default() }
     }
 
@@ -104,7 +107,18 @@ impl Bench {
 
     /// Adds an instance of another node.
     pub(super) fn add_remote(&mut self, service: &str, instance: &str, peer: u8, protocol: Protocol) -> Arc<Endpoint> {
-        let endpoint = self.endpoint(service, instance, (node(peer), &format!("n{peer}")), protocol, None);
+        self.add_at(service, instance, (node(peer), &format!("n{peer}")), protocol)
+    }
+
+    /// The same of a node with any id.
+    pub(super) fn add_at(
+        &mut self,
+        service: &str,
+        instance: &str,
+        node: (NodeId, &str),
+        protocol: Protocol,
+    ) -> Arc<Endpoint> {
+        let endpoint = self.endpoint(service, instance, node, protocol, None);
         self.add(endpoint)
     }
 
@@ -304,6 +318,18 @@ pub(super) struct FakeLinks {
     pub(super) has_small_only: AtomicBool,
     /// What each stream was to carry.
     pub(super) volumes: Mutex<Vec<Volume>>,
+    /// The link that new streams are on.
+    link: Mutex<Retirement>,
+    /// The way of its own for what is large, to all peers.
+    large: Mutex<Option<Way>>,
+    /// Streams that were let through on it.
+    under_way: Mutex<Vec<JoinHandle<()>>>,
+    /// What is to be large finds that way gone when it gets there.
+    pub(super) large_falls_back: AtomicBool,
+    /// What streams that were not accepted were to carry.
+    pub(super) doubted: Mutex<Vec<Volume>>,
+    /// How often that way was given up.
+    pub(super) large_given_up: AtomicUsize,
     /// What was sent beside the streams.
     pub(super) datagrams: Mutex<Vec<Bytes>>,
     /// Ends held open by peers that never answer.
@@ -324,6 +350,44 @@ pub(super) enum Way {
 impl FakeLinks {
     pub(super) fn lead(&self, peer: u8, way: Way) {
         self.peers.lock().unwrap().insert(node(peer), way);
+    }
+
+    /// Another link takes new streams from here on.
+    pub(super) fn leave(&self) {
+        std::mem::take(&mut *self.link.lock().unwrap()).begin();
+    }
+
+    /// What is large has a way of its own from here on.
+    pub(super) fn lead_large(&self, way: Way) {
+        *self.large.lock().unwrap() = Some(way);
+    }
+
+    /// Where it leads to `peer` now.
+    pub(super) fn way(&self, peer: u8) -> Way {
+        self.peers.lock().unwrap()[&node(peer)].clone()
+    }
+
+    fn open(&self, core: usize, to: NodeId, head: Bytes, volume: Volume) -> Result<Box<dyn Duplex>, String> {
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        let large = self.large.lock().unwrap().clone().filter(|_| volume == Volume::Large);
+        let has_own = large.is_some();
+        let way = large.or_else(|| self.peers.lock().unwrap().get(&to).cloned()).ok_or("no such peer")?;
+        let (mut ours, mut theirs) = TestStream::pair();
+        let has_fallen_back = self.large_falls_back.load(Ordering::SeqCst);
+        ours.volume = if has_fallen_back { Volume::Small } else { volume };
+        ours.link = self.link.lock().unwrap().clone();
+        match way {
+            Way::Proxy(context, from) if has_own => {
+                let (mut back, last) = TestStream::pair();
+                context.inbound_stream(core, from, head, last);
+                let passing = async move { drop(tokio::io::copy_bidirectional(&mut theirs, &mut back).await) };
+                self.under_way.lock().unwrap().push(tokio::spawn(passing));
+            }
+            Way::Proxy(context, from) => context.inbound_stream(core, from, head, theirs),
+            Way::Silent => self.held.lock().unwrap().push(theirs),
+            Way::Reset(code) => theirs.reset(code),
+        }
+        Ok(Box::new(ours))
     }
 
     /// Leads to the proxy of `bench`, as node 1.
@@ -354,22 +418,39 @@ impl ServiceLinks for FakeLinks {
         head: Bytes,
         volume: Volume,
     ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
-        Box::pin(async move {
-            self.opened.fetch_add(1, Ordering::SeqCst);
-            self.volumes.lock().unwrap().push(volume);
-            let way = self.peers.lock().unwrap().get(&to).cloned().ok_or("no such peer")?;
-            let (ours, mut theirs) = TestStream::pair();
-            match way {
-                Way::Proxy(context, from) => context.inbound_stream(core, from, head, theirs),
-                Way::Silent => self.held.lock().unwrap().push(theirs),
-                Way::Reset(code) => theirs.reset(code),
-            }
-            Ok(Box::new(ours) as Box<dyn Duplex>)
-        })
+        self.volumes.lock().unwrap().push(volume);
+        Box::pin(async move { self.open(core, to, head, volume) })
+    }
+
+    fn open_probe(
+        &self,
+        core: usize,
+        to: NodeId,
+        head: Bytes,
+        volume: Volume,
+    ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
+        Box::pin(async move { self.open(core, to, head, volume) })
+    }
+
+    fn has_large(&self, _core: usize, _to: NodeId) -> bool {
+        self.large.lock().unwrap().is_some()
+    }
+
+    fn give_up_large(&self, _core: usize, _to: NodeId) {
+        self.large_given_up.fetch_add(1, Ordering::SeqCst);
+        self.has_small_only.store(true, Ordering::SeqCst);
+        *self.large.lock().unwrap() = None;
+        for stream in self.under_way.lock().unwrap().drain(..) {
+            stream.abort();
+        }
     }
 
     fn takes_large(&self, _core: usize, _to: NodeId) -> bool {
         !self.has_small_only.load(Ordering::SeqCst)
+    }
+
+    fn doubt(&self, _core: usize, _to: NodeId, _heard: Option<u64>, volume: Volume) {
+        self.doubted.lock().unwrap().push(volume);
     }
 
     fn rtt(&self, _to: NodeId) -> Option<Duration> {
@@ -392,16 +473,22 @@ pub(super) struct TestStream {
     /// The code the other end reset with, plus one.
     told: Arc<AtomicU64>,
     tell: Arc<AtomicU64>,
+    volume: Volume,
+    link: Retirement,
 }
 
 impl TestStream {
     fn pair() -> (Self, Self) {
         let (a, b) = tokio::io::duplex(64 * 1024);
         let (one, two) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        (
-            Self { inner: Some(a), told: Arc::clone(&one), tell: Arc::clone(&two) },
-            Self { inner: Some(b), told: two, tell: one },
-        )
+        let end = |inner, told: &Arc<AtomicU64>, tell: &Arc<AtomicU64>| Self {
+            inner: Some(inner),
+            told: Arc::clone(told),
+            tell: Arc::clone(tell),
+            volume: Volume::Small,
+            link: Retirement::default(),
+        };
+        (end(a, &one, &two), end(b, &two, &one))
     }
 }
 
@@ -409,6 +496,14 @@ impl Duplex for TestStream {
     fn reset(&mut self, code: u32) {
         self.tell.store(u64::from(code) + 1, Ordering::SeqCst);
         self.inner = None;
+    }
+
+    fn volume(&self) -> Volume {
+        self.volume
+    }
+
+    fn retirement(&self) -> Retirement {
+        self.link.clone()
     }
 }
 

@@ -7,6 +7,7 @@ mod grpc;
 mod http2;
 mod latency;
 mod limits;
+mod linked;
 mod mesh;
 mod outliers;
 mod refusals;

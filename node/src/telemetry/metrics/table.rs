@@ -248,6 +248,12 @@ pub const METRICS: &[Metric] = &[
         "Times a peer no longer answered while requests waited for it",
     ),
     unstable(
+        "marram_large_links_given_up_total",
+        Counter,
+        &[],
+        "Times a peer no longer answered over TCP while large requests waited for it",
+    ),
+    unstable(
         "marram_outcomes_dropped_total",
         Counter,
         &[],

@@ -1,12 +1,20 @@
 //! Streams that carry much: over TCP to a peer that is near, over QUIC otherwise and whenever TCP does not serve.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
 
-use super::support::{Node, block, echo, let_pass, linked_with, member, quick, wait_for};
+use super::relay::Relay;
+use super::support::{Node, block, echo, let_pass, linked_with, member, patient, quick, wait_for};
 use crate::carrier::Carrier;
-use crate::links::{LinksConfig, Transport};
+use crate::frame::CloseCode;
+use crate::link::{NodeLink as _, QuicLink};
+use crate::links::counters::HandshakeRefusal;
+use crate::links::upkeep::go_on_elsewhere;
+use crate::links::{LinksConfig, SILENT_GRACE, Transport};
 
 /// Every peer of a loaded test machine is near.
 fn near() -> LinksConfig {
@@ -117,4 +125,131 @@ fn a_link_for_large_streams_ends_with_the_life_of_its_peer_and_the_next_life_get
     });
     wait_for("the links of the first life are gone", || a.links.links().iter().all(|link| link.generation != Some(1)));
     echo_large(&a, &b);
+}
+
+/// The link for large streams of the first core.
+fn large_link(node: &Node) -> Arc<QuicLink> {
+    let links = node.links.inner.table().links();
+    links.into_iter().find(|link| link.facts().is_large && link.core() == 0).expect("a link for large streams")
+}
+
+fn has_none_over_tcp(node: &Node) -> bool {
+    node.links.links().iter().all(|link| link.carrier == Carrier::Quic)
+}
+
+#[test]
+fn streams_on_a_link_that_is_given_up_end_at_once_and_those_on_the_data_link_go_on() {
+    let b = Node::start(&member(1), near());
+    let relay = Relay::start(b.addr());
+    // Silence alone ends no link here.
+    let a = Node::start(&member(0), LinksConfig { idle_timeout: patient().idle_timeout, ..near() });
+    a.links.set_peer(b.id, vec![relay.addr], true);
+    wait_for("a link", || a.is_linked(&b) && b.is_linked(&a));
+    wait_until_over_tcp(&a, &b);
+    block(async {
+        let mut large = a.links.open_large(0, b.id, Bytes::new()).await.expect("a stream");
+        let mut small = a.links.open_service(0, b.id, Bytes::new()).await.expect("a stream");
+        for stream in [&mut large, &mut small] {
+            stream.write_all(b"1").await.expect("sent");
+            assert_eq!(stream.read_u8().await.expect("echoed"), b'1');
+        }
+        relay.block_tcp(true);
+        assert!(a.links.doubt_large(0, b.id) && large.retirement().has_begun() && !small.retirement().has_begun());
+        assert!(a.links.has_large(0, b.id), "a stream waits on the one that was left");
+        let mut probe = a.links.open_beside_large(0, b.id, Bytes::new()).await.expect("a stream");
+        probe.write_all(b"2").await.expect("there is room in the window");
+        assert!(timeout(Duration::from_millis(300), probe.read_u8()).await.is_err(), "it goes where the others wait");
+        assert!(a.links.give_up_large(0, b.id));
+        let ended = timeout(Duration::from_secs(2), large.read_u8()).await;
+        assert!(matches!(ended, Ok(Err(_))), "{ended:?}");
+        small.write_all(b"3").await.expect("sent");
+        assert_eq!(small.read_u8().await.expect("echoed"), b'3');
+        assert!(!a.links.has_large(0, b.id) && !a.links.give_up_large(0, b.id), "there is none any more");
+    });
+}
+
+#[test]
+fn streams_learn_that_their_link_was_left_and_so_that_they_are_not_to_be_kept() {
+    let (a, b) = linked_with(0, 1, &near());
+    wait_until_over_tcp(&a, &b);
+    let large = block(a.links.open_large(0, b.id, Bytes::new())).expect("a stream");
+    assert!(!large.retirement().has_begun());
+    assert!(a.links.doubt_large(0, b.id));
+    assert!(large.retirement().has_begun());
+    let again = block(a.links.open_large(0, b.id, Bytes::new())).expect("a stream");
+    assert!(!again.retirement().has_begun());
+    // A data link that is silent is replaced; should it be heard again, nothing new is to be sent on it all the same.
+    let small = block(a.links.open_service(0, b.id, Bytes::new())).expect("a stream");
+    let former = a.links.inner.table().peer(b.id).and_then(|peer| peer.data(0).cloned()).expect("a data link");
+    for _ in 0..1000 {
+        former.set_silent(true);
+        let opened = block(a.links.open_service(0, b.id, Bytes::new())).expect("a stream");
+        if small.retirement().has_begun() {
+            assert!(!opened.retirement().has_begun());
+            return;
+        }
+    }
+    panic!("the former data link was not left");
+}
+
+#[test]
+fn a_link_for_large_streams_that_did_not_last_is_not_dialled_again_for_a_while() {
+    for lasts in [false, true] {
+        let config = if lasts { LinksConfig { backoff_max: Duration::ZERO, ..near() } } else { near() };
+        let (a, b) = linked_with(0, 1, &config);
+        wait_until_over_tcp(&a, &b);
+        large_link(&a).close(CloseCode::Idle, "ended early");
+        wait_for("it is gone", || has_none_over_tcp(&a));
+        if lasts {
+            wait_until_over_tcp(&a, &b);
+            continue;
+        }
+        for _ in 0..50 {
+            assert!(!a.links.takes_large(0, b.id) && has_none_over_tcp(&a));
+            let_pass(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn links_for_large_streams_end_at_once_when_the_address_of_their_node_changes() {
+    let (a, b) = linked_with(0, 1, &near());
+    wait_until_over_tcp(&a, &b);
+    let mut large = block(a.links.open_large(0, b.id, Bytes::new())).expect("a stream");
+    let mut small = block(a.links.open_service(0, b.id, Bytes::new())).expect("a stream");
+    let links = a.links.inner.table().links();
+    go_on_elsewhere(&a.links.inner, &links);
+    let ended = block(async { timeout(Duration::from_secs(2), large.read_u8()).await });
+    assert!(matches!(ended, Ok(Err(_))), "{ended:?}");
+    block(small.write_all(b"1")).expect("sent");
+    assert_eq!(block(small.read_u8()).expect("quic goes on from the new address"), b'1');
+}
+
+#[test]
+fn a_link_for_large_streams_says_nothing_of_a_data_link_that_is_silent() {
+    // Nobody looks whether the data link is heard again.
+    let (a, b) = linked_with(0, 1, &LinksConfig { tick: Duration::from_secs(3600), ..near() });
+    let stream = block(a.links.open_service(0, b.id, Bytes::new())).expect("a stream");
+    let data = a.links.inner.table().peer(b.id).and_then(|peer| peer.data(0).cloned()).expect("a data link");
+    data.set_silent(true);
+    wait_for("a link for large streams", || a.links.takes_large(0, b.id));
+    let_pass(SILENT_GRACE + Duration::from_millis(500));
+    assert!(!data.is_closed() && !stream.retirement().has_begun());
+}
+
+#[test]
+fn links_for_large_streams_take_no_place_of_another_link_of_their_peer() {
+    let b = Node::start(&member(1), LinksConfig { connections_per_peer_max: 3, ..near() });
+    let a = Node::start(&member(0), near());
+    a.knows(&b);
+    wait_for("a link", || a.is_linked(&b) && b.is_linked(&a));
+    for core in [0, 1] {
+        wait_for("a link for large streams", || a.links.takes_large(core, b.id));
+    }
+    for core in [0, 1] {
+        let stream = block(a.links.open_service(core, b.id, Bytes::new())).expect("a data link");
+        assert_eq!(block(echo(stream, "little")).expect("an answer"), "little");
+    }
+    wait_for("all of them at the peer", || b.links.links().len() == 5);
+    assert_eq!(b.links.counters().handshakes_refused.count(HandshakeRefusal::TooManyOfPeer), 0);
 }
