@@ -18,7 +18,7 @@ use tokio::io::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, DuplexStream,
     ReadBuf,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use transport::trust::Role;
@@ -218,9 +218,11 @@ pub(super) fn prefer(preferred: &Endpoint, others: &[&Endpoint]) {
     preferred.stats.report_inflight(0, Duration::ZERO);
 }
 
-/// An address on which nobody listens.
-pub(super) async fn nobody() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap()
+/// An address on which nobody listens, nor will while the tests go on: a port that is given back may be the next test's.
+pub(super) fn nobody() -> SocketAddr {
+    let socket = Box::leak(Box::new(TcpSocket::new_v4().unwrap()));
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    socket.local_addr().unwrap()
 }
 
 /// An instance that handles each connection with `serve`, and counts them.

@@ -112,7 +112,7 @@ async fn a_call_ends_with_its_time_before_an_answer_and_in_the_middle_of_one() {
 #[tokio::test]
 async fn failures_of_the_proxy_are_told_as_trailers_only() {
     let mut bench = Bench::start().await;
-    bench.add_local("hello", nobody().await, Protocol::Http2);
+    bench.add_local("hello", nobody(), Protocol::Http2);
     bench.add_local("old", echo("a").await.0, Protocol::Http);
     let client = Streams::connect(bench.address).await;
     let ask = async |authority: &str, status: &str| {

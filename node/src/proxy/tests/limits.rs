@@ -90,7 +90,7 @@ async fn a_failure_is_answered_when_the_retry_budget_is_used_up_or_the_client_wa
         ("loadBalancer: {}", "marram-retry: off\r\n", "marram-retry: off"),
     ] {
         let mut bench = Bench::start().await;
-        let bad = bench.add_local("hello", nobody().await, Protocol::Http);
+        let bad = bench.add_local("hello", nobody(), Protocol::Http);
         let (address, connections) = echo("good").await;
         let good = bench.add_local("hello", address, Protocol::Http);
         bench.apply(&policy(spec));
@@ -109,7 +109,7 @@ async fn ten_second_tries_a_second_are_made_and_then_one_in_five() {
     let mut bench = Bench::start().await;
     let (address, _) = echo("good").await;
     let good = bench.add_local("hello", address, Protocol::Http);
-    let bad = bench.add_local("hello", nobody().await, Protocol::Http);
+    let bad = bench.add_local("hello", nobody(), Protocol::Http);
     let minute = "budget: { interval: 60s }, minRetryRate: { count: 10, interval: 60s }";
     bench.apply(&policy(&format!("retryConstraint: {{ {minute} }}, loadBalancer: {{ draw: Single }}")));
     let mut failed = 0;
@@ -442,7 +442,7 @@ async fn a_client_in_a_hurry_does_not_put_an_instance_out() {
     let mut bench = Bench::start().await;
     let (address, _) = http2_instance().await;
     let endpoint = bench.add_local("hello", address, Protocol::Http2);
-    let other = bench.add_local("hello", nobody().await, Protocol::Http2);
+    let other = bench.add_local("hello", nobody(), Protocol::Http2);
     other.stats.report_inflight(1_000_000, Duration::ZERO);
     for _ in 0..6 {
         let client = Streams::connect(bench.address).await;

@@ -138,7 +138,7 @@ async fn a_tunnel_crosses_two_proxies() {
 #[tokio::test]
 async fn an_instance_gone_at_its_own_node_sends_any_request_elsewhere() {
     let mut near = Bench::start().await;
-    let (_far, bad) = join(&mut near, 2, nobody().await, Protocol::Http).await;
+    let (_far, bad) = join(&mut near, 2, nobody(), Protocol::Http).await;
     let (address, _) = echo("good").await;
     let (_other, good) = join(&mut near, 3, address, Protocol::Http).await;
     prefer(&bad, &[&good]);

@@ -86,7 +86,7 @@ async fn a_host_outside_the_mesh_is_told_how_to_name_a_service() {
 #[tokio::test]
 async fn an_unknown_service_is_answered_with_those_that_are_known() {
     let mut bench = Bench::start().await;
-    bench.add_local("hello", nobody().await, Protocol::Http);
+    bench.add_local("hello", nobody(), Protocol::Http);
     let mut client = Client::connect(bench.address).await;
     let reply = client.get("helo.mesh", "/").await;
     assert_eq!(reply.problem(503), "unknown_service");
@@ -99,7 +99,7 @@ async fn an_unknown_service_is_answered_with_those_that_are_known() {
 async fn without_a_healthy_instance_each_one_is_listed_with_its_reason() {
     let mut bench = Bench::start().await;
     bench.add_excluded("hello", "8080", "check http /health answered 500");
-    let address = nobody().await;
+    let address = nobody();
     bench.add_local("hello", address, Protocol::Http);
     let reply = Client::connect(bench.address).await.get("hello.mesh", "/").await;
     assert_eq!(reply.problem(503), "no_healthy_instance");
@@ -114,7 +114,7 @@ async fn without_a_healthy_instance_each_one_is_listed_with_its_reason() {
 #[tokio::test]
 async fn a_service_that_speaks_tcp_is_not_asked_for_http() {
     let mut bench = Bench::start().await;
-    bench.add_local("db", nobody().await, Protocol::Tcp);
+    bench.add_local("db", nobody(), Protocol::Tcp);
     let reply = Client::connect(bench.address).await.get("db.mesh", "/").await;
     assert_eq!(reply.problem(502), "not_http");
 }

@@ -14,7 +14,7 @@ use crate::proxy::OutcomeKind;
 #[tokio::test]
 async fn a_refused_connection_sends_any_request_elsewhere_and_ejects() {
     let mut bench = Bench::start().await;
-    let bad = bench.add_local("hello", nobody().await, Protocol::Http);
+    let bad = bench.add_local("hello", nobody(), Protocol::Http);
     let (address, _) = echo("good").await;
     let good = bench.add_local("hello", address, Protocol::Http);
     prefer(&bad, &[&good]);
@@ -98,7 +98,7 @@ async fn a_long_body_is_not_kept_for_a_second_try() {
 async fn two_failures_in_a_row_are_told_and_not_tried_further() {
     let mut bench = Bench::start().await;
     for _ in 0..2 {
-        bench.add_local("hello", nobody().await, Protocol::Http);
+        bench.add_local("hello", nobody(), Protocol::Http);
     }
     let (address, good_connections) = echo("good").await;
     let good = bench.add_local("hello", address, Protocol::Http);

@@ -42,7 +42,7 @@ async fn connect_makes_a_tunnel_to_a_tcp_service() {
 #[tokio::test]
 async fn a_refused_connect_leaves_the_connection_usable() {
     let mut bench = Bench::start().await;
-    bench.add_local("db", nobody().await, Protocol::Tcp);
+    bench.add_local("db", nobody(), Protocol::Tcp);
     let mut client = Client::connect(bench.address).await;
     let connect = |service: &str| format!("CONNECT {service}.mesh:1 HTTP/1.1\r\nHost: {service}.mesh:1\r\n\r\n");
     assert_eq!(client.ask(connect("nothing")).await.problem(503), "unknown_service");
@@ -52,7 +52,7 @@ async fn a_refused_connect_leaves_the_connection_usable() {
 #[tokio::test]
 async fn a_listener_passes_bytes_and_tries_another_instance_when_one_refuses() {
     let mut bench = Bench::start().await;
-    let bad = bench.add_local("db", nobody().await, Protocol::Tcp);
+    let bad = bench.add_local("db", nobody(), Protocol::Tcp);
     let good = bench.add_local("db", shouting().await, Protocol::Tcp);
     prefer(&bad, &[&good]);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
