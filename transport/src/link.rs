@@ -335,6 +335,11 @@ impl QuicLink {
         self.retired.cancel();
     }
 
+    /// What its streams tell of that; it also names this link among others.
+    pub(crate) fn retirement(&self) -> &Retirement {
+        self.streams.retirement()
+    }
+
     pub(crate) const fn retired(&self) -> &CancellationToken {
         &self.retired
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hyper::body::Body as _;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, UPGRADE};
 use hyper::http::response::Parts;
@@ -22,7 +23,7 @@ use super::context::{OutcomeKind, ProxyContext};
 use super::head::{ACCEPTED, Content, ResetCode, ServiceHead};
 use super::headers::{Fault, MARRAM_FAULT_DETAIL, strip_hop_by_hop, strip_marram, write_upgrade};
 use super::lanes::Place;
-use super::links::{PeerStream, Volume};
+use super::links::{Duplex, PeerStream, Volume};
 use super::probe::watch;
 use super::tcp::Wire;
 use super::turns::Turns;
@@ -262,7 +263,9 @@ pub(super) async fn remote(
     let (service, instance) = (endpoint.service.clone(), endpoint.instance.clone());
     let key = PoolKey::Remote { node, service, instance, volume };
     let http = Http::from(endpoint.protocol);
-    let peer = (volume == Volume::Large).then(|| context.peer_token(node));
+    // Requests over HTTP/2 may go out on a connection of the other volume.
+    let may_be_large = volume == Volume::Large || http == Http::Two;
+    let peer = may_be_large.then(|| context.peer_token(node));
     let mut sending = pin!(async {
         match send_kept(context, core, &key, http, 1, outgoing).await {
             Kept::Done(result) => *result,
@@ -368,26 +371,28 @@ pub(super) async fn open_stream(
     volume: Volume,
     place: Place,
 ) -> Result<PeerStream, (OutcomeKind, String)> {
-    open_within(context, core, node, head, volume, ACCEPT_MIN, Some(place)).await
+    let opening = |bytes| context.links.open_service(core, node, bytes, volume);
+    open_within(context, core, node, head, opening, ACCEPT_MIN, Some(place)).await
 }
 
-/// The same for a stream that only asks whether the peer answers where streams of this volume are, with more patience.
+/// The same for a stream that only asks whether the peer answers, on a way of its own or a data link, with more patience.
 pub(super) async fn open_probe(
     context: &Arc<ProxyContext>,
     core: usize,
     node: NodeId,
     head: &ServiceHead,
-    volume: Volume,
+    large: Option<Retirement>,
 ) -> Result<PeerStream, (OutcomeKind, String)> {
-    open_within(context, core, node, head, volume, PROBE_MIN, None).await
+    let opening = |bytes| context.links.open_probe(core, node, bytes, large);
+    open_within(context, core, node, head, opening, PROBE_MIN, None).await
 }
 
-async fn open_within(
-    context: &Arc<ProxyContext>,
+async fn open_within<'a>(
+    context: &'a Arc<ProxyContext>,
     core: usize,
     node: NodeId,
     head: &ServiceHead,
-    volume: Volume,
+    open: impl FnOnce(Bytes) -> BoxFuture<'a, Result<Box<dyn Duplex>, String>>,
     accept_min: Duration,
     place: Option<Place>,
 ) -> Result<PeerStream, (OutcomeKind, String)> {
@@ -395,12 +400,7 @@ async fn open_within(
     let bytes: Bytes = head.encode().map_err(|error| (OutcomeKind::ConnectFailed, error.to_string()))?;
     let token = context.peer_token(node);
     let is_probe = place.is_none();
-    let opening = if is_probe {
-        context.links.open_probe(core, node, bytes, volume)
-    } else {
-        context.links.open_service(core, node, bytes, volume)
-    };
-    let opening = timeout(context.config.connect_timeout, opening);
+    let opening = timeout(context.config.connect_timeout, open(bytes));
     let opened = tokio::select! {
         opened = opening => opened,
         () = token.cancelled() => return Err(peer_failed("its node was given up".to_owned())),

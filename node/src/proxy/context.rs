@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::header::HeaderValue;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
-use transport::{Clock, NodeId};
+use transport::{Clock, NodeId, Retirement};
 
 use super::lanes::{Lane, Lanes};
 use super::links::{ServiceLinks, Volume};
@@ -140,10 +140,12 @@ struct CoreState {
 type ProbeKey = (NodeId, Volume);
 
 /// Probes of one peer from one data thread, over one way.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 struct Probes {
     is_under_way: bool,
     failed_in_a_row: u32,
+    /// The link that these failures are of, where the way is one link.
+    link: Option<Retirement>,
 }
 
 impl fmt::Debug for ProxyContext {
@@ -269,9 +271,10 @@ impl ProxyContext {
     }
 
     /// The way of large streams of this core to a peer is given up: what waits there fails at once, and the peer stays.
-    pub(super) fn large_dead(&self, core: usize, node: NodeId) {
-        self.links.give_up_large(core, node);
+    /// Whether it was still there.
+    pub(super) fn large_dead(&self, core: usize, node: NodeId, link: &Retirement) -> bool {
         lock(&self.core(core).probes).remove(&(node, Volume::Large));
+        self.links.give_up_large(node, link)
     }
 
     /// Cancelled when the peer is given up.
@@ -315,12 +318,17 @@ impl ProxyContext {
     }
 
     /// The right to probe a peer from this core, over the way of such streams, unless a probe is under way.
-    pub(super) fn probe_turn(&self, core: usize, node: NodeId, volume: Volume) -> Option<ProbeTurn<'_>> {
+    pub(super) fn probe_turn(&self, core: usize, node: NodeId, large: Option<&Retirement>) -> Option<ProbeTurn<'_>> {
+        let volume = if large.is_some() { Volume::Large } else { Volume::Small };
         let (probes, key) = (&self.core(core).probes, (node, volume));
         let mut all = lock(probes);
         let one = all.entry(key).or_default();
         if one.is_under_way {
             return None;
+        }
+        if large.is_some_and(|link| one.link.as_ref().is_none_or(|other| !other.is_of_same_link(link))) {
+            // What another link failed says nothing of this one.
+            (one.failed_in_a_row, one.link) = (0, large.cloned());
         }
         one.is_under_way = true;
         Some(ProbeTurn { probes, key })

@@ -16,6 +16,7 @@ use super::context::ProxyContext;
 use super::forward::{Job, Reply};
 use super::record::{Direction, Record};
 use super::refuse::{Reason, Refusal};
+use super::shares;
 
 /// Copies on their way at once per process; one more is dropped, counted.
 const MIRRORS_MAX: usize = 64;
@@ -84,7 +85,7 @@ pub(super) fn mirror(job: &Job<'_>, filters: &Filters, outgoing: &Outgoing) {
         metrics::counter!("marram_mirrored_requests_total", &labels).increment(1);
         if let Some((copy, ticket)) = sent {
             let settled = Settled { core: job.core, timeout: job.timeout, hops: job.hops };
-            tokio::spawn(send(Arc::clone(context), settled, service.clone(), copy, ticket));
+            shares::spawn(send(Arc::clone(context), settled, service.clone(), copy, ticket));
         }
     }
 }

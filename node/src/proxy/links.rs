@@ -85,20 +85,20 @@ pub trait ServiceLinks: Send + Sync + 'static {
     /// Whether a stream to `to` that carries much would have a way of its own.
     fn takes_large(&self, core: usize, to: NodeId) -> bool;
 
-    /// Whether streams to `to` that carry much may be under way on a way of their own, be it one that takes no new ones.
-    fn has_large(&self, core: usize, to: NodeId) -> bool;
+    /// The way of their own that streams to `to` which carry much may be under way on, be it one that takes no new ones.
+    fn large_link(&self, core: usize, to: NodeId) -> Option<Retirement>;
 
-    /// Opens a stream where those of this volume to `to` are under way, to see whether its proxy answers there.
+    /// Opens a stream on a way of its own, or else on a data link, to see whether the proxy of `to` answers there.
     fn open_probe(
         &self,
         core: usize,
         to: NodeId,
         head: Bytes,
-        volume: Volume,
+        large: Option<Retirement>,
     ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>>;
 
-    /// Nothing comes back on the way of its own of streams that carry much: what is on it ends at once.
-    fn give_up_large(&self, core: usize, to: NodeId);
+    /// Nothing comes back on a way of its own: what is on it ends at once. Whether it was still there.
+    fn give_up_large(&self, to: NodeId, large: &Retirement) -> bool;
 
     /// The smoothed round trip to `to`, where it is known.
     fn rtt(&self, to: NodeId) -> Option<Duration>;
@@ -150,8 +150,8 @@ impl ServiceLinks for Links {
         Self::takes_large(self, core, to)
     }
 
-    fn has_large(&self, core: usize, to: NodeId) -> bool {
-        Self::has_large(self, core, to)
+    fn large_link(&self, core: usize, to: NodeId) -> Option<Retirement> {
+        Self::large_link(self, core, to)
     }
 
     fn open_probe(
@@ -159,20 +159,20 @@ impl ServiceLinks for Links {
         core: usize,
         to: NodeId,
         head: Bytes,
-        volume: Volume,
+        large: Option<Retirement>,
     ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
         Box::pin(async move {
-            let opened = match volume {
-                Volume::Small => Self::open_service(self, core, to, head).await,
-                Volume::Large => self.open_beside_large(core, to, head).await,
+            let opened = match large {
+                None => Self::open_service(self, core, to, head).await,
+                Some(link) => self.open_beside_large(to, &link, head).await,
             };
             let stream = opened.map_err(|error| error.to_string())?;
             Ok(Box::new(stream) as Box<dyn Duplex>)
         })
     }
 
-    fn give_up_large(&self, core: usize, to: NodeId) {
-        Self::give_up_large(self, core, to);
+    fn give_up_large(&self, to: NodeId, large: &Retirement) -> bool {
+        Self::give_up_large(self, to, large)
     }
 
     fn rtt(&self, to: NodeId) -> Option<Duration> {

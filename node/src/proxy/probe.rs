@@ -30,26 +30,26 @@ pub(super) async fn watch(context: &Arc<ProxyContext>, core: usize, node: NodeId
         tokio::time::sleep(PATIENCE).await;
         let head = head.get_or_insert_with(|| probe_head(&context.source));
         // Where there is no way of its own, it waits on that of the others.
-        let is_large = volume == Volume::Large && context.links.has_large(core, node);
-        let volume = if is_large { Volume::Large } else { Volume::Small };
+        let large = (volume == Volume::Large).then(|| context.links.large_link(core, node)).flatten();
         // One probe at a time per peer, core and way, however many requests wait.
-        let Some(turn) = context.probe_turn(core, node, volume) else { continue };
+        let Some(turn) = context.probe_turn(core, node, large.as_ref()) else { continue };
         // Boxed, as few requests wait for so long.
-        let answered = Box::pin(open_probe(context, core, node, head, volume)).await.is_ok();
+        let answered = Box::pin(open_probe(context, core, node, head, large.clone())).await.is_ok();
         if turn.finish(answered) < FAILURES {
             continue;
         }
-        match volume {
-            Volume::Small => {
+        match large {
+            None => {
                 metrics::counter!("marram_peers_given_up_total").increment(1);
                 tracing::warn!(%node, probes = FAILURES, "peer no longer answers, its requests go elsewhere");
                 context.peer_dead(node);
             }
-            Volume::Large => {
+            Some(link) if context.large_dead(core, node, &link) => {
                 metrics::counter!("marram_large_links_given_up_total").increment(1);
                 tracing::warn!(%node, probes = FAILURES, "peer no longer answers over tcp, large requests go over quic");
-                context.large_dead(core, node);
             }
+            // It ended while it was asked.
+            Some(_link) => {}
         }
     }
 }

@@ -130,7 +130,8 @@ impl Tries {
 
     /// The endpoint failed: it is out for this request and, for a while, for this node.
     ///
-    /// Where its node failed, all endpoints there are out: they are behind the same proxy. Where it was only the way there, none.
+    /// Where its node failed, all endpoints there are out: they are behind the same proxy. Where it was only the way there, for this
+    /// request alone.
     pub(super) fn fail(
         &mut self,
         context: &ProxyContext,
@@ -140,8 +141,12 @@ impl Tries {
         detail: String,
     ) {
         if kind == OutcomeKind::LinkFailed {
-            // The next try goes there over another way, or elsewhere.
+            // The next try goes elsewhere: whether the peer answers over another way is not known. Where there is nobody else
+            // it goes there over that.
             self.failures.push((label(endpoint), detail));
+            let there: Vec<_> = on_node_of(endpoint, snapshot).cloned().collect();
+            self.unreached.extend(there.iter().cloned());
+            self.out.extend(there);
             return;
         }
         let at = context.clock.now();
@@ -151,8 +156,7 @@ impl Tries {
         self.failures.push((label(endpoint), detail.clone()));
         if kind == OutcomeKind::PeerFailed && endpoint.local.is_none() {
             self.unreached.push(Arc::clone(endpoint));
-            let neighbours = snapshot.services.get(&endpoint.service).into_iter().flat_map(|view| &view.endpoints);
-            for other in neighbours.filter(|other| other.node == endpoint.node && !Arc::ptr_eq(other, endpoint)) {
+            for other in on_node_of(endpoint, snapshot).filter(|other| !Arc::ptr_eq(other, endpoint)) {
                 other.stats.failed(until);
                 self.out.push(Arc::clone(other));
             }
@@ -217,6 +221,12 @@ impl Tries {
             .hint(format!("`marram route explain {service}` shows every instance and its state"))
             .candidates(reasons)
     }
+}
+
+/// The endpoints of the same service that are behind the same proxy, this one included.
+fn on_node_of<'a>(endpoint: &'a Endpoint, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Arc<Endpoint>> {
+    let all = snapshot.services.get(&endpoint.service).into_iter().flat_map(|view| &view.endpoints);
+    all.filter(|other| other.node == endpoint.node)
 }
 
 /// Decisions that were not as they are while all is well.

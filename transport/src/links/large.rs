@@ -19,7 +19,7 @@ use super::{Inner, Links};
 use crate::carrier::Carrier;
 use crate::frame::{CloseCode, StreamKind};
 use crate::id::NodeId;
-use crate::link::{LinkError, LinkStream, NodeLink as _, QuicLink};
+use crate::link::{LinkError, LinkStream, NodeLink as _, QuicLink, Retirement};
 
 /// A peer whose TCP port did not answer, or whose link ended early, is not tried again before this.
 const RETRY: Duration = Duration::from_secs(60);
@@ -109,25 +109,25 @@ impl Links {
         self.inner.large_link(core, to).is_some()
     }
 
-    /// Whether streams opened by [`Links::open_large`] may be under way on a link of their own, be it one that was left.
-    pub fn has_large(&self, core: usize, to: NodeId) -> bool {
-        self.inner.waited_on(core, to).is_some()
+    /// The link that streams opened by [`Links::open_large`] may be under way on: the one that new ones take, else the last
+    /// that was left and still has some.
+    pub fn large_link(&self, core: usize, to: NodeId) -> Option<Retirement> {
+        self.inner.waited_on(core, to).map(|link| link.retirement().clone())
     }
 
-    /// Opens a `Service` stream where those of [`Links::open_large`] are under way, to see whether the peer answers there:
-    /// on the link that new ones take, else on the last that was left and still has some.
+    /// Opens a `Service` stream on `link`, a link for large streams, to see whether the peer answers there.
     ///
     /// # Errors
     /// [`LinkError::NotConnected`] where there is no such link; what [`LinkError`] says of streams that cannot be opened.
-    pub async fn open_beside_large(&self, core: usize, to: NodeId, head: Bytes) -> Result<LinkStream, LinkError> {
-        let link = self.inner.waited_on(core, to).ok_or(LinkError::NotConnected { node: to })?;
+    pub async fn open_beside_large(&self, to: NodeId, link: &Retirement, head: Bytes) -> Result<LinkStream, LinkError> {
+        let link = self.inner.large_of(to, link).ok_or(LinkError::NotConnected { node: to })?;
         link.open_stream(StreamKind::Service, &head).await
     }
 
-    /// Nothing comes back on the link that [`Links::open_beside_large`] takes: it is closed, which ends the streams on it now
-    /// instead of when nothing has come for long enough, and none is dialled for a while. Whether there was one.
-    pub fn give_up_large(&self, core: usize, to: NodeId) -> bool {
-        let Some(link) = self.inner.waited_on(core, to) else { return false };
+    /// Nothing comes back on `link`, a link for large streams: it is closed, which ends the streams on it now
+    /// instead of when nothing has come for long enough, and none is dialled for a while. Whether it was still there.
+    pub fn give_up_large(&self, to: NodeId, link: &Retirement) -> bool {
+        let Some(link) = self.inner.large_of(to, link) else { return false };
         self.inner.leave_large(&link);
         link.close(CloseCode::Silent, "no answer over tcp, and streams wait for one");
         true
@@ -169,10 +169,18 @@ impl Inner {
         peer.large.usable(core).or_else(left).cloned()
     }
 
-    /// A link for large streams takes no new ones, and none is dialled for a while.
+    /// The link for large streams to a peer that is meant.
+    fn large_of(&self, to: NodeId, meant: &Retirement) -> Option<Arc<QuicLink>> {
+        let table = self.table();
+        let is_meant = |link: &&Arc<QuicLink>| link.facts().is_large && link.retirement().is_of_same_link(meant);
+        table.peer(to)?.live().iter().filter(|link| !link.is_closed()).find(is_meant).cloned()
+    }
+
+    /// A link for large streams takes no new ones, and none is dialled for a while. Nobody sees the one without the other.
     fn leave_large(&self, link: &Arc<QuicLink>) {
+        let mut table = self.table();
         link.retire();
-        if let Some(peer) = self.table().peer_mut(link.peer_shared().node) {
+        if let Some(peer) = table.peer_mut(link.peer_shared().node) {
             peer.large.remove(link);
             peer.large.put_off(self.clock.now());
         }

@@ -65,6 +65,12 @@ impl Retirement {
     pub fn has_begun(&self) -> bool {
         self.has_begun.load(Ordering::Relaxed)
     }
+
+    /// Whether both are those of one link.
+    #[must_use]
+    pub fn is_of_same_link(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.has_begun, &other.has_begun)
+    }
 }
 
 /// A stream of bytes in both directions. Many share one connection and do not block each other.

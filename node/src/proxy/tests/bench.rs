@@ -429,22 +429,24 @@ impl ServiceLinks for FakeLinks {
         core: usize,
         to: NodeId,
         head: Bytes,
-        volume: Volume,
+        large: Option<Retirement>,
     ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
+        let volume = if large.is_some() { Volume::Large } else { Volume::Small };
         Box::pin(async move { self.open(core, to, head, volume) })
     }
 
-    fn has_large(&self, _core: usize, _to: NodeId) -> bool {
-        self.large.lock().unwrap().is_some()
+    fn large_link(&self, _core: usize, _to: NodeId) -> Option<Retirement> {
+        self.large.lock().unwrap().is_some().then(|| self.link.lock().unwrap().clone())
     }
 
-    fn give_up_large(&self, _core: usize, _to: NodeId) {
+    fn give_up_large(&self, _to: NodeId, _large: &Retirement) -> bool {
         self.large_given_up.fetch_add(1, Ordering::SeqCst);
         self.has_small_only.store(true, Ordering::SeqCst);
         *self.large.lock().unwrap() = None;
         for stream in self.under_way.lock().unwrap().drain(..) {
             stream.abort();
         }
+        true
     }
 
     fn takes_large(&self, _core: usize, _to: NodeId) -> bool {

@@ -179,9 +179,12 @@ async fn near_and_far(address: SocketAddr) -> (Node, Node, Arc<Endpoint>, Relay)
     let endpoint = near.bench.add_at("hello", &address.port().to_string(), (far.id, "n2"), Protocol::Http);
     until("a link", || near.links.control(far.id).is_some()).await;
     let mut client = Client::connect(near.bench.address).await;
-    while over_tcp(&near) == 0 {
-        assert_eq!(client.get("hello.mesh", "/").await.status, 200);
-    }
+    let asking = async {
+        while over_tcp(&near) == 0 {
+            assert_eq!(client.get("hello.mesh", "/").await.status, 200);
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.expect("a link over TCP");
     (near, far, endpoint, relay)
 }
 

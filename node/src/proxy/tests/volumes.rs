@@ -9,6 +9,7 @@ use hyper::Request;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use transport::Retirement;
 
 use super::bench::{Bench, PATIENCE, Way, echo, instance, node, read_head};
 use super::client::Client;
@@ -254,6 +255,33 @@ async fn a_way_of_its_own_that_stops_answering_is_given_up_while_a_large_request
         (0, true),
         "the endpoint is not to blame"
     );
+}
+
+#[tokio::test]
+async fn probes_that_one_link_failed_say_nothing_of_the_next() {
+    let bench = Bench::start().await;
+    let (first, second) = (Retirement::default(), Retirement::default());
+    let fails = |link: Option<&Retirement>| bench.context.probe_turn(0, node(2), link).unwrap().finish(false);
+    assert_eq!((fails(Some(&first)), fails(None), fails(Some(&first))), (1, 1, 2));
+    assert_eq!((fails(Some(&second)), fails(Some(&second)), fails(None)), (1, 2, 2));
+}
+
+#[tokio::test]
+async fn a_request_whose_way_for_much_is_dead_goes_to_another_node_and_not_to_the_same_over_the_data_link() {
+    let (mut near, _dead, bad) = facing(sized().await, Protocol::Http).await;
+    ask(&mut Client::connect(near.address).await, 1_000_000).await;
+    assert_eq!(Volume::of(&bad.stats), Volume::Large);
+    let (_far, good) = join(&mut near, 3, sized().await, Protocol::Http).await;
+    near.links.lead(2, Way::Silent);
+    near.links.lead_large(Way::Silent);
+    near.context.pool(0).forget_node(node(2));
+    for _ in 0..3 {
+        bad.stats.readmit();
+        good.stats.report_inflight(u32::MAX, near.context.clock.now());
+        bad.stats.report_inflight(0, near.context.clock.now());
+        ask(&mut Client::connect(near.address).await, 1000).await;
+    }
+    assert_eq!((bad.stats.totals().1, good.stats.totals().0), (0, 3), "and that node is not to blame");
 }
 
 #[tokio::test]

@@ -155,16 +155,17 @@ fn streams_on_a_link_that_is_given_up_end_at_once_and_those_on_the_data_link_go_
         }
         relay.block_tcp(true);
         assert!(a.links.doubt_large(0, b.id) && large.retirement().has_begun() && !small.retirement().has_begun());
-        assert!(a.links.has_large(0, b.id), "a stream waits on the one that was left");
-        let mut probe = a.links.open_beside_large(0, b.id, Bytes::new()).await.expect("a stream");
+        let link = a.links.large_link(0, b.id).expect("a stream waits on the one that was left");
+        let mut probe = a.links.open_beside_large(b.id, &link, Bytes::new()).await.expect("a stream");
         probe.write_all(b"2").await.expect("there is room in the window");
         assert!(timeout(Duration::from_millis(300), probe.read_u8()).await.is_err(), "it goes where the others wait");
-        assert!(a.links.give_up_large(0, b.id));
+        assert!(!a.links.give_up_large(b.id, small.retirement()), "that is the data link");
+        assert!(a.links.give_up_large(b.id, &link));
         let ended = timeout(Duration::from_secs(2), large.read_u8()).await;
         assert!(matches!(ended, Ok(Err(_))), "{ended:?}");
         small.write_all(b"3").await.expect("sent");
         assert_eq!(small.read_u8().await.expect("echoed"), b'3');
-        assert!(!a.links.has_large(0, b.id) && !a.links.give_up_large(0, b.id), "there is none any more");
+        assert!(a.links.large_link(0, b.id).is_none() && !a.links.give_up_large(b.id, &link), "there is none any more");
     });
 }
 
