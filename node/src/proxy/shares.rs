@@ -238,6 +238,12 @@ where
     }
 }
 
+/// Whether what runs now is a task of a connection with a share.
+#[cfg(test)]
+pub(super) fn is_metered() -> bool {
+    CURRENT.with_borrow(Option::is_some)
+}
+
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -386,6 +392,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn each_round_takes_a_quantum_off_who_was_not_held_in_it() {
+        let (_work, rounds, share) = bench();
+        let now = share.clock.now();
+        for (ended, left) in [(0, 100), (1, 0), (0, 100), (0, 200), (1, 50), (2, 0)] {
+            share.spend(Duration::from_micros(100));
+            rounds.ended.fetch_add(ended, Ordering::Relaxed);
+            share.settle(now);
+            assert_eq!(share.spent.load(Ordering::Relaxed), nanos(Duration::from_micros(left)));
+        }
+    }
+
+    #[tokio::test]
     async fn who_rested_owes_nothing() {
         let (work, _rounds, share) = bench();
         for _ in 0..50 {
@@ -402,6 +420,6 @@ mod tests {
         #[expect(clippy::panic, reason = "it is what is tested")]
         let panics = tokio::spawn(share.meter(async { panic!("on purpose") })).await;
         assert!(panics.is_err());
-        assert!(CURRENT.with_borrow(Option::is_none), "what others begin is not of that share");
+        assert!(!is_metered(), "what others begin is not of that share");
     }
 }

@@ -16,9 +16,9 @@ const LASTS: Duration = Duration::from_millis(1200);
 /// What an agent may grow by; measured growth is printed.
 const GROWTH_MAX: u64 = 96 << 20;
 /// The longest that anybody else may wait meanwhile, on a machine that has other things to do too.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(2);
 /// The fewest answers that somebody else gets meanwhile who asks again and again.
-const ANSWERS_MIN: usize = 1;
+const ANSWERS_MIN: usize = 20;
 
 const GET: &[(&str, &str)] = &[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "hello.mesh")];
 const LARGE: &[(&str, &str)] =

@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use transport::trust::Role;
 use transport::{NodeId, PeerInfo, Retirement, StreamReset};
 
-use super::super::{Duplex, NotSent, Outcome, ProxyContext, ProxyParts, ServiceLinks, Volume};
+use super::super::{Duplex, NotSent, Outcome, ProxyContext, ProxyParts, ServiceLinks, Volume, shares};
 use crate::clock::SystemClock;
 use crate::config::{Protocol, ProxyConfig};
 use crate::limits::FleetShare;
@@ -318,6 +318,8 @@ pub(super) struct FakeLinks {
     pub(super) opened: AtomicUsize,
     /// There is no way of their own for streams that carry much.
     pub(super) has_small_only: AtomicBool,
+    /// Streams opened by tasks of connections with a share.
+    pub(super) metered: AtomicUsize,
     /// What each stream was to carry.
     pub(super) volumes: Mutex<Vec<Volume>>,
     /// The link that new streams are on.
@@ -421,6 +423,7 @@ impl ServiceLinks for FakeLinks {
         volume: Volume,
     ) -> BoxFuture<'_, Result<Box<dyn Duplex>, String>> {
         self.volumes.lock().unwrap().push(volume);
+        self.metered.fetch_add(usize::from(shares::is_metered()), Ordering::SeqCst);
         Box::pin(async move { self.open(core, to, head, volume) })
     }
 

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::super::http2::STREAMS_MAX;
 use super::super::upstream::{Lease, PoolKey};
-use super::bench::{Bench, PATIENCE, echo, instance, read_head};
+use super::bench::{Bench, PATIENCE, echo, instance, node, read_head};
 use super::client::Client;
 use super::streams::{Streams, http2_instance, whole};
 use crate::config::{Protocol, ProxyConfig};
@@ -441,4 +441,16 @@ async fn a_large_body_passes_both_ways() {
     let answer = whole(response.await.unwrap()).await.unwrap();
     sending.await.unwrap().unwrap();
     assert!(answer.body == sent, "{} bytes of {}", answer.body.len(), sent.len());
+}
+
+#[tokio::test]
+async fn requests_of_an_http2_connection_are_of_its_share_and_those_of_others_of_none() {
+    let mut near = Bench::start().await;
+    let (_far, _) = super::mesh::join(&mut near, 2, echo("far").await.0, Protocol::Http).await;
+    let opened = || (near.links.opened.load(Ordering::SeqCst), near.links.metered.load(Ordering::SeqCst));
+    assert_eq!(Client::connect(near.address).await.get("hello.mesh", "/").await.status, 200);
+    assert_eq!(opened(), (1, 0));
+    near.context.pool(0).forget_node(node(2));
+    assert_eq!(Streams::connect(near.address).await.get("hello.mesh", "/").await.unwrap().status, 200);
+    assert_eq!(opened(), (2, 1));
 }
