@@ -5,7 +5,7 @@
 //! [`ProxyContext::inbound_stream`] what peers send. Connections are pooled per data thread. A request passes:
 //!
 //! `accept` (a permit) → `serve` (one request after the other; `gate`: one whole, strictly read head, `framing`), or
-//! `http2` where the connection begins so →
+//! `http2` where the connection begins so (one share of the thread for each, `shares`; turns, `turns`) →
 //! `http` (which service, which headers cross; `filters`, `grpc`) → `admit` (limits and faults of policy) → `forward`
 //! (pick, send, once more elsewhere; `retry`, `hedge`) → `attempt` (a kept or new connection; `upstream`) →
 //! `exchange` (one request out, its strictly read answer in) → `body` (streams, never collected) → `record` (the access line). A peer's side is `inbound`; raw bytes take `tcp` and

@@ -417,7 +417,6 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_panics_takes_its_share_along() {
         let (_work, _rounds, share) = bench();
-        #[expect(clippy::panic, reason = "it is what is tested")]
         let panics = tokio::spawn(share.meter(async { panic!("on purpose") })).await;
         assert!(panics.is_err());
         assert!(!is_metered(), "what others begin is not of that share");

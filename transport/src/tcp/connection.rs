@@ -472,8 +472,8 @@ impl Future for Driver {
                 return Poll::Pending;
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        // Once more when the runtime has looked for what arrived meanwhile; who wakes itself keeps it from that for long.
+        pin!(tokio::task::yield_now()).poll(cx)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,8 +18,9 @@ use transport::trust::{
 };
 use transport::{Carrier, Clock, Inbound, LinkStream, Links, LinksConfig, NodeId, PeerInfo, StreamKind};
 
-use super::bench::{Bench, PATIENCE, instance, read_head};
+use super::bench::{Bench, PATIENCE};
 use super::client::Client;
+use super::volumes::hanging;
 use crate::clock::SystemClock;
 use crate::config::{Protocol, ProxyConfig};
 use crate::proxy::{ProxyContext, ServiceLinks, Volume};
@@ -204,30 +205,6 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "not in time: {what}");
 }
 
-/// Answers at length: `/hang` from the second time on, `/wait` when told to, which it counts both.
-async fn hanging(go_on: &Arc<Notify>) -> (SocketAddr, Arc<AtomicUsize>) {
-    let (go_on, held) = (Arc::clone(go_on), Arc::new(AtomicUsize::new(0)));
-    let asked = Arc::clone(&held);
-    let (address, _) = instance(move |mut stream, _| {
-        let (go_on, asked) = (Arc::clone(&go_on), Arc::clone(&asked));
-        async move {
-            while let Some(head) = read_head(&mut stream).await {
-                if head.starts_with("GET /hang") && asked.fetch_add(1, Ordering::SeqCst) == 0 {
-                    std::future::pending::<()>().await;
-                }
-                if head.starts_with("GET /wait") {
-                    asked.fetch_add(1, Ordering::SeqCst);
-                    go_on.notified().await;
-                }
-                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 400000\r\n\r\n{}", "y".repeat(400_000));
-                stream.write_all(answer.as_bytes()).await.ok();
-            }
-        }
-    })
-    .await;
-    (address, held)
-}
-
 #[tokio::test]
 async fn a_large_request_that_waits_over_tcp_that_is_cut_is_sent_over_quic_long_before_silence_ends_the_link() {
     let (address, hung) = hanging(&Arc::default()).await;
@@ -277,11 +254,11 @@ async fn a_doubt_about_a_large_stream_stays_with_its_link_and_one_about_a_small_
 #[tokio::test]
 async fn a_stream_is_not_kept_on_a_link_that_was_left_under_its_request() {
     let go_on = Arc::new(Notify::new());
-    let (address, held) = hanging(&go_on).await;
+    let (address, _) = hanging(&go_on).await;
     let (near, far, ..) = near_and_far(address).await;
     let mut client = Client::connect(near.bench.address).await;
     client.send("GET /wait HTTP/1.1\r\nHost: hello.mesh\r\n\r\n").await;
-    until("it is under way", || held.load(Ordering::SeqCst) == 1).await;
+    until("it is under way", || far.bench.context.in_flight() == 1).await;
     near.bench.context.pool(0).forget_node(far.id);
     assert!(near.links.doubt_large(0, far.id));
     go_on.notify_one();
