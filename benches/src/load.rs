@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+pub(crate) mod two;
+
 /// Bytes of a response body, unless the path asks for another number.
 const BODY_BYTES: usize = 1024;
 /// Longest body that is asked for.

@@ -13,6 +13,7 @@ use anyhow::Context;
 use node::config::{ListenerConfig, ListenerProtocol, MeshTransport, Protocol};
 use tests::{Fleet, Node, free_port};
 
+use crate::load::two::{self, Call};
 use crate::load::{self, Asking, Outcome};
 use crate::process::{family_cpu_seconds, family_resident_kib, load_average};
 use crate::two_hops::median;
@@ -26,6 +27,10 @@ pub(crate) mod setups;
 mod table;
 
 pub(crate) const HOST: &str = "bench.mesh";
+/// The same for calls of gRPC, whose backend speaks HTTP/2.
+const GRPC_HOST: &str = "bench-grpc.mesh";
+/// Requests at a time on each connection of HTTP/2.
+const STREAMS: usize = 8;
 /// Connections that are kept open, each after one request, while memory is read.
 const CONNECTIONS_HELD: usize = 1000;
 /// Before a point is measured, so that connections are made and pools filled.
@@ -38,20 +43,32 @@ pub(crate) struct Workload {
     pub(crate) connections: usize,
     pub(crate) body_bytes: usize,
     pub(crate) is_kept: bool,
+    /// Over HTTP/2, [`STREAMS`] at a time on each connection; else over HTTP/1.1.
+    pub(crate) call: Option<Call>,
 }
 
-const WORKLOADS: [Workload; 6] = [
-    Workload { name: "1 KiB, 1 connection", connections: 1, body_bytes: 1 << 10, is_kept: true },
-    Workload { name: "1 KiB, 32 connections", connections: 32, body_bytes: 1 << 10, is_kept: true },
-    Workload { name: "1 KiB, 128 connections", connections: 128, body_bytes: 1 << 10, is_kept: true },
+impl Workload {
+    const fn one(name: &'static str, connections: usize, body_bytes: usize) -> Self {
+        Self { name, connections, body_bytes, is_kept: true, call: None }
+    }
+
+    const fn two(name: &'static str, call: Call) -> Self {
+        Self { name, connections: 4, body_bytes: 1 << 10, is_kept: true, call: Some(call) }
+    }
+}
+
+const WORKLOADS: [Workload; 8] = [
+    Workload::one("1 KiB, 1 connection", 1, 1 << 10),
+    Workload::one("1 KiB, 32 connections", 32, 1 << 10),
+    Workload::one("1 KiB, 128 connections", 128, 1 << 10),
     Workload {
-        name: "1 KiB, a new connection for each request, 32 at once",
-        connections: 32,
-        body_bytes: 1 << 10,
         is_kept: false,
+        ..Workload::one("1 KiB, a new connection for each request, 32 at once", 32, 1 << 10)
     },
-    Workload { name: "64 KiB, 32 connections", connections: 32, body_bytes: 64 << 10, is_kept: true },
-    Workload { name: "1 MiB, 8 connections", connections: 8, body_bytes: 1 << 20, is_kept: true },
+    Workload::one("64 KiB, 32 connections", 32, 64 << 10),
+    Workload::one("1 MiB, 8 connections", 8, 1 << 20),
+    Workload::two("HTTP/2, 1 KiB, 4 connections with 8 requests each", Call::Get),
+    Workload::two("gRPC, calls of 100 bytes answered with 1 KiB, 4 connections with 8 each", Call::Grpc),
 ];
 
 /// What a pair makes of what passes.
@@ -81,6 +98,8 @@ pub(crate) struct Pair {
     pub(crate) name: String,
     pub(crate) layer: Layer,
     pub(crate) entry: SocketAddr,
+    /// Where it takes HTTP/2 in clear, and calls of gRPC over that.
+    two: Option<[SocketAddr; 2]>,
     /// The processes of A and of B, with all their children.
     pids: Vec<u32>,
     /// Kept so that they live; dropping ends them.
@@ -88,6 +107,17 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
+    /// Asks it for what the workload says.
+    fn ask(&self, workload: &Workload, duration: Duration) -> anyhow::Result<Outcome> {
+        let Some(call) = workload.call else {
+            let asking = Asking { host: HOST, body_bytes: workload.body_bytes, is_kept: workload.is_kept };
+            return load::run(self.entry, asking, workload.connections, duration);
+        };
+        let [plain, grpc] = self.two.context("no way in for HTTP/2")?;
+        let (entry, host) = if call == Call::Grpc { (grpc, GRPC_HOST) } else { (plain, HOST) };
+        two::run(entry, (call, host), (workload.connections, STREAMS), duration)
+    }
+
     fn cpu_seconds(&self) -> anyhow::Result<f64> {
         self.pids.iter().map(|pid| family_cpu_seconds(*pid)).sum()
     }
@@ -101,30 +131,34 @@ impl Pair {
 /// Measures every pair that can be started here, `each` long for each point of each of `rounds` rounds; prints tables, and
 /// draws `plot` where one is wanted. Only pairs whose name contains one of `only` take part, unless it is empty.
 pub(crate) fn run(each: Duration, rounds: usize, only: &[String], plot: Option<&Path>) -> anyhow::Result<()> {
-    let backend = load::backend()?;
+    let backends = [load::backend()?, two::backend()?];
     let ground = Ground::prepare()?;
     let mut pairs = vec![Pair {
         name: "direct".to_owned(),
         layer: Layer::None,
-        entry: backend,
+        entry: backends[0],
+        two: Some([backends[1]; 2]),
         pids: Vec::new(),
         _programs: Vec::new(),
     }];
     let mut idle = Vec::new();
     let mut fleets = Vec::new();
     for (name, transport) in [("marram", MeshTransport::Auto), ("marram over TCP", MeshTransport::Tcp)] {
-        let (fleet, listener) = marram(backend, transport);
+        let (fleet, listener) = marram(backends, transport);
         let [near, far] = fleet.nodes.as_slice() else { anyhow::bail!("two agents") };
         let pids = vec![near.pid().context("a running agent")?, far.pid().context("a running agent")?];
-        let own = |name: String, layer, entry| Pair { name, layer, entry, pids: pids.clone(), _programs: Vec::new() };
-        let requests = own(name.to_owned(), Layer::Requests, near.proxy);
+        let own = |name: String, layer, entry, two| {
+            let pids = pids.clone();
+            Pair { name, layer, entry, two, pids, _programs: Vec::new() }
+        };
+        let requests = own(name.to_owned(), Layer::Requests, near.proxy, Some([near.proxy; 2]));
         idle.extend(requests.resident_mb()?);
         pairs.push(requests);
-        pairs.push(own(format!("{name}, TCP listener"), Layer::Bytes, listener));
+        pairs.push(own(format!("{name}, TCP listener"), Layer::Bytes, listener, None));
         fleets.push(fleet);
     }
-    for setup in setups::all(&ground, backend)? {
-        match setup.start() {
+    for setup in setups::all(&ground, backends[0])? {
+        match setup.start(backends[1]) {
             Ok(pair) => pairs.push(pair),
             Err(error) => println!("{}: left out: {error:#}\n", setup.name),
         }
@@ -133,10 +167,14 @@ pub(crate) fn run(each: Duration, rounds: usize, only: &[String], plot: Option<&
         let is_wanted = only.iter().any(|part| pair.name.contains(part.as_str()));
         only.is_empty() || pair.layer == Layer::None || is_wanted
     });
-    let mut rows: Vec<Vec<Row>> = WORKLOADS.iter().map(|_| pairs.iter().map(Row::of).collect()).collect();
+    let taking = |workload: &Workload| {
+        let call = workload.call;
+        pairs.iter().filter(move |pair| call.is_none() || pair.two.is_some())
+    };
+    let mut rows: Vec<Vec<Row>> = WORKLOADS.iter().map(|workload| taking(workload).map(Row::of).collect()).collect();
     for _ in 0..rounds {
         for (workload, rows) in WORKLOADS.iter().zip(&mut rows) {
-            for (pair, row) in pairs.iter().zip(rows) {
+            for (pair, row) in taking(workload).zip(rows) {
                 row.add(&measure(pair, workload, each)?);
             }
         }
@@ -160,10 +198,9 @@ pub(crate) fn run(each: Duration, rounds: usize, only: &[String], plot: Option<&
 
 /// One point: what came of it, and processor microseconds of A and B together for each request.
 fn measure(pair: &Pair, workload: &Workload, each: Duration) -> anyhow::Result<(Outcome, f64)> {
-    let asking = Asking { host: HOST, body_bytes: workload.body_bytes, is_kept: workload.is_kept };
-    load::run(pair.entry, asking, workload.connections, WARM_UP)?;
+    pair.ask(workload, WARM_UP).with_context(|| format!("{}: {}", pair.name, workload.name))?;
     let before = pair.cpu_seconds()?;
-    let outcome = load::run(pair.entry, asking, workload.connections, each)?;
+    let outcome = pair.ask(workload, each)?;
     #[expect(clippy::cast_precision_loss, reason = "counts of one run")]
     let cpu_us = (pair.cpu_seconds()? - before) * 1e6 / outcome.requests.max(1) as f64;
     Ok((outcome, cpu_us))
@@ -182,8 +219,9 @@ fn held(pairs: &[Pair]) -> anyhow::Result<Vec<Held>> {
     Ok(all)
 }
 
-/// Two agents; the second has the backend twice, as a service of requests and as one of bytes for which the first listens.
-fn marram(backend: SocketAddr, transport: MeshTransport) -> (Fleet, SocketAddr) {
+/// Two agents; the second has the backend twice, as a service of requests and as one of bytes for which the first listens,
+/// and the one that speaks HTTP/2.
+fn marram([backend, grpc]: [SocketAddr; 2], transport: MeshTransport) -> (Fleet, SocketAddr) {
     let listener = free_port();
     let fleet = Fleet::start(2, &|n, config| {
         config.mesh.transport = transport;
@@ -192,6 +230,10 @@ fn marram(backend: SocketAddr, transport: MeshTransport) -> (Fleet, SocketAddr) 
             Node::serve(config, "bench-tcp", backend, Some(1000.0));
             if let Some(last) = config.services.last_mut() {
                 last.protocol = Protocol::Tcp;
+            }
+            Node::serve(config, "bench-grpc", grpc, Some(1000.0));
+            if let Some(last) = config.services.last_mut() {
+                last.protocol = Protocol::Http2;
             }
         } else {
             config.listeners.push(ListenerConfig {
@@ -203,10 +245,17 @@ fn marram(backend: SocketAddr, transport: MeshTransport) -> (Fleet, SocketAddr) 
     });
     fleet.wait_service("bench", 1);
     fleet.wait_service("bench-tcp", 1);
+    fleet.wait_service("bench-grpc", 1);
     (fleet, listener)
 }
 
-fn pair(name: &str, layer: Layer, entry: SocketAddr, programs: Vec<Program>) -> Pair {
+fn pair(
+    name: &str,
+    layer: Layer,
+    entry: SocketAddr,
+    two: Option<[SocketAddr; 2]>,
+    programs: Vec<Program>,
+) -> Pair {
     let pids = programs.iter().map(Program::pid).collect();
-    Pair { name: name.to_owned(), layer, entry, pids, _programs: programs }
+    Pair { name: name.to_owned(), layer, entry, two, pids, _programs: programs }
 }
