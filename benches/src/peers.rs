@@ -61,10 +61,7 @@ const WORKLOADS: [Workload; 8] = [
     Workload::one("1 KiB, 1 connection", 1, 1 << 10),
     Workload::one("1 KiB, 32 connections", 32, 1 << 10),
     Workload::one("1 KiB, 128 connections", 128, 1 << 10),
-    Workload {
-        is_kept: false,
-        ..Workload::one("1 KiB, a new connection for each request, 32 at once", 32, 1 << 10)
-    },
+    Workload { is_kept: false, ..Workload::one("1 KiB, a new connection for each request, 32 at once", 32, 1 << 10) },
     Workload::one("64 KiB, 32 connections", 32, 64 << 10),
     Workload::one("1 MiB, 8 connections", 8, 1 << 20),
     Workload::two("HTTP/2, 1 KiB, 4 connections with 8 requests each", Call::Get),
@@ -249,13 +246,7 @@ fn marram([backend, grpc]: [SocketAddr; 2], transport: MeshTransport) -> (Fleet,
     (fleet, listener)
 }
 
-fn pair(
-    name: &str,
-    layer: Layer,
-    entry: SocketAddr,
-    two: Option<[SocketAddr; 2]>,
-    programs: Vec<Program>,
-) -> Pair {
+fn pair(name: &str, layer: Layer, entry: SocketAddr, two: Option<[SocketAddr; 2]>, programs: Vec<Program>) -> Pair {
     let pids = programs.iter().map(Program::pid).collect();
     Pair { name: name.to_owned(), layer, entry, two, pids, _programs: programs }
 }
