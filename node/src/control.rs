@@ -25,7 +25,7 @@ use transport::{Clock, Links, NodeId, PeerInfo, StreamKind};
 use crate::api::WatchEvent;
 use crate::catalog::{KnownNode, Refusal};
 use crate::codec;
-use crate::doubts::Doubts;
+use crate::doubts::{self, Doubts};
 use crate::event::Event;
 use crate::gossip::{
     ASKS_KEY, Asks, FACTS_KEY, Facts, LOADS_KEY, Loads, OFFERS_KEY, Offers, RECORD_VERSION, SIGN_CONTEXT,
@@ -403,8 +403,25 @@ impl Running {
     }
 
     fn verdict(&mut self, node: NodeId, liveness: Liveness, incarnation: u32, reason: &str, now: Duration) {
-        let last_ack = self.control.state().swim.member(&node).and_then(|member| member.last_ack);
-        if !self.doubts.believes(node, liveness, last_ack, now) {
+        let (last_ack, has_failed_here) = {
+            let state = self.control.state();
+            let member = state.swim.member(&node);
+            (member.and_then(|member| member.last_ack), member.is_some_and(|member| member.own_failure().is_some()))
+        };
+        let heard_at = self.control.links.heard_at(node);
+        let last_answer = doubts::last_answer(last_ack, has_failed_here, heard_at);
+        self.take_verdict(node, liveness, (incarnation, reason), last_answer, now);
+    }
+
+    fn take_verdict(
+        &mut self,
+        node: NodeId,
+        liveness: Liveness,
+        (incarnation, reason): (u32, &str),
+        last_answer: Option<Duration>,
+        now: Duration,
+    ) {
+        if !self.doubts.believes(node, liveness, last_answer, now) {
             debug!(member = %node, reason, "a death that is not believed yet");
             return;
         }
@@ -686,10 +703,11 @@ impl Running {
     fn take_earlier_verdict(&mut self, node: NodeId, now: Duration) {
         let known = {
             let state = self.control.state();
-            state.swim.member(&node).map(|m| (m.liveness, m.incarnation, m.reason.to_string()))
+            state.swim.member(&node).map(|m| (m.liveness, m.incarnation, m.reason.to_string(), m.last_ack))
         };
-        if let Some((liveness, incarnation, reason)) = known {
-            self.verdict(node, liveness, incarnation, &reason, now);
+        if let Some((liveness, incarnation, reason, last_ack)) = known {
+            // It had its time to object: what else comes over its links is no answer.
+            self.take_verdict(node, liveness, (incarnation, &reason), last_ack, now);
         }
     }
 

@@ -15,6 +15,14 @@ use transport::swim::Liveness;
 /// requests to a node that died right after an answer.
 pub const HEARD_LATELY: Duration = Duration::from_secs(3);
 
+/// When a node last showed that it lives: its last answer to a probe of ours or, where it has failed none since, the last that
+/// came over a link with it. On the small side of a partition most probes go to those who are cut off, so that a neighbour is
+/// asked every few seconds only, while its answers to requests come all the time.
+#[must_use]
+pub fn last_answer(last_ack: Option<Duration>, has_failed_here: bool, heard_at: Option<Duration>) -> Option<Duration> {
+    if has_failed_here { last_ack } else { last_ack.max(heard_at) }
+}
+
 /// The deaths that are left aside, at most one of each node that the prober knows.
 ///
 /// Hand in each verdict with [`Doubts::believes`] before it takes effect. At each tick, judge those of
@@ -27,12 +35,12 @@ pub struct Doubts {
 
 impl Doubts {
     /// True where a verdict takes effect now; false for a death that is left aside for [`HEARD_LATELY`], and for the
-    /// return from such a death: the node has objected, and was never gone here. `last_ack` is when the node last answered
-    /// a probe of ours. Whatever was left aside of that node before is forgotten: the new verdict is all that the prober
+    /// return from such a death: the node has objected, and was never gone here. `last_answer` is when the node last showed
+    /// that it lives, see [`last_answer`]. Whatever was left aside of that node before is forgotten: the new verdict is all that the prober
     /// says of it.
-    pub fn believes(&mut self, node: NodeId, liveness: Liveness, last_ack: Option<Duration>, now: Duration) -> bool {
+    pub fn believes(&mut self, node: NodeId, liveness: Liveness, last_answer: Option<Duration>, now: Duration) -> bool {
         let was_left_aside = self.look_again.remove(&node).is_some();
-        let was_heard_lately = last_ack.is_some_and(|at| now.saturating_sub(at) <= HEARD_LATELY);
+        let was_heard_lately = last_answer.is_some_and(|at| now.saturating_sub(at) <= HEARD_LATELY);
         match liveness {
             Liveness::Dead if was_heard_lately => {
                 self.look_again.insert(node, now.saturating_add(HEARD_LATELY));

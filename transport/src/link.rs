@@ -412,6 +412,11 @@ impl QuicLink {
         lock(&self.silence).is_heard(now, limit)
     }
 
+    /// When the peer was last heard on this QUIC link, as far as anybody looked.
+    pub(crate) fn heard_at(&self) -> Option<Duration> {
+        lock(&self.silence).heard_at()
+    }
+
     /// Whether it has not been up for long.
     pub(crate) fn is_fresh(&self, now: Duration) -> bool {
         now.saturating_sub(self.facts.up_at) < FRESH

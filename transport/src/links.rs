@@ -390,6 +390,12 @@ impl Links {
         Some(self.inner.table().peer(to)?.data(core)?.received())
     }
 
+    /// When a peer was last heard on any QUIC link with it, to the pace at which links are looked at.
+    pub fn heard_at(&self, from: NodeId) -> Option<Duration> {
+        let table = self.inner.table();
+        table.peer(from)?.live().iter().filter(|link| !link.is_closed()).filter_map(|link| link.heard_at()).max()
+    }
+
     /// Somebody waited in vain for an answer over a core's data link to a peer. If nothing at all has come over it since
     /// `heard` was asked for, new streams go over another one.
     pub fn doubt(&self, core: usize, to: NodeId, heard: Option<u64>) {

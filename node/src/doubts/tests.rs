@@ -104,3 +104,17 @@ fn each_node_is_doubted_by_itself() {
     assert_eq!(doubts.take_due(NOW + HEARD_LATELY + MOMENT), [node(1)]);
     assert_eq!(doubts.take_due(NOW + 60 * SECOND), [node(2)]);
 }
+
+#[test]
+fn what_comes_over_a_link_counts_as_long_as_no_probe_has_failed() {
+    let (early, late) = (Some(NOW - 9 * SECOND), Some(NOW - MOMENT));
+    assert_eq!(last_answer(early, false, late), late);
+    assert_eq!(last_answer(None, false, late), late);
+    assert_eq!(last_answer(late, false, early), late);
+    assert_eq!(
+        last_answer(early, true, late),
+        early,
+        "its control side may stand still while packets are acknowledged"
+    );
+    assert_eq!(last_answer(None, true, late), None);
+}

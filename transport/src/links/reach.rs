@@ -146,6 +146,11 @@ impl SilenceWatch {
         self.unanswered_since.is_some_and(|since| now.saturating_sub(since) >= limit)
     }
 
+    /// When the peer was last heard.
+    pub(crate) const fn heard_at(&self) -> Option<Duration> {
+        self.heard_at
+    }
+
     /// Whether the peer was heard within this time.
     pub(crate) fn is_heard(&self, now: Duration, limit: Duration) -> bool {
         self.heard_at.is_some_and(|at| now.saturating_sub(at) < limit)

@@ -182,7 +182,8 @@ impl Member {
     }
 
     /// The failure to name in a verdict: `None` when the member answered everything asked here.
-    pub(super) fn own_failure(&self) -> Option<ProbeFailure> {
+    #[must_use]
+    pub fn own_failure(&self) -> Option<ProbeFailure> {
         (self.failure.direct > 0).then_some(self.failure)
     }
 }

@@ -90,6 +90,21 @@ fn the_code_of_a_reset_stream_can_be_read() {
 }
 
 #[test]
+fn a_peer_is_heard_for_as_long_as_it_answers() {
+    let (a, b) = linked(0, 1);
+    wait_for("it is heard", || a.links.heard_at(b.id).is_some());
+    let first = a.links.heard_at(b.id);
+    let asking = async {
+        while a.links.heard_at(b.id) <= first {
+            let stream = a.links.open_service(0, b.id, Bytes::new()).await.expect("a stream");
+            assert_eq!(echo(stream, "x").await.expect("echoed"), "x");
+        }
+    };
+    block(async { tokio::time::timeout(Duration::from_secs(10), asking).await }).expect("it is heard again");
+    assert_eq!(a.links.heard_at(a.id), None, "there is no link");
+}
+
+#[test]
 fn a_stream_that_is_dropped_half_way_is_not_taken_for_a_clean_end() {
     let (a, b) = linked(0, 1);
     block(async {
