@@ -9,6 +9,7 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 pub(crate) mod two;
@@ -102,15 +103,23 @@ pub(crate) fn run(
         tokio::time::sleep(duration).await;
         stop.store(true, Ordering::Relaxed);
         let took = began.elapsed();
-        let mut outcome = Outcome { requests: 0, failures: 0, took, latency: histogram()? };
-        for worker in workers {
-            let (latency, failures) = worker.await??;
-            outcome.requests += latency.len();
-            outcome.failures += failures;
-            outcome.latency.add(latency)?;
-        }
-        Ok(outcome)
+        gathered(workers, took).await
     })
+}
+
+/// Asks again and again; ends with how long answers took, and how many failed.
+type Worker = JoinHandle<anyhow::Result<(Histogram<u64>, u64)>>;
+
+/// What all workers of a run came to.
+async fn gathered(workers: Vec<Worker>, took: Duration) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome { requests: 0, failures: 0, took, latency: histogram()? };
+    for worker in workers {
+        let (latency, failures) = worker.await??;
+        outcome.requests += latency.len();
+        outcome.failures += failures;
+        outcome.latency.add(latency)?;
+    }
+    Ok(outcome)
 }
 
 /// Opens `connections` connections, asks once over each, and keeps them open while `look` looks.

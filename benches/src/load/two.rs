@@ -15,7 +15,7 @@ use hyper::http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::{ANSWER_MAX, BODY_BYTES, Outcome, histogram, now};
+use super::{ANSWER_MAX, BODY_BYTES, Outcome, gathered, histogram, now};
 
 /// Bytes of the message of a call, without its prefix.
 const CALL_BYTES: usize = 100;
@@ -117,14 +117,7 @@ pub(crate) fn run(
         tokio::time::sleep(duration).await;
         stop.store(true, Ordering::Relaxed);
         let took = began.elapsed();
-        let mut outcome = Outcome { requests: 0, failures: 0, took, latency: histogram()? };
-        for worker in workers {
-            let (latency, failures) = worker.await??;
-            outcome.requests += latency.len();
-            outcome.failures += failures;
-            outcome.latency.add(latency)?;
-        }
-        Ok(outcome)
+        gathered(workers, took).await
     })
 }
 
