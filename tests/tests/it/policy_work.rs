@@ -319,8 +319,9 @@ fn a_patch_changes_what_it_names_and_leaves_the_rest() {
 
 #[test]
 fn a_retry_under_its_key_makes_no_second_write() {
-    let two = TWO.get(two);
-    let node = &two.fleet.nodes[0];
+    // A node of its own: its counter says how often it wrote, whoever asked.
+    let fleet = Fleet::start(1, &|_, _| {});
+    let node = &fleet.nodes[0];
     let counter = || read::<SyncStatus>(node, "/v1/sync/status").counter;
     apply(node, &traffic("retried", "x", 0.1));
     let before = counter();
