@@ -3,7 +3,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::{LoadConfig, Tally, run};
 use crate::echo::{EchoConfig, EchoServer, serve};
@@ -18,6 +18,13 @@ fn config(address: SocketAddr, rate: f64, millis: u64) -> LoadConfig {
     config.rate = rate;
     config.duration = Some(Duration::from_millis(millis));
     config
+}
+
+/// An address on which nobody listens, for as long as the socket is held: a port that is given back may be another's.
+fn nobody() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
+    (socket.local_addr().expect("bound"), socket)
 }
 
 #[tokio::test]
@@ -36,10 +43,7 @@ async fn every_due_request_is_counted_once() {
 
 #[tokio::test]
 async fn a_refused_connection_is_a_failure_with_time_and_cause() {
-    let closed = {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        listener.local_addr().expect("bound")
-    };
+    let (closed, _held) = nobody();
     let whole = run(config(closed, 100.0, 100), pending(), |_| {}).await.expect("a valid configuration");
     assert_eq!((whole.ok, whole.failed), (0, 10), "{whole:?}");
     assert_eq!(whole.outcomes.get("connect"), Some(&10));
@@ -95,18 +99,15 @@ async fn stopping_ends_an_endless_run() {
     let server = server(Duration::ZERO).await;
     let mut config = config(server.http(), 100.0, 0);
     config.duration = None;
-    let whole = run(config, tokio::time::sleep(Duration::from_millis(100)), |_| {}).await.expect("valid");
+    let whole = run(config, tokio::time::sleep(Duration::from_secs(1)), |_| {}).await.expect("valid");
     assert!(whole.ok >= 1, "{whole:?}");
 }
 
 #[tokio::test]
 async fn waiting_for_readiness_tells_what_it_saw_last() {
-    let closed = {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        listener.local_addr().expect("bound")
-    };
+    let (closed, _held) = nobody();
     let mut config = config(closed, 1.0, 0);
-    config.ready_wait = Duration::from_millis(50);
+    config.ready_wait = Duration::from_secs(1);
     let error = run(config, pending(), |_| {}).await.expect_err("nobody answers").to_string();
     assert!(error.contains("connect"), "{error}");
 }

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::*;
 use crate::clock::SystemClock;
@@ -59,25 +59,35 @@ async fn next(changes: &mut mpsc::Receiver<HealthChanged>, healthy: bool) -> Hea
     waited.await.unwrap_or_else(|_| panic!("no verdict healthy={healthy} within 10 s"))
 }
 
+/// A socket of this address that does not listen yet, so nobody does. Others of the same kind may have the same address,
+/// and one of them may listen.
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
+}
+
 #[tokio::test]
 async fn an_instance_without_checks_goes_out_when_a_request_is_refused_and_returns_when_it_listens() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let local = local(address);
+    let socket = bound("127.0.0.1:0".parse().unwrap());
+    let local = local(socket.local_addr().unwrap());
     let (mut changes, _) = start(&local, Vec::new());
     next(&mut changes, true).await;
     local.connect_failures.fetch_add(1, Ordering::Relaxed);
     let out = next(&mut changes, false).await;
     assert_eq!(out.checks[0].kind, "connect");
-    let _listener = TcpListener::bind(address).await.unwrap();
+    let _listener = socket.listen(8).unwrap();
     next(&mut changes, true).await;
 }
 
 #[tokio::test]
 async fn an_instance_whose_connection_broke_goes_out_where_nobody_listens_and_stays_where_somebody_does() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let local = local(listener.local_addr().unwrap());
+    // It keeps the port from others when the listener is gone.
+    let kept = bound("127.0.0.1:0".parse().unwrap());
+    let address = kept.local_addr().unwrap();
+    let listener = bound(address).listen(8).unwrap();
+    let local = local(address);
     let (mut changes, _) = start(&local, Vec::new());
     next(&mut changes, true).await;
     local.broken_connections.fetch_add(1, Ordering::Relaxed);

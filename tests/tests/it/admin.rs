@@ -234,8 +234,9 @@ fn the_folder_and_its_secrets_are_for_their_owner_alone() {
 
 #[test]
 fn a_watcher_hears_of_a_policy_write() {
-    let one = ONE.get(one);
-    let node = one.node();
+    // A node of its own: the event and the root are those of this write, and nobody else writes.
+    let fleet = Fleet::start(1, &|_, _| {});
+    let node = &fleet.nodes[0];
     let mut stream = TcpStream::connect(node.admin).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     stream.write_all(b"GET /v1/watch HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();

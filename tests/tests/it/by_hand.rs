@@ -162,14 +162,20 @@ fn explain_shows_every_number_of_the_formula() {
             assert!(said.out.contains(word), "{word}: {}", said.out);
         }
     }
-    for said in both_ways(third, &["route", "explain", "hello", "-o", "json"]) {
-        assert_eq!(said.code, 0, "{said:?}");
-        let explanation: Explanation = serde_json::from_str(&said.out).unwrap();
-        assert_eq!(explanation.candidates.len(), 2);
-        let total: f64 = explanation.candidates.iter().map(|candidate| candidate.probability).sum();
-        assert!((total - 1.0).abs() < 1e-9, "{explanation:?}");
-        assert!(explanation.candidates.iter().all(|candidate| candidate.distance_ms < 20.0), "{explanation:?}");
-    }
+    // On a busy machine round trips are long for a while, and one of the two may be left out for some seconds.
+    eventually("both are near", Duration::from_secs(10), || {
+        for said in both_ways(third, &["route", "explain", "hello", "-o", "json"]) {
+            assert_eq!(said.code, 0, "{said:?}");
+            let explanation: Explanation = serde_json::from_str(&said.out).unwrap();
+            let total: f64 = explanation.candidates.iter().map(|candidate| candidate.probability).sum();
+            assert!((total - 1.0).abs() < 1e-9, "{explanation:?}");
+            let are_near = explanation.candidates.iter().all(|candidate| candidate.distance_ms < 20.0);
+            if explanation.candidates.len() != 2 || !are_near {
+                return Err(format!("{explanation:?}"));
+            }
+        }
+        Ok(())
+    });
     let nobody = third.run(&["route", "explain", "helo"]);
     assert_eq!(nobody.code, 1, "{nobody:?}");
     assert!(nobody.err.contains("did you mean `hello`?"), "{nobody:?}");

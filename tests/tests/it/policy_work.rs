@@ -13,7 +13,7 @@ use crate::policy::{apply, code, in_force, path, traffic};
 
 static TWO: Shared<Two> = Shared::new();
 
-/// Two nodes; `hello` runs on the first.
+/// Two nodes; `hello` and `brief` run on the first.
 struct Two {
     fleet: Fleet,
     _app: App,
@@ -24,9 +24,11 @@ fn two() -> Two {
     let fleet = Fleet::start(2, &|n, config| {
         if n == 0 {
             Node::serve(config, "hello", app.address(), None);
+            Node::serve(config, "brief", app.address(), None);
         }
     });
     fleet.wait_service("hello", 1);
+    fleet.wait_service("brief", 1);
     Two { fleet, _app: app }
 }
 
@@ -365,18 +367,18 @@ fn a_watcher_that_comes_back_misses_nothing_and_starts_anew_after_a_restart() {
 fn a_document_whose_time_is_over_is_out_of_force_and_said_to_be() {
     let two = TWO.get(two);
     let node = &two.fleet.nodes[0];
-    apply(node, &traffic("brief", "hello", 0.77));
-    in_force(node, "hello", 0.77).unwrap();
+    apply(node, &traffic("brief", "brief", 0.77));
+    in_force(node, "brief", 0.77).unwrap();
     let written: PolicyView = read(node, &path("brief"));
     let soon = i64::try_from(written.written_ms + 3_000).unwrap();
     let soon = jiff::Timestamp::from_millisecond(soon).unwrap();
     let brief =
-        traffic("brief", "hello", 0.77).replace("scope: global", &format!("scope: global, expiresAt: '{soon}'"));
+        traffic("brief", "brief", 0.77).replace("scope: global", &format!("scope: global, expiresAt: '{soon}'"));
     apply(node, &brief);
-    in_force(node, "hello", 0.77).unwrap();
+    in_force(node, "brief", 0.77).unwrap();
     for node in &two.fleet.nodes {
         eventually("it is out of force by itself", Duration::from_secs(10), || {
-            let lambda = node.explain("hello")?.lambda_per_ms;
+            let lambda = node.explain("brief")?.lambda_per_ms;
             if (lambda - 0.77).abs() > 1e-9 { Ok(()) } else { Err(format!("{}: still in force", node.name)) }
         });
         let view: PolicyView = read(node, &path("brief"));

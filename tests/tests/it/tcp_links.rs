@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -34,15 +35,10 @@ fn control_transports(node: &Node) -> Result<Vec<String>, String> {
     carriers(node, |link| link.purpose == "control")
 }
 
-/// A port of the loopback on which nobody listens.
-fn refusing() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 #[test]
 fn nodes_without_udp_agree_and_carry_requests_streams_and_raw_tcp_with_the_codes_of_refusals() {
     let (app, echo, streams) = (App::start("a"), TcpEcho::start("e"), protocols::streaming());
-    let (dead, listener) = (refusing(), free_port());
+    let (dead, listener) = (free_port(), free_port());
     let fleet = Fleet::start(3, &|n, config| {
         config.mesh.transport = MeshTransport::Tcp;
         match n {
@@ -125,12 +121,20 @@ fn nodes_without_udp_agree_and_carry_requests_streams_and_raw_tcp_with_the_codes
 /// Drops the UDP packets of these ports on the loopback for as long as it lives.
 struct BlockedUdp(Vec<Vec<String>>);
 
+/// How the comment of its rules begins; the id of the process that made them follows.
+const MARK: &str = "marram-it-";
+
 impl BlockedUdp {
     fn new(ports: &[u16]) -> Option<Self> {
+        Self::remove_left_over();
+        let mark = format!("{MARK}{}", std::process::id());
         let mut blocked = Self(Vec::new());
         for port in ports {
             for side in ["--sport", "--dport"] {
-                let rule = ["-i", "lo", "-p", "udp", side, &port.to_string(), "-j", "DROP"].map(str::to_owned).to_vec();
+                let port = port.to_string();
+                let packets = ["-i", "lo", "-p", "udp", side, &port];
+                let rest = ["-m", "comment", "--comment", &mark, "-j", "DROP"];
+                let rule: Vec<String> = packets.into_iter().chain(rest).map(str::to_owned).collect();
                 if run_command(Command::new("iptables").args(["-w", "-I", "INPUT"]).args(&rule)).code != 0 {
                     return None;
                 }
@@ -138,6 +142,18 @@ impl BlockedUdp {
             }
         }
         Some(blocked)
+    }
+
+    /// Removes the rules of runs that were killed before they did it themselves.
+    fn remove_left_over() {
+        let listed = run_command(Command::new("iptables").args(["-w", "-S", "INPUT"]));
+        for line in listed.out.lines() {
+            let mut words = line.split_whitespace();
+            let maker = words.clone().find_map(|word| word.strip_prefix(MARK));
+            if maker.is_some_and(|id| !Path::new("/proc").join(id).exists()) && words.next() == Some("-A") {
+                drop(run_command(Command::new("iptables").args(["-w", "-D"]).args(words)));
+            }
+        }
     }
 }
 

@@ -19,7 +19,8 @@ struct UdpEcho {
 
 impl UdpEcho {
     fn start(name: &str) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        // Nobody takes such a port until the test binds it again.
+        let socket = UdpSocket::bind(free_port()).unwrap();
         let address = socket.local_addr().unwrap();
         let is_stopped = Arc::new(AtomicBool::new(false));
         let (name, stopped) = (name.to_owned(), Arc::clone(&is_stopped));

@@ -71,7 +71,7 @@ async fn a_flow_belongs_to_the_two_nodes_at_its_ends() {
 
 #[tokio::test]
 async fn answers_alone_keep_a_flow_open() {
-    let idle = Duration::from_millis(400);
+    let idle = Duration::from_millis(1200);
     let config = ProxyConfig { udp_flow_timeout: idle, ..ProxyConfig::default() };
     let (mut near, mut far) = (Bench::with(config.clone(), 1).await, Bench::with(config, 2).await);
     let instance = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -87,8 +87,8 @@ async fn answers_alone_keep_a_flow_open() {
     client.send(b"begin").await.unwrap();
     let (_, flow) = timeout(PATIENCE, instance.recv_from(&mut [0; 100])).await.unwrap().unwrap();
     // Three times as long as a silent flow lasts.
-    for _ in 0..12 {
-        tokio::time::sleep(idle / 4).await;
+    for _ in 0..36 {
+        tokio::time::sleep(idle / 12).await;
         instance.send_to(b"tick", flow).await.unwrap();
         assert_eq!(received(&client).await, b"tick");
     }

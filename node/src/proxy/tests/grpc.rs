@@ -93,9 +93,9 @@ async fn a_call_ends_with_its_time_before_an_answer_and_in_the_middle_of_one() {
     for is_far in [false, true] {
         let (near, _far, seen, _) = near(is_far).await;
         let client = Streams::connect(near.address).await;
-        let hanging = call("/hang").header("grpc-timeout", "200m").body(()).unwrap();
+        let hanging = call("/hang").header("grpc-timeout", "1S").body(()).unwrap();
         assert_failed(&client.ask(hanging, "hello").await.unwrap(), "4");
-        let dripping = call("/drip").header("grpc-timeout", "200m").body(()).unwrap();
+        let dripping = call("/drip").header("grpc-timeout", "1S").body(()).unwrap();
         let answer = client.ask(dripping, "hello").await.unwrap();
         assert_eq!((answer.body.as_str(), answer.trailer("grpc-status")), ("drip", Some("4")), "{answer:?}");
         while seen.resets.load(Ordering::SeqCst) < 2 {

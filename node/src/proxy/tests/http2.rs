@@ -133,13 +133,13 @@ async fn connect_makes_a_tunnel_of_a_stream() {
     let (response, mut stream) = client.begin(Request::connect("db.mesh:5432").body(()).unwrap()).await;
     let response = response.await.unwrap();
     assert_eq!(response.status(), 200);
-    for _ in 0..12 {
+    for _ in 0..48 {
         // Longer together than a connection without a request may stay.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         stream.send_data("over a stream ".into(), false).unwrap();
     }
     stream.send_data("".into(), true).unwrap();
-    assert_eq!(whole(response).await.unwrap().body, "OVER A STREAM ".repeat(12));
+    assert_eq!(whole(response).await.unwrap().body, "OVER A STREAM ".repeat(48));
     assert_eq!(bench.context.drain(PATIENCE).await, 0);
 }
 

@@ -1,9 +1,11 @@
 //! Making links and using them.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
 
 use super::support::{Node, Seen, TestClock, block, echo, let_pass, linked, member, quick, wait_for};
 use crate::frame::StreamKind;
@@ -223,7 +225,7 @@ fn a_node_that_dials_itself_gives_up() {
 #[test]
 fn one_of_several_addresses_is_enough() {
     let (a, b) = (Node::start(&member(0), quick()), Node::start(&member(1), quick()));
-    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let addrs = vec![silent.local_addr().expect("bound"), b.addr()];
     a.links.set_peer(b.id, addrs, true);
     wait_for("the second address", || a.is_linked(&b));
@@ -242,17 +244,29 @@ fn a_peer_is_not_mistaken_for_another_at_its_address() {
     wait_for("the right one is found", || a.is_linked(&b));
 }
 
+/// An address at which nothing answers over UDP and nobody listens on the TCP port, for as long as both are held.
+fn dead() -> (SocketAddr, (UdpSocket, TcpSocket)) {
+    let hold = || {
+        let udp = UdpSocket::bind("127.0.0.1:0").ok()?;
+        let addr = udp.local_addr().ok()?;
+        let tcp = TcpSocket::new_v4().ok()?;
+        tcp.bind(addr).ok()?;
+        Some((addr, (udp, tcp)))
+    };
+    (0..100).find_map(|_| hold()).expect("a port that is free for both")
+}
+
 #[test]
 fn a_dead_peer_fails_fast_and_what_is_not_kept_is_dialled_when_needed() {
     let (a, b) = (Node::start(&member(0), quick()), Node::start(&member(1), quick()));
-    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
-    a.links.set_peer(b.id, vec![silent.local_addr().expect("bound")], false);
+    let (silent, _held) = dead();
+    a.links.set_peer(b.id, vec![silent], false);
     let begun = crate::clock::Clock::now(&*a.clock);
     let opened = block(a.links.open_service(0, b.id, Bytes::new()));
     let took = crate::clock::Clock::now(&*a.clock) - begun;
     // Nothing answers over UDP, and nobody listens on the TCP port.
     assert!(matches!(opened, Err(LinkError::Dial { cause: DialFailure::Refused, .. })), "{opened:?}");
-    assert!(took < Duration::from_millis(1500), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
 
     a.links.set_peer(b.id, vec![b.addr()], false);
     let sent = a.links.send_datagram(b.id, Bytes::from_static(b"x"));
@@ -269,7 +283,7 @@ fn a_dead_peer_fails_fast_and_what_is_not_kept_is_dialled_when_needed() {
 fn a_queue_to_a_dead_peer_drops_its_oldest_and_delivers_the_rest() {
     let config = LinksConfig { message_queue_max: 4, ..quick() };
     let (a, b) = (Node::start(&member(0), config), Node::start(&member(1), quick()));
-    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("a port");
     a.links.set_peer(b.id, vec![silent.local_addr().expect("bound")], true);
     for number in 0..6_u8 {
         a.links.send_message(b.id, StreamKind::Gossip, Bytes::from(vec![number])).expect("queued");
@@ -351,5 +365,5 @@ fn a_shutdown_waits_for_streams_and_frees_the_port() {
     assert!(b.links.links().is_empty());
     let opened = block(b.links.open_service(0, a.id, Bytes::new()));
     assert!(matches!(opened, Err(LinkError::ShuttingDown)), "{opened:?}");
-    wait_for("the port is free", || std::net::UdpSocket::bind(addr).is_ok());
+    wait_for("the port is free", || UdpSocket::bind(addr).is_ok());
 }

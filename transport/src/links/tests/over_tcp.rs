@@ -49,7 +49,7 @@ fn links_over_tcp_carry_streams_datagrams_and_messages_with_the_same_identities(
         assert_eq!((links[0].outbound, links[0].cell.as_deref()), (outbound, Some("test")));
         assert!(node.has_seen(&Seen::Up { node: peer.id, outbound }));
         wait_for("a measured round trip", || {
-            node.links.rtt(peer.id).is_some_and(|rtt| rtt < Duration::from_millis(50))
+            node.links.rtt(peer.id).is_some_and(|rtt| rtt < Duration::from_millis(500))
         });
         assert!(node.links.loss(peer.id).is_some_and(|loss| loss < f64::EPSILON), "unknown is none");
     }
@@ -116,7 +116,7 @@ fn a_reader_that_stalls_costs_live_streams_over_tcp_nothing() {
         let mut stalled = a.links.open_service(0, b.id, Bytes::new()).await.expect("a stream");
         let chunk = vec![1; 64 * 1024];
         let mut taken = 0;
-        while let Ok(written) = tokio::time::timeout(Duration::from_millis(300), stalled.write(&chunk)).await {
+        while let Ok(written) = tokio::time::timeout(Duration::from_secs(2), stalled.write(&chunk)).await {
             taken += written.expect("sent");
         }
         // More than one window: what was echoed, and what the other side has not read since.
@@ -134,17 +134,18 @@ fn a_reader_that_stalls_costs_live_streams_over_tcp_nothing() {
 #[test]
 fn a_peer_that_does_not_answer_over_udp_is_reached_over_tcp() {
     let b = Node::start(&member(1), tcp());
-    let a = Node::start(&member(0), quick());
+    let patience = Duration::from_secs(3);
+    let a = Node::start(&member(0), LinksConfig { connect_timeout: patience, tcp_head_start: patience, ..quick() });
     let began = now();
     a.knows(&b);
     wait_for("a link", || a.is_linked(&b) && b.is_linked(&a));
     let took = began.elapsed();
     assert_eq!((carriers(&a), carriers(&b)), (vec![Carrier::Tcp], vec![Carrier::Tcp]));
-    assert!(took >= Duration::from_millis(900), "quic had its time: {took:?}");
+    assert!(took >= Duration::from_millis(2900), "quic had its time: {took:?}");
     let began = now();
     let stream = block(a.links.open_service(1, b.id, Bytes::new())).expect("a stream");
     assert_eq!(block(echo(stream, "x")).expect("an answer"), "x");
-    assert!(began.elapsed() < Duration::from_millis(900), "a request does not wait for what is known to be blocked");
+    assert!(began.elapsed() < Duration::from_millis(2900), "a request does not wait for what is known to be blocked");
 }
 
 #[test]

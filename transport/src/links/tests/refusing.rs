@@ -226,7 +226,7 @@ fn a_peer_that_uses_its_streams_is_allowed_more_up_to_the_limit() {
     // A connection begins with those of a control link, and what was allowed stays so.
     let config = LinksConfig { streams_start: 80, streams_max: 200, ..quick() };
     let b = Node::start(&member(1), config);
-    let a = Node::start(&member(0), LinksConfig { open_timeout: Duration::from_millis(500), ..quick() });
+    let a = Node::start(&member(0), LinksConfig { open_timeout: Duration::from_secs(2), ..quick() });
     a.knows(&b);
     wait_for("linked", || a.is_linked(&b));
     block(async {
@@ -244,7 +244,7 @@ fn a_peer_that_uses_its_streams_is_allowed_more_up_to_the_limit() {
 fn a_peer_that_opens_too_many_streams_has_to_wait() {
     let config = LinksConfig { streams_max: 80, ..quick() };
     let b = Node::start(&member(1), config);
-    let a = Node::start(&member(0), LinksConfig { open_timeout: Duration::from_millis(200), ..quick() });
+    let a = Node::start(&member(0), LinksConfig { open_timeout: Duration::from_secs(2), ..quick() });
     a.knows(&b);
     wait_for("linked", || a.is_linked(&b));
     block(async {
