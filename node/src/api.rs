@@ -28,6 +28,8 @@ pub trait NodeApi: Send + Sync + 'static {
     fn services(&self) -> Vec<ServiceSummary>;
     /// The decision for `service` as it would be taken now; `None` when nobody is known to offer it.
     fn explain(&self, service: &str) -> Option<Explanation>;
+    /// Requests and tunnels in flight through this node.
+    fn in_flight(&self) -> usize;
     /// What is wrong and what is done about it.
     fn problems(&self) -> Vec<ProblemView>;
     /// Ready to take work: listening, store open, not draining.

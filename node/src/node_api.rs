@@ -119,6 +119,10 @@ impl NodeApi for AgentApi {
         self.control.state().explain(&snapshot, service, self.control.clock.now())
     }
 
+    fn in_flight(&self) -> usize {
+        self.control.proxy.in_flight()
+    }
+
     fn problems(&self) -> Vec<ProblemView> {
         self.control.state().problems()
     }

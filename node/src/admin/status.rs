@@ -32,7 +32,7 @@ pub(super) async fn problems(State(admin): State<Admin>) -> Json<Vec<ProblemView
 /// Metrics in Prometheus' text format.
 #[cfg_attr(test, utoipa::path(get, path = "/metrics", tag = "probes", responses((status = 200, body = String, content_type = "text/plain"))))]
 pub(super) async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    let text = admin.metrics.render(&admin.api.status(), admin.api.problems().len());
+    let text = admin.metrics.render(&admin.api.status(), admin.api.problems().len(), admin.api.in_flight());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

@@ -13,6 +13,7 @@ use transport::{Clock, NodeId, Retirement};
 
 use super::lanes::{Lane, Lanes};
 use super::links::{ServiceLinks, Volume};
+use super::meters::Meters;
 use super::refuse::{Reason, Refusal};
 use super::shares::{Rounds, Share};
 use super::udp::Flows;
@@ -134,6 +135,7 @@ struct CoreState {
     probes: Mutex<HashMap<ProbeKey, Probes>>,
     lanes: Lanes,
     rounds: Arc<Rounds>,
+    meters: Mutex<Meters>,
 }
 
 /// What is probed: a peer, over the way of such streams.
@@ -176,6 +178,7 @@ impl ProxyContext {
                 probes: Mutex::default(),
                 lanes: Lanes::default(),
                 rounds: Arc::default(),
+                meters: Mutex::default(),
             })
             .collect();
         let source = {
@@ -297,6 +300,11 @@ impl ProxyContext {
         lock(&self.core(core).pool)
     }
 
+    /// The series of this core's requests. Never held across an await.
+    pub(super) fn meters(&self, core: usize) -> MutexGuard<'_, Meters> {
+        lock(&self.core(core).meters)
+    }
+
     /// The streams of this core to a peer.
     pub(super) fn lane(&self, core: usize, node: NodeId) -> Arc<Lane> {
         self.core(core).lanes.lane(node)
@@ -370,7 +378,7 @@ impl ProxyContext {
 
     /// Counts one request or tunnel in flight.
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
-        show_in_flight(self.in_flight.fetch_add(1, Ordering::AcqRel) + 1);
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
         Busy { context: Arc::clone(self) }
     }
 
@@ -427,17 +435,10 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         let left = self.context.in_flight.fetch_sub(1, Ordering::AcqRel).saturating_sub(1);
-        show_in_flight(left);
         if left == 0 {
             self.context.idle.notify_waiters();
         }
     }
-}
-
-/// Set and not counted up and down: a gauge that was forgotten in a quiet hour would start again from zero.
-fn show_in_flight(count: usize) {
-    #[expect(clippy::cast_precision_loss, reason = "bounded by the connections of one machine")]
-    metrics::gauge!("marram_inflight").set(count as f64);
 }
 
 /// The lock of data that no panic leaves half changed.

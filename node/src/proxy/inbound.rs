@@ -65,7 +65,7 @@ async fn take<S: Duplex>(context: &Arc<ProxyContext>, core: usize, from: &Arc<Pe
     match head.content {
         Content::Http => serve_http(context, core, from, &instance, stream).await,
         Content::Http2 => Box::pin(serve_http2(context, core, from, &instance, stream)).await,
-        Content::Tcp => serve_tcp(context, from, &instance, stream).await,
+        Content::Tcp => serve_tcp(context, core, from, &instance, stream).await,
         Content::Udp => Box::pin(udp::accept(context, core, from, &instance, stream)).await,
         Content::Probe => {}
     }
@@ -134,11 +134,12 @@ const fn reset_label(code: ResetCode) -> &'static str {
 
 async fn serve_tcp<S: Duplex>(
     context: &Arc<ProxyContext>,
+    core: usize,
     from: &PeerInfo,
     instance: &Arc<LocalInstance>,
     mut stream: S,
 ) {
-    let mut record = Record::new(context, Direction::Inbound, &hyper::Method::CONNECT, String::new(), "");
+    let mut record = Record::new(context, core, Direction::Inbound, &hyper::Method::CONNECT, String::new(), "");
     record.service = Some(instance.service.clone());
     record.via = Some(via(context, from));
     let (local, _count) = LocalInFlight::begin(instance);
@@ -283,7 +284,7 @@ async fn respond(
     let (mut parts, body) = request.into_parts();
     let note = RequestNote::read(&parts.headers);
     let host = parts.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let mut record = Record::new(context, Direction::Inbound, &parts.method, host.to_owned(), parts.uri.path());
+    let mut record = Record::new(context, core, Direction::Inbound, &parts.method, host.to_owned(), parts.uri.path());
     record.service = Some(service);
     record.via = Some(via(context, from));
     let Some(instance) = instance else {

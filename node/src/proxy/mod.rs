@@ -41,6 +41,7 @@ mod http2;
 mod inbound;
 mod lanes;
 mod links;
+mod meters;
 mod probe;
 mod record;
 mod refuse;

@@ -7,30 +7,13 @@ use std::time::Duration;
 use hyper::{Method, StatusCode};
 
 use super::context::{Busy, ProxyContext};
+pub(super) use super::meters::Direction;
 use crate::limits::Taken;
 use crate::snapshot::{InFlight, LocalInstance};
 use crate::telemetry::access::{self, AccessLine};
 
 /// A request, a connection, a second try.
 const HELD_MAX: usize = 3;
-
-/// Which side of the mesh a request is seen from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
-    /// From an application of this machine into the mesh.
-    Outbound,
-    /// From a peer to an instance of this machine.
-    Inbound,
-}
-
-impl Direction {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Outbound => "outbound",
-            Self::Inbound => "inbound",
-        }
-    }
-}
 
 /// One request to a local instance in flight.
 #[derive(Debug)]
@@ -56,6 +39,8 @@ impl Drop for LocalInFlight {
 #[derive(Debug)]
 pub(crate) struct Record {
     busy: Busy,
+    /// The data thread that keeps count of it.
+    core: usize,
     direction: Direction,
     started: Duration,
     method: Method,
@@ -91,6 +76,7 @@ impl Record {
     /// A request that has just come in. Queries are left out of the path: they carry what nobody wants in a log.
     pub(super) fn new(
         context: &Arc<ProxyContext>,
+        core: usize,
         direction: Direction,
         method: &Method,
         host: String,
@@ -98,6 +84,7 @@ impl Record {
     ) -> Self {
         Self {
             busy: context.begin(),
+            core,
             direction,
             started: context.clock.now(),
             method: method.clone(),
@@ -163,17 +150,11 @@ impl Drop for Record {
             endpoint.carried(carried);
         }
         let context = self.busy.context();
-        let duration = context.clock.now().saturating_sub(self.started);
-        let service = self.service.clone().unwrap_or_else(|| "none".to_owned());
-        let class = self.status.map_or("none", code_class);
+        let now = context.clock.now();
+        let duration = now.saturating_sub(self.started);
+        let series = (self.service.as_deref().unwrap_or("none"), self.direction);
+        context.meters(self.core).finished(series, self.status, duration, now);
         let direction = self.direction.as_str();
-        metrics::counter!(
-            "marram_requests_total",
-            "service" => service.clone(), "direction" => direction, "code_class" => class
-        )
-        .increment(1);
-        metrics::histogram!("marram_request_duration_seconds", "service" => service, "direction" => direction)
-            .record(duration.as_secs_f64());
         access::write(context.clock.unix(), || AccessLine {
             direction,
             method: self.method.as_str(),
@@ -191,15 +172,5 @@ impl Drop for Record {
             injected: self.injected,
             broken: self.is_broken,
         });
-    }
-}
-
-fn code_class(status: StatusCode) -> &'static str {
-    match status.as_u16() / 100 {
-        1 => "1xx",
-        2 => "2xx",
-        3 => "3xx",
-        4 => "4xx",
-        _ => "5xx",
     }
 }

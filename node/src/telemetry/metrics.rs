@@ -1,9 +1,9 @@
 //! Metrics: every series of the node is described here, and nothing is recorded that is not.
 //!
 //! Names are `marram_<area>_<what>_<unit>`; counters end in `_total`. Labels come from closed sets. Record with the
-//! macros of the `metrics` crate at the place where something happens, and look the series up each time: histograms that
-//! nobody touched for ten minutes are forgotten, so a handle kept for ever would write into nothing. Gauges are kept: one
-//! that is counted up and down would come back wrong.
+//! macros of the `metrics` crate at the place where something happens, and look the series up each time, or at least once a minute as
+//! `proxy::meters` does: histograms that nobody touched for ten minutes are forgotten, so a handle kept for ever would write into
+//! nothing. Gauges are kept: one that is counted up and down would come back wrong.
 //! `docs/metrics.md` lists the same table; tests hold the two and the code together.
 
 use std::fmt::Write as _;
@@ -57,10 +57,11 @@ impl MetricsHandle {
         Self { recorder: builder.build_recorder().handle() }
     }
 
-    /// The text that Prometheus reads, with the process and `status` as they are now.
+    /// The text that Prometheus reads, with the process, `status` and the count of `problems` and of what is `in_flight` as they are
+    /// now.
     #[must_use]
-    pub fn render(&self, status: &Status, problems: usize) -> String {
-        record_status(status, problems);
+    pub fn render(&self, status: &Status, problems: usize, in_flight: usize) -> String {
+        record_status(status, problems, in_flight);
         record_process();
         let mut text = self.recorder.render();
         write_cpu(&mut text);
@@ -91,7 +92,7 @@ fn describe() {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts and Unix seconds are far below 2^52")]
-fn record_status(status: &Status, problems: usize) {
+fn record_status(status: &Status, problems: usize, in_flight: usize) {
     gauge!("marram_build_info", "version" => status.version.clone()).set(1.0);
     let members = &status.members;
     for (state, count) in [
@@ -112,6 +113,7 @@ fn record_status(status: &Status, problems: usize) {
     gauge!("marram_store_tombstones").set(status.policy.tombstones as f64);
     gauge!("marram_policy_writable").set(f64::from(u8::from(status.policy.writable)));
     gauge!("marram_problems").set(problems as f64);
+    gauge!("marram_inflight").set(in_flight as f64);
     for (certificate, not_after) in [("leaf", status.leaf_not_after), ("node", status.node_not_after)] {
         gauge!("marram_certificate_not_after_timestamp_seconds", "certificate" => certificate).set(not_after as f64);
     }

@@ -126,6 +126,10 @@ impl NodeApi for FakeNode {
         (service == "hello").then(explanation)
     }
 
+    fn in_flight(&self) -> usize {
+        3
+    }
+
     fn problems(&self) -> Vec<ProblemView> {
         Vec::new()
     }

@@ -81,7 +81,7 @@ fn a_scrape_has_the_process_and_the_status() {
     let text = metrics::with_local_recorder(&recorder, || {
         describe();
         metrics::histogram!("marram_request_duration_seconds").record(0.003);
-        handle.render(&status, 2)
+        handle.render(&status, 2, 5)
     });
     for expected in [
         "marram_build_info{version=\"0.1.0\"} 1",
@@ -90,6 +90,7 @@ fn a_scrape_has_the_process_and_the_status() {
         "marram_policy_documents 4",
         "marram_policy_writable 1",
         "marram_problems 2",
+        "marram_inflight 5",
         "marram_certificate_not_after_timestamp_seconds{certificate=\"leaf\"} 1800000000",
         "# HELP marram_process_resident_memory_bytes Resident memory of the agent",
         "# TYPE marram_process_cpu_seconds_total counter",
