@@ -431,8 +431,8 @@ fn endpoint(
     stats: Arc<EndpointStats>,
 ) -> Endpoint {
     Endpoint {
-        service: offer.service.clone(),
-        instance: offer.instance.clone(),
+        service: offer.service.as_str().into(),
+        instance: offer.instance.as_str().into(),
         node: known.node,
         node_name: known.facts.name.clone(),
         zone: known.facts.zone.clone(),

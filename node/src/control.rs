@@ -782,8 +782,8 @@ impl Running {
 fn note_failure(outcome: &Outcome) {
     let Outcome { endpoint, kind, detail, in_a_row, .. } = outcome;
     warn!(
-        service = endpoint.service,
-        instance = endpoint.instance,
+        service = &*endpoint.service,
+        instance = &*endpoint.instance,
         node = endpoint.node_name,
         kind = kind.as_str(),
         detail,

@@ -142,9 +142,9 @@ pub enum Missing {
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     /// The service's name.
-    pub service: String,
+    pub service: Arc<str>,
     /// Instance id, unique within the owning node and service.
-    pub instance: String,
+    pub instance: Arc<str>,
     /// The owning node.
     pub node: NodeId,
     /// The owning node's label.
@@ -185,7 +185,7 @@ impl Endpoint {
     #[must_use]
     pub fn excluded(&self, reason: String, missing: Missing) -> ExcludedEndpoint {
         ExcludedEndpoint {
-            instance: self.instance.clone(),
+            instance: self.instance.to_string(),
             node: self.node_name.clone(),
             reason,
             protocol: Some(self.protocol),

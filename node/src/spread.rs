@@ -182,7 +182,7 @@ pub fn requirements(view: &ServiceView, table: &RouteTable) -> Vec<ExplainedRequ
         skipped: (view.endpoints.iter())
             .filter_map(|endpoint| {
                 let reason = unmet(&requirements, &endpoint.facts)?;
-                Some(Excluded { instance: endpoint.instance.clone(), node: endpoint.node_name.clone(), reason })
+                Some(Excluded { instance: endpoint.instance.to_string(), node: endpoint.node_name.clone(), reason })
             })
             .collect(),
     })

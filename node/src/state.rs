@@ -331,7 +331,7 @@ impl State {
             .map(|e| Excluded { instance: e.instance.clone(), node: e.node.clone(), reason: e.reason.clone() })
             .collect();
         excluded.extend(out.into_iter().map(|(endpoint, reason)| Excluded {
-            instance: endpoint.instance.clone(),
+            instance: endpoint.instance.to_string(),
             node: endpoint.node_name.clone(),
             reason: reason.sentence(view, &endpoint),
         }));
@@ -564,7 +564,7 @@ fn place(here: &Here) -> Place {
 }
 
 fn share_key(endpoint: &Endpoint) -> EndpointKey {
-    (endpoint.service.clone(), endpoint.instance.clone(), endpoint.node_name.clone())
+    (endpoint.service.to_string(), endpoint.instance.to_string(), endpoint.node_name.clone())
 }
 
 fn subject(view: &ServiceView, endpoint: &Endpoint, backend: &BackendPolicy, is_panic: bool, now: Duration) -> Subject {
@@ -579,7 +579,7 @@ fn subject(view: &ServiceView, endpoint: &Endpoint, backend: &BackendPolicy, is_
         "ok"
     };
     Subject {
-        instance: endpoint.instance.clone(),
+        instance: endpoint.instance.to_string(),
         node: endpoint.node_name.clone(),
         zone: endpoint.zone.clone(),
         capacity: pick::capacity(endpoint, backend, now),

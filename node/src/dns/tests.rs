@@ -18,8 +18,8 @@ const NOW: Duration = Duration::from_secs(100);
 
 fn endpoint(service: &str, instance: &str, protocol: Protocol) -> Arc<Endpoint> {
     Arc::new(Endpoint {
-        service: service.to_owned(),
-        instance: instance.to_owned(),
+        service: service.into(),
+        instance: instance.into(),
         node: NodeId::from_bytes([1; 16]),
         node_name: "far".to_owned(),
         zone: "z1".to_owned(),
@@ -99,7 +99,7 @@ fn zone(has_virtual: bool) -> Zone {
         ("later", "127.0.0.2:99", ListenerProtocol::Tcp),
     ] {
         config.listeners.push(ListenerConfig {
-            service: service.to_owned(),
+            service: service.into(),
             address: address.parse().unwrap(),
             protocol,
         });

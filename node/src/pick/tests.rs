@@ -13,8 +13,8 @@ const NOW: Duration = Duration::from_secs(100);
 
 fn endpoint(name: &str, capacity: f64, distance_ms: f64) -> Arc<Endpoint> {
     Arc::new(Endpoint {
-        service: "hello".to_owned(),
-        instance: name.to_owned(),
+        service: "hello".into(),
+        instance: name.into(),
         node: NodeId::from_bytes([1; 16]),
         node_name: format!("on-{name}"),
         zone: String::new(),
@@ -102,7 +102,7 @@ spec: {{ loadBalancer: {load_balancer} }}
 }
 
 fn names(endpoints: &[Arc<Endpoint>]) -> Vec<&str> {
-    endpoints.iter().map(|endpoint| endpoint.instance.as_str()).collect()
+    endpoints.iter().map(|endpoint| &*endpoint.instance).collect()
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn only_the_nearest_that_policy_asks_for_take_part_and_the_rest_say_so() {
     let (view, table) = (view(far_first), balanced("{ subset: { nearest: 2 } }"));
     let (inside, out) = eligible(&view, &[], NOW, table.backend("hello"));
     assert_eq!(names(&inside), ["near", "mid"]);
-    assert_eq!(out[0].0.instance, "far");
+    assert_eq!(&*out[0].0.instance, "far");
     assert!(out[0].1.contains("nearest 2"), "{}", out[0].1);
 }
 

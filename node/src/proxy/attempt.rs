@@ -260,7 +260,7 @@ pub(super) async fn remote(
         Volume::Large if !context.links.takes_large(core, node) => Volume::Small,
         volume => volume,
     };
-    let (service, instance) = (endpoint.service.clone(), endpoint.instance.clone());
+    let (service, instance) = (Arc::clone(&endpoint.service), Arc::clone(&endpoint.instance));
     let key = PoolKey::Remote { node, service, instance, volume };
     let http = Http::from(endpoint.protocol);
     // Requests over HTTP/2 may go out on a connection of the other volume.
@@ -447,8 +447,8 @@ fn reset_meaning(error: &std::io::Error, end: OutcomeKind) -> (OutcomeKind, Stri
 /// The head of a stream for requests to `endpoint`.
 pub(super) fn stream_head(context: &ProxyContext, endpoint: &Endpoint, content: Content, hops: u8) -> ServiceHead {
     ServiceHead {
-        service: endpoint.service.clone(),
-        instance: endpoint.instance.clone(),
+        service: endpoint.service.to_string(),
+        instance: endpoint.instance.to_string(),
         content,
         source: context.source.clone(),
         hops,

@@ -225,7 +225,7 @@ impl Tries {
 
 /// The endpoints of the same service that are behind the same proxy, this one included.
 fn on_node_of<'a>(endpoint: &'a Endpoint, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Arc<Endpoint>> {
-    let all = snapshot.services.get(&endpoint.service).into_iter().flat_map(|view| &view.endpoints);
+    let all = snapshot.services.get(&*endpoint.service).into_iter().flat_map(|view| &view.endpoints);
     all.filter(|other| other.node == endpoint.node)
 }
 

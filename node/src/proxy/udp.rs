@@ -231,7 +231,7 @@ impl Open {
             return true;
         }
         if self.seen_in != snapshot.version {
-            let view = snapshot.services.get(&self.endpoint.service);
+            let view = snapshot.services.get(&*self.endpoint.service);
             let mut others = view.into_iter().flat_map(|view| &view.endpoints);
             if !others.any(|other| Arc::ptr_eq(&other.stats, &self.endpoint.stats)) {
                 return true;

@@ -53,9 +53,9 @@ pub(super) enum PoolKey {
         /// The peer.
         node: NodeId,
         /// The service's name.
-        service: String,
+        service: Arc<str>,
         /// The instance.
-        instance: String,
+        instance: Arc<str>,
         /// What its streams are expected to carry: which link they are on follows from it.
         volume: Volume,
     },
@@ -204,7 +204,7 @@ impl PoolKey {
         match self {
             Self::Local(_) => false,
             Self::Remote { node: through, service, .. } => {
-                *through == node && wanted.is_none_or(|wanted| wanted == service)
+                *through == node && wanted.is_none_or(|wanted| *wanted == **service)
             }
         }
     }

@@ -19,8 +19,8 @@ fn endpoint(place: &str, n: u8) -> Arc<Endpoint> {
     let mut facts = Facts { region: region.to_owned(), zone: zone.to_owned(), ..Facts::default() };
     facts.capabilities.gpu = u32::from(n);
     Arc::new(Endpoint {
-        service: "hello".to_owned(),
-        instance: format!("{zone}-{n}"),
+        service: "hello".into(),
+        instance: format!("{zone}-{n}").into(),
         node: NodeId::from_bytes([n; 16]),
         node_name: format!("on-{zone}-{n}"),
         zone: zone.to_owned(),
@@ -180,7 +180,7 @@ fn the_nearest_are_counted_in_each_locality() {
     let known = snapshot(&endpoints, Vec::new(), balanced(&spec));
     let backend = known.table.backend("hello");
     let Eligible { candidates, out, .. } = eligible(&known.services["hello"], Asked::default(), NOW, backend);
-    let names: Vec<&str> = candidates.iter().map(|endpoint| endpoint.instance.as_str()).collect();
+    let names: Vec<&str> = candidates.iter().map(|endpoint| &*endpoint.instance).collect();
     assert_eq!(names, ["z1-1", "z2-50"]);
     assert_eq!(out.len(), 2);
     let counts = by_zone(&known, Asked::default());
@@ -314,7 +314,7 @@ fn only_nodes_that_are_what_is_required_are_asked_and_the_others_say_what_they_l
     let required = needing(2, "deny");
     let asked = Asked { requirements: Some(&required), ..Asked::default() };
     let Eligible { candidates, out, .. } = eligible(&known.services["hello"], asked, NOW, known.table.backend("hello"));
-    assert_eq!(candidates.iter().map(|one| one.instance.as_str()).collect::<Vec<_>>(), ["z1-2", "z2-4"]);
+    assert_eq!(candidates.iter().map(|one| &*one.instance).collect::<Vec<_>>(), ["z1-2", "z2-4"]);
     assert_eq!(out[0].1.sentence(&known.services["hello"], &out[0].0), "needs gpu >= 2, node has 0");
     let counts = by_zone(&known, asked);
     assert!(is_near(counts.get("z1"), 80), "what does not count for this request is not missed: {counts:?}");

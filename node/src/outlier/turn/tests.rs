@@ -48,8 +48,8 @@ fn begun(count: usize, passive: &str) -> (Snapshot, Vec<Arc<Endpoint>>) {
 
 fn endpoint(at: usize) -> Arc<Endpoint> {
     Arc::new(Endpoint {
-        service: "hello".to_owned(),
-        instance: format!("i{at}"),
+        service: "hello".into(),
+        instance: format!("i{at}").into(),
         node: NodeId::from_bytes([1; 16]),
         node_name: "n1".to_owned(),
         zone: String::new(),
@@ -77,7 +77,7 @@ fn answers(endpoint: &Endpoint, bad: usize, now: Duration) {
 
 /// Who was left out, for how many seconds.
 fn told(ejections: &[Ejection]) -> Vec<(&str, u64)> {
-    ejections.iter().map(|ejection| (ejection.endpoint.instance.as_str(), ejection.out_for.as_secs())).collect()
+    ejections.iter().map(|ejection| (&*ejection.endpoint.instance, ejection.out_for.as_secs())).collect()
 }
 
 #[test]

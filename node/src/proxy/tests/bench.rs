@@ -145,8 +145,8 @@ impl Bench {
         local: Option<&Arc<LocalInstance>>,
     ) -> Endpoint {
         Endpoint {
-            service: service.to_owned(),
-            instance: instance.to_owned(),
+            service: service.into(),
+            instance: instance.into(),
             node,
             node_name: node_name.to_owned(),
             zone: String::new(),
@@ -165,7 +165,7 @@ impl Bench {
 
     fn add(&mut self, endpoint: Endpoint) -> Arc<Endpoint> {
         let endpoint = Arc::new(endpoint);
-        self.services.entry(endpoint.service.clone()).or_default().0.push(Arc::clone(&endpoint));
+        self.services.entry(endpoint.service.to_string()).or_default().0.push(Arc::clone(&endpoint));
         self.publish();
         endpoint
     }
