@@ -4,7 +4,7 @@
 //! one in place (generation first, then sequence). Liveness comes from the prober, never from gossip.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use policy::Capacity;
@@ -446,6 +446,7 @@ fn endpoint(
         local,
         suspect: known.liveness == Liveness::Suspect,
         stats,
+        via: OnceLock::new(),
     }
 }
 

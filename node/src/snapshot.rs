@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
+use hyper::header::HeaderValue;
 use policy::explain::{CapacitySource, DistanceSource};
 use policy::{Capacity, Outlier, PeakEwma, Report, RouteTable};
 use transport::NodeId;
@@ -171,9 +173,19 @@ pub struct Endpoint {
     pub suspect: bool,
     /// Live counters, the same object in every snapshot that names this endpoint.
     pub stats: Arc<EndpointStats>,
+    /// See [`Endpoint::via`].
+    pub via: OnceLock<Option<HeaderValue>>,
 }
 
 impl Endpoint {
+    /// The way from the node `here`, `from->to`, as a header's value; `None` where a name is none.
+    #[must_use]
+    pub fn via(&self, here: &str) -> Option<HeaderValue> {
+        self.via
+            .get_or_init(|| HeaderValue::from_maybe_shared(Bytes::from(format!("{here}->{}", self.node_name))).ok())
+            .clone()
+    }
+
     /// Whether a request holds a connection of its own, as over HTTP/1.1.
     #[inline]
     #[must_use]

@@ -33,6 +33,7 @@ fn endpoint(service: &str, instance: &str, protocol: Protocol) -> Arc<Endpoint> 
         local: None,
         suspect: false,
         stats: Arc::new(EndpointStats::default()),
+        via: std::sync::OnceLock::new(),
     })
 }
 
@@ -98,11 +99,7 @@ fn zone(has_virtual: bool) -> Zone {
         ("ntp", "0.0.0.0:123", ListenerProtocol::Udp),
         ("later", "127.0.0.2:99", ListenerProtocol::Tcp),
     ] {
-        config.listeners.push(ListenerConfig {
-            service: service.into(),
-            address: address.parse().unwrap(),
-            protocol,
-        });
+        config.listeners.push(ListenerConfig { service: service.into(), address: address.parse().unwrap(), protocol });
     }
     Zone::new(&config, &Arc::default())
 }

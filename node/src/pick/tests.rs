@@ -28,6 +28,7 @@ fn endpoint(name: &str, capacity: f64, distance_ms: f64) -> Arc<Endpoint> {
         local: None,
         suspect: false,
         stats: Arc::new(EndpointStats::default()),
+        via: std::sync::OnceLock::new(),
     })
 }
 

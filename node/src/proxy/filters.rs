@@ -107,7 +107,7 @@ async fn send(context: Arc<ProxyContext>, settled: Settled, service: String, mut
         Record::new(&context, settled.core, Direction::Outbound, request.method(), host, request.uri().path());
     let snapshot = context.published.load();
     if snapshot.services.contains_key(&service) {
-        record.service = Some(service.clone());
+        record.service = Some(service.as_str().into());
     }
     let Settled { core, timeout, hops } = settled;
     let job = Job {

@@ -15,9 +15,7 @@ use super::context::{Outcome, OutcomeKind, ProxyContext};
 use super::explain::decision;
 use super::filters;
 use super::grpc::{self, Ending};
-use super::headers::{
-    MARRAM_DECISION, MARRAM_VIA, RequestNote, strip_hop_by_hop, strip_marram, told_inflight, via_value,
-};
+use super::headers::{MARRAM_DECISION, MARRAM_VIA, RequestNote, strip_hop_by_hop, strip_marram, told_inflight};
 use super::hedge::Try;
 use super::record::{LocalInFlight, Record};
 use super::refuse::{Reason, Refusal};
@@ -105,7 +103,7 @@ impl Job<'_> {
                 one_try.is_some() || tries.failed() == 0 && self.deadline.is_none() && record.injected.is_none();
             let (pick, came) = self.one_or_two(&mut tries, Try { pick, mine, outgoing, limit }, record).await;
             let endpoint = &pick.endpoint;
-            via = via_value(&self.snapshot.here.name, &endpoint.node_name);
+            via = endpoint.via(&self.snapshot.here.name);
             let failure = match came {
                 Some(Ok(Arrived { answer, mine, local })) => {
                     record.at(Some(mine), local);
@@ -174,7 +172,7 @@ impl Job<'_> {
 
     /// Where the request is.
     pub(super) fn note_way(&self, pick: &Pick, record: &mut Record) {
-        record.via = Some(format!("{}->{}", self.snapshot.here.name, pick.endpoint.node_name));
+        record.via = pick.endpoint.via(&self.snapshot.here.name);
         record.probability = Some(pick.probability);
     }
 

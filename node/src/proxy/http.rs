@@ -179,7 +179,7 @@ async fn proxy(
         }
     };
     if snapshot.services.contains_key(&*routed.service) {
-        record.service = Some(routed.service.to_string());
+        record.service = Some(Arc::clone(&routed.service));
     }
     shed(context, &routed, &parts.headers)?;
     let crossed = times_via(&parts.headers, &routed.service);

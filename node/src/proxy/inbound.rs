@@ -19,7 +19,7 @@ use super::grpc;
 use super::head::{ACCEPTED, Content, HOPS_MAX, ResetCode, ServiceHead};
 use super::headers::{
     Fault, MARRAM_FAULT, MARRAM_FAULT_DETAIL, MARRAM_INFLIGHT, RequestNote, strip_hop_by_hop, strip_marram,
-    strip_request, wanted_upgrade,
+    strip_request, via_value, wanted_upgrade,
 };
 use super::http::{origin_form, outgoing};
 use super::http2::{self, Serve, Usage, Windows};
@@ -140,8 +140,8 @@ async fn serve_tcp<S: Duplex>(
     mut stream: S,
 ) {
     let mut record = Record::new(context, core, Direction::Inbound, &hyper::Method::CONNECT, String::new(), "");
-    record.service = Some(instance.service.clone());
-    record.via = Some(via(context, from));
+    record.service = Some(instance.service.as_str().into());
+    record.via = via(context, from);
     let (local, _count) = LocalInFlight::begin(instance);
     record.at(None, Some(local));
     let Ok(mut socket) = connect(instance, CONNECT_BEFORE_ACCEPT).await else {
@@ -184,16 +184,17 @@ async fn serve_http<S: Duplex>(
         return;
     }
     let key = (instance.service.clone(), instance.instance.clone());
+    let (service, via): (Arc<str>, _) = (key.0.as_str().into(), via(context, from));
     let slot = TunnelSlot::default();
     // The peer has timed what its client sends, and gives up what takes too long.
     let head_bytes_max = context.config.head_bytes_max.saturating_add(NOTES_BYTES);
     let limits = GateLimits { head_bytes_max, head_timeout: None, idle_timeout: None, half_closes: false };
     let gate = Gate::shared(Box::new(stream), limits);
     let served = serve(&gate, None, |request| {
-        let (context, from, slot) = (Arc::clone(context), Arc::clone(from), slot.clone());
+        let (context, via, slot) = (Arc::clone(context), via.clone(), slot.clone());
         let instance = instance_here(&context, &key);
-        let service = key.0.clone();
-        Box::pin(async move { respond(&context, core, &from, service, instance, request, &slot).await })
+        let service = Arc::clone(&service);
+        Box::pin(async move { respond(&context, core, via, service, instance, request, &slot).await })
     });
     let end = served.await;
     let (mut stream, unread) = lock(&gate).take_parts();
@@ -226,12 +227,13 @@ async fn serve_http2<S: Duplex>(
     }
     let usage = Arc::new(Usage::default());
     let serve: Serve = {
-        let (context, from, usage) = (Arc::clone(context), Arc::clone(from), Arc::clone(&usage));
+        let (context, usage) = (Arc::clone(context), Arc::clone(&usage));
         let key = (instance.service.clone(), instance.instance.clone());
+        let (service, via): (Arc<str>, _) = (key.0.as_str().into(), via(&context, from));
         Box::new(move |mut request| {
-            let (context, from, in_use) = (Arc::clone(&context), Arc::clone(&from), usage.begin());
+            let (context, via, in_use) = (Arc::clone(&context), via.clone(), usage.begin());
             let instance = instance_here(&context, &key);
-            let service = key.0.clone();
+            let service = Arc::clone(&service);
             Box::pin(async move {
                 let (mut parts, body) = request.into_parts();
                 let arrived = http2::arrived(&mut parts);
@@ -239,7 +241,7 @@ async fn serve_http2<S: Duplex>(
                 let mut response = match arrived {
                     Ok(()) => {
                         let request = request.map(Arriving::Two);
-                        respond(&context, core, &from, service, instance, request, &TunnelSlot::default()).await
+                        respond(&context, core, via, service, instance, request, &TunnelSlot::default()).await
                     }
                     Err(refusal) => fault(Fault::Client, refusal.detail()),
                 };
@@ -275,8 +277,8 @@ async fn is_reachable(context: &Arc<ProxyContext>, core: usize, instance: &Local
 async fn respond(
     context: &Arc<ProxyContext>,
     core: usize,
-    from: &PeerInfo,
-    service: String,
+    via: Option<HeaderValue>,
+    service: Arc<str>,
     instance: Option<Arc<LocalInstance>>,
     request: Request<Arriving>,
     slot: &TunnelSlot,
@@ -286,7 +288,7 @@ async fn respond(
     let host = parts.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let mut record = Record::new(context, core, Direction::Inbound, &parts.method, host.to_owned(), parts.uri.path());
     record.service = Some(service);
-    record.via = Some(via(context, from));
+    record.via = via;
     let Some(instance) = instance else {
         return finish(context, fault(Fault::Unsent, "the instance is no longer registered"), 0, record);
     };
@@ -386,6 +388,7 @@ fn finish(
     response.map(|body| body.recorded(record))
 }
 
-fn via(context: &ProxyContext, from: &PeerInfo) -> String {
-    format!("{}->{}", from.name, context.published.load().here.name)
+/// The way that requests of a peer took.
+fn via(context: &ProxyContext, from: &PeerInfo) -> Option<HeaderValue> {
+    via_value(&from.name, &context.published.load().here.name)
 }

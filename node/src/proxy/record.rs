@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
 
 use super::context::{Busy, ProxyContext};
@@ -47,11 +48,11 @@ pub(crate) struct Record {
     path: String,
     host: String,
     /// `None` until the request was matched to a service that somebody offers.
-    pub(super) service: Option<String>,
+    pub(super) service: Option<Arc<str>>,
     /// What the client was told.
     pub(super) status: Option<StatusCode>,
     /// The peer it came from, or the way it took.
-    pub(super) via: Option<String>,
+    pub(super) via: Option<HeaderValue>,
     /// Probability of the endpoint at the draw.
     pub(super) probability: Option<f64>,
     /// Tries beyond the first.
@@ -164,7 +165,7 @@ impl Drop for Record {
             status: self.status.map_or(0, |status| status.as_u16()),
             bytes: self.bytes,
             duration_ms: (duration.as_secs_f64() * 1e6).round() / 1e3,
-            via: self.via.as_deref().unwrap_or_default(),
+            via: self.via.as_ref().and_then(|via| via.to_str().ok()).unwrap_or_default(),
             p: self.probability,
             retries: self.retries,
             not_retried: self.not_retried,

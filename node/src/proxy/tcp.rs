@@ -64,7 +64,7 @@ impl Tunnel {
         record: &mut Record,
     ) -> Result<Box<dyn Wire>, Refusal> {
         if snapshot.services.contains_key(service) {
-            record.service = Some(service.to_owned());
+            record.service = Some(service.into());
         }
         let admission = Admission::of(context, snapshot, service);
         admission.tunnel(record)?;
@@ -76,7 +76,7 @@ impl Tunnel {
                 record.retries += 1;
                 metrics::counter!("marram_retries_total", "service" => service.to_owned()).increment(1);
             }
-            record.via = Some(format!("{}->{}", snapshot.here.name, pick.endpoint.node_name));
+            record.via = pick.endpoint.via(&snapshot.here.name);
             record.probability = Some(pick.probability);
             match reach(context, core, &pick.endpoint, record).await {
                 Ok(instance) => {

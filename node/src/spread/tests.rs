@@ -34,6 +34,7 @@ fn endpoint(place: &str, n: u8) -> Arc<Endpoint> {
         local: None,
         suspect: false,
         stats: Arc::new(EndpointStats::default()),
+        via: std::sync::OnceLock::new(),
     })
 }
 

@@ -63,6 +63,7 @@ fn endpoint(at: usize) -> Arc<Endpoint> {
         local: None,
         suspect: false,
         stats: Arc::new(EndpointStats::default()),
+        via: std::sync::OnceLock::new(),
     })
 }
 

@@ -160,6 +160,7 @@ impl Bench {
             local: local.cloned(),
             suspect: false,
             stats: Arc::new(EndpointStats::default()),
+            via: std::sync::OnceLock::new(),
         }
     }
 
