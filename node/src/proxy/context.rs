@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use transport::{Clock, NodeId, Retirement};
@@ -113,8 +112,6 @@ pub struct ProxyContext {
     pub(super) connections: Arc<Semaphore>,
     /// The SPIFFE ID of this node.
     pub(super) source: String,
-    /// The same as a header's value; empty where it cannot be one.
-    pub(super) source_value: HeaderValue,
     outcomes: mpsc::Sender<Outcome>,
     cores: Vec<CoreState>,
     peers: Mutex<HashMap<NodeId, CancellationToken>>,
@@ -185,10 +182,8 @@ impl ProxyContext {
             let snapshot = parts.published.load();
             format!("spiffe://{}/node/{}", snapshot.here.mesh, snapshot.here.node)
         };
-        let source_value = HeaderValue::from_str(&source).unwrap_or(HeaderValue::from_static(""));
         Arc::new(Self {
             source,
-            source_value,
             published: parts.published,
             links: parts.links,
             clock: parts.clock,

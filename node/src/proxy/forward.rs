@@ -197,7 +197,7 @@ impl Job<'_> {
             return Ok(Arrived { answer, mine, local: Some(local) });
         }
         let note = RequestNote { hops: self.hops, deadline: Some(left) };
-        note.write(&self.context.source_value, outgoing.request.headers_mut());
+        note.write(outgoing.request.headers_mut());
         let answer = attempt::remote(self.context, self.core, endpoint, self.hops, outgoing).await?;
         wait.answered(&answer);
         Ok(Arrived { answer, mine, local: None })

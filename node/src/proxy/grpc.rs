@@ -67,9 +67,12 @@ impl Code {
 
 /// Whether a request is gRPC. Over HTTP/1.1 it is not: there the client does not hear of trailers.
 pub(super) fn is_grpc(parts: &Parts) -> bool {
+    if parts.version != Version::HTTP_2 {
+        return false;
+    }
     let Some(kind) = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) else { return false };
     let rest = kind.strip_prefix(b"application/grpc");
-    parts.version == Version::HTTP_2 && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// How long the client of a gRPC request waits for all of it. What cannot be read is left to the instance.

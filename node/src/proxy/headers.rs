@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::header::{
     AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderName,
     HeaderValue, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
@@ -29,8 +30,6 @@ pub(crate) const MARRAM_INJECTED: HeaderName = HeaderName::from_static("marram-i
 pub(crate) const MARRAM_HOPS: HeaderName = HeaderName::from_static("marram-hops");
 /// Request between proxies: milliseconds the sender still waits.
 pub(crate) const MARRAM_DEADLINE: HeaderName = HeaderName::from_static("marram-deadline-ms");
-/// Request between proxies: SPIFFE ID on whose behalf it is sent.
-pub(crate) const MARRAM_SOURCE: HeaderName = HeaderName::from_static("marram-source");
 /// Response between proxies: requests in flight to the instance.
 pub(crate) const MARRAM_INFLIGHT: HeaderName = HeaderName::from_static("marram-inflight");
 /// Response between proxies: this is not the instance's answer, it failed; see [`Fault`].
@@ -41,6 +40,10 @@ pub(crate) const MARRAM_FAULT_DETAIL: HeaderName = HeaderName::from_static("marr
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Headers that speak of one connection only (RFC 9110 section 7.6.1), and their forerunners.
+#[expect(clippy::declare_interior_mutable_const, reason = "none of these is shared, so none counts its users")]
+const HOP_BY_HOP: [HeaderName; 6] = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
 
 /// How an instance failed at its own node, told to the calling proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,14 +90,16 @@ pub(crate) struct RequestNote {
 }
 
 impl RequestNote {
-    /// Writes the note into the headers of a request to a peer, and on whose behalf it goes.
-    pub(crate) fn write(&self, source: &HeaderValue, headers: &mut HeaderMap) {
-        headers.insert(MARRAM_HOPS, HeaderValue::from(u16::from(self.hops)));
+    /// Writes the note into the headers of a request to a peer. On whose behalf it goes the stream's head says, and one hop is
+    /// what nothing means.
+    pub(crate) fn write(&self, headers: &mut HeaderMap) {
+        if self.hops != 1 {
+            headers.insert(MARRAM_HOPS, HeaderValue::from(u16::from(self.hops)));
+        }
         if let Some(deadline) = self.deadline {
             let ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
             headers.insert(MARRAM_DEADLINE, HeaderValue::from(ms));
         }
-        headers.insert(MARRAM_SOURCE, source.clone());
     }
 
     /// Reads the note of a peer; what is missing counts as one hop and no deadline.
@@ -112,33 +117,58 @@ pub(crate) fn told_inflight(headers: &HeaderMap) -> Option<u32> {
     headers.get(MARRAM_INFLIGHT)?.to_str().ok()?.parse().ok()
 }
 
-/// Whether the application asked for the decision.
-pub(crate) fn wants_explanation(headers: &HeaderMap) -> bool {
-    headers.get(MARRAM_EXPLAIN).is_some_and(|value| value == "1")
+/// What an application says to the proxy alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    /// It asks for the decision.
+    pub(crate) explain: bool,
+    /// It leaves it to the proxy to send the request once more.
+    pub(crate) may_retry: bool,
+    /// How important the request is; a word that is none counts as nothing said.
+    pub(crate) priority: Option<Priority>,
 }
 
-/// Whether the application leaves it to the proxy to send the request once more.
-pub(crate) fn may_retry(headers: &HeaderMap) -> bool {
-    headers.get(MARRAM_RETRY).is_none_or(|value| value != "off")
+impl Wishes {
+    /// Reads them from the headers of a request.
+    pub(crate) fn read(headers: &HeaderMap) -> Self {
+        // Most requests have none, and a look at every name is cheaper than three questions to the map.
+        if !headers.keys().any(is_marram) {
+            return Self { explain: false, may_retry: true, priority: None };
+        }
+        Self {
+            explain: headers.get(MARRAM_EXPLAIN).is_some_and(|value| value == "1"),
+            may_retry: headers.get(MARRAM_RETRY).is_none_or(|value| value != "off"),
+            priority: headers.get(MARRAM_PRIORITY).and_then(|word| Priority::of(word.to_str().ok()?)),
+        }
+    }
 }
 
-/// How important the application says the request is; a word that is none counts as nothing said.
-pub(crate) fn wanted_priority(headers: &HeaderMap) -> Option<Priority> {
-    Priority::of(headers.get(MARRAM_PRIORITY)?.to_str().ok()?)
+/// Whether a header is one of the mesh.
+fn is_marram(name: &HeaderName) -> bool {
+    name.as_str().starts_with(PREFIX)
 }
 
 /// Removes everything an application may not say to the mesh, and the mesh may not say to an application.
 pub(crate) fn strip_marram(headers: &mut HeaderMap) {
-    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_marram(name)).cloned().collect();
     for name in ours {
         headers.remove(name);
     }
+}
+
+/// Whether a header speaks of one connection only.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
 }
 
 /// Removes the headers that speak of one connection only (RFC 9110 section 7.6.1), those named by `Connection` included.
 ///
 /// `Host` and `Content-Length` stay even when `Connection` names them: they frame and address the message itself.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none, and a look at every name is cheaper than seven questions to the map.
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -150,13 +180,16 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in named {
         headers.remove(name);
     }
-    for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE] {
+    for name in HOP_BY_HOP {
         headers.remove(name);
     }
 }
 
 /// The same for a request, except that the wish for trailers goes on, as both sides of this proxy pass trailers.
 pub(crate) fn strip_request(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     let wants_trailers = has_token(headers, &TE, "trailers");
     strip_hop_by_hop(headers);
     if wants_trailers {
@@ -214,8 +247,10 @@ pub(crate) fn write_upgrade(headers: &mut HeaderMap, protocols: HeaderValue) {
 
 /// Removes what a request says to this proxy alone: the expectation, which the proxy meets itself, and its credentials.
 pub(crate) fn strip_proxy_only(headers: &mut HeaderMap) {
-    headers.remove(EXPECT);
-    headers.remove(PROXY_AUTHORIZATION);
+    if headers.keys().any(|name| *name == EXPECT || *name == PROXY_AUTHORIZATION) {
+        headers.remove(EXPECT);
+        headers.remove(PROXY_AUTHORIZATION);
+    }
 }
 
 /// Whether a comma-separated header names `token`, without regard to case.
@@ -230,6 +265,9 @@ pub(crate) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> 
 
 /// How often a request already crossed a proxy on its way to `service`, by the `Via` headers that applications pass on.
 pub(crate) fn times_via(headers: &HeaderMap, service: &str) -> usize {
+    if !headers.contains_key(VIA) {
+        return 0;
+    }
     let ours = via_name(service);
     headers
         .get_all(VIA)
@@ -243,7 +281,8 @@ pub(crate) fn times_via(headers: &HeaderMap, service: &str) -> usize {
 /// Adds this proxy to `Via` (RFC 9110 section 7.6.3), which is how a loop through applications is seen.
 pub(crate) fn add_via(headers: &mut HeaderMap, version: Version, service: &str) {
     let version = if version == Version::HTTP_2 { "2" } else { "1.1" };
-    if let Ok(value) = HeaderValue::from_str(&format!("{version} {}", via_name(service))) {
+    let value = [version, " ", service, VIA_SUFFIX].concat();
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
         headers.append(VIA, value);
     }
 }
@@ -253,8 +292,11 @@ pub(crate) fn via_value(from: &str, to: &str) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("{from}->{to}")).ok()
 }
 
+/// What follows a service's name in `Via`.
+const VIA_SUFFIX: &str = ".mesh";
+
 fn via_name(service: &str) -> String {
-    format!("{service}.mesh")
+    [service, VIA_SUFFIX].concat()
 }
 
 #[cfg(test)]
@@ -344,9 +386,12 @@ mod tests {
     fn a_note_survives_the_way_between_proxies() {
         let note = RequestNote { hops: 2, deadline: Some(Duration::from_millis(1500)) };
         let mut headers = HeaderMap::new();
-        note.write(&HeaderValue::from_static("spiffe://m/n"), &mut headers);
-        assert_eq!(headers.get(MARRAM_SOURCE).unwrap(), "spiffe://m/n");
+        note.write(&mut headers);
         assert_eq!(RequestNote::read(&headers), note);
+        let mut headers = HeaderMap::new();
+        let first = RequestNote { hops: 1, deadline: None };
+        first.write(&mut headers);
+        assert_eq!((headers.len(), RequestNote::read(&headers)), (0, first), "the first hop needs no word");
         let junk = map(&[("marram-hops", "900"), ("marram-deadline-ms", "soon")]);
         assert_eq!(RequestNote::read(&junk), RequestNote { hops: 255, deadline: None });
     }

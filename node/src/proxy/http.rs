@@ -26,8 +26,7 @@ use super::gate::{Gate, GateLimits, lock};
 use super::grpc;
 use super::head::HOPS_MAX;
 use super::headers::{
-    add_via, may_retry, strip_marram, strip_proxy_only, strip_request, times_via, wanted_priority, wanted_upgrade,
-    wants_explanation, write_upgrade,
+    Wishes, add_via, strip_marram, strip_proxy_only, strip_request, times_via, wanted_upgrade, write_upgrade,
 };
 use super::http2;
 use super::record::{Direction, Record};
@@ -115,7 +114,8 @@ pub(super) async fn respond(
     let is_grpc = grpc::is_grpc(&parts);
     let host = arrived.and_then(|()| context.has_memory()).and_then(|()| host_of(&parts));
     let shown = host.as_deref().unwrap_or_default().to_owned();
-    let mut record = Record::new(context, core, Direction::Outbound, &parts.method, shown, parts.uri.path());
+    let mut record =
+        Record::new(context, core, Direction::Outbound, &parts.method, shown, parts.uri.path_and_query().cloned());
     let answered = match host {
         Ok(host) if parts.method == Method::CONNECT => {
             return match connect(context, core, &parts, &host, record).await {
@@ -181,7 +181,8 @@ async fn proxy(
     if snapshot.services.contains_key(&*routed.service) {
         record.service = Some(Arc::clone(&routed.service));
     }
-    shed(context, &routed, &parts.headers)?;
+    let wishes = Wishes::read(&parts.headers);
+    shed(context, &routed, wishes.priority)?;
     let crossed = times_via(&parts.headers, &routed.service);
     if crossed >= usize::from(HOPS_MAX) {
         return Err(Refusal::new(
@@ -190,7 +191,7 @@ async fn proxy(
         )
         .hint("an instance of the service sends its requests to the service itself; see their `Via` headers"));
     }
-    let (explain, may_retry) = (wants_explanation(&parts.headers), may_retry(&parts.headers));
+    let Wishes { explain, may_retry, priority: _ } = wishes;
     let upgrade = wanted_upgrade(parts.version, &parts.headers);
     settle_headers(&mut parts, host, &routed.service);
     parts.uri = origin_form(&parts.uri);
@@ -201,7 +202,7 @@ async fn proxy(
         }
     }
     let is_grpc = grpc::is_grpc(&parts);
-    let deadline = grpc::timeout(&parts.headers).filter(|_| is_grpc);
+    let deadline = if is_grpc { grpc::timeout(&parts.headers) } else { None };
     // A client that says how long it waits needs no default.
     let timeout = match (routed.timeout, deadline) {
         (Some(timeout), deadline) => timeout.min(deadline.unwrap_or(timeout)),
@@ -367,8 +368,8 @@ fn route(
 
 /// Refuses what is least important while the node has too much to do. What the rule says of a request counts, else what
 /// the application says.
-fn shed(context: &ProxyContext, routed: &Routed, headers: &HeaderMap) -> Result<(), Refusal> {
-    let priority = routed.priority.or_else(|| wanted_priority(headers)).unwrap_or_default();
+fn shed(context: &ProxyContext, routed: &Routed, wanted: Option<Priority>) -> Result<(), Refusal> {
+    let priority = routed.priority.or(wanted).unwrap_or_default();
     let (in_flight, most) = (context.in_flight(), context.config.connections_max);
     if priority.is_taken(in_flight, most) {
         return Ok(());
@@ -475,7 +476,7 @@ async fn connect(
         }
         Err(refusal) => return Err((refusal, record)),
     };
-    if let Err(refusal) = shed(context, &routed, &parts.headers) {
+    if let Err(refusal) = shed(context, &routed, Wishes::read(&parts.headers).priority) {
         return Err((refusal, record));
     }
     let tries = Tries::requiring(routed.requirements.as_ref());

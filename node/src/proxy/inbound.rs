@@ -139,7 +139,7 @@ async fn serve_tcp<S: Duplex>(
     instance: &Arc<LocalInstance>,
     mut stream: S,
 ) {
-    let mut record = Record::new(context, core, Direction::Inbound, &hyper::Method::CONNECT, String::new(), "");
+    let mut record = Record::new(context, core, Direction::Inbound, &hyper::Method::CONNECT, String::new(), None);
     record.service = Some(instance.service.as_str().into());
     record.via = via(context, from);
     let (local, _count) = LocalInFlight::begin(instance);
@@ -286,7 +286,14 @@ async fn respond(
     let (mut parts, body) = request.into_parts();
     let note = RequestNote::read(&parts.headers);
     let host = parts.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let mut record = Record::new(context, core, Direction::Inbound, &parts.method, host.to_owned(), parts.uri.path());
+    let mut record = Record::new(
+        context,
+        core,
+        Direction::Inbound,
+        &parts.method,
+        host.to_owned(),
+        parts.uri.path_and_query().cloned(),
+    );
     record.service = Some(service);
     record.via = via;
     let Some(instance) = instance else {
@@ -301,7 +308,7 @@ async fn respond(
     strip_request(&mut parts.headers);
     parts.uri = origin_form(&parts.uri);
     let limit = note.deadline.unwrap_or(context.config.request_timeout);
-    let deadline = grpc::timeout(&parts.headers).filter(|_| grpc::is_grpc(&parts));
+    let deadline = if grpc::is_grpc(&parts) { grpc::timeout(&parts.headers) } else { None };
     let mut outgoing = match tokio::time::timeout(limit, outgoing(parts, body, upgrade)).await {
         Ok(Ok(outgoing)) => outgoing,
         Ok(Err(refusal)) => return finish(context, fault(Fault::Client, refusal.detail()), in_flight, record),

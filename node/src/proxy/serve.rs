@@ -4,6 +4,7 @@
 //! that the answer is written to, so both directions move whenever either can. Where it goes on over HTTP/2, its body is read in
 //! another task; that may write nothing, and reads nothing once the request was answered.
 
+use std::fmt::Write as _;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -167,7 +168,7 @@ impl Answering {
             }
             Coding::Nothing
         } else if let Some(length) = body.size_hint().exact() {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+            headers.remove(CONTENT_LENGTH);
             Coding::Length(length)
         } else {
             headers.remove(CONTENT_LENGTH);
@@ -188,8 +189,11 @@ impl Answering {
         out.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
         out.put_slice(b"\r\n");
         put_fields(out, headers);
-        if coding == Coding::Chunked {
-            out.put_slice(b"transfer-encoding: chunked\r\n");
+        match coding {
+            Coding::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
+            // Written and not put among the others, where it would be a value with memory of its own.
+            Coding::Length(length) => put_length(out, length),
+            Coding::Nothing | Coding::UntilClose => {}
         }
         if let Some(clock) = clock.filter(|_| !headers.contains_key(DATE) && !status.is_informational()) {
             put_date(out, clock.unix());
@@ -260,6 +264,12 @@ impl Answering {
         self.is_body_left = false;
         self.coding.end(gate.unwritten(), self.announced.as_ref(), &trailers)
     }
+}
+
+/// The field that says how long a body is.
+fn put_length(out: &mut BytesMut, length: u64) {
+    // Fails only where there is no memory.
+    let _written = write!(out, "content-length: {length}\r\n");
 }
 
 /// The time in the form of RFC 9110 section 5.6.7.
