@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -24,6 +24,9 @@ use crate::{
 
 /// The name of the route that leads from `SERVICE.mesh` to SERVICE where no `HTTPRoute` is for that host.
 pub const DEFAULT_ROUTE: &str = "default";
+
+/// The same, ready to be handed out.
+static DEFAULT_ROUTE_NAME: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(DEFAULT_ROUTE));
 
 /// What of a request decides where it goes.
 #[derive(Clone, Copy)]
@@ -189,7 +192,7 @@ impl RouteTable {
                 service: Arc::from(service),
                 timeout: None,
                 try_timeout: None,
-                route_name: Arc::from(DEFAULT_ROUTE),
+                route_name: Arc::clone(&DEFAULT_ROUTE_NAME),
                 filters: None,
                 prefix: 0,
                 requirements: None,

@@ -15,7 +15,7 @@ use super::context::{Outcome, OutcomeKind, ProxyContext};
 use super::explain::decision;
 use super::filters;
 use super::grpc::{self, Ending};
-use super::headers::{MARRAM_DECISION, MARRAM_VIA, RequestNote, strip_hop_by_hop, strip_marram, told_inflight};
+use super::headers::{MARRAM_DECISION, MARRAM_VIA, RequestNote, strip_hop_by_hop, strip_marram, take_inflight};
 use super::hedge::Try;
 use super::record::{LocalInFlight, Record};
 use super::refuse::{Reason, Refusal};
@@ -236,7 +236,7 @@ impl Job<'_> {
                 endpoint.stats.report_inflight(instance.inflight.load(std::sync::atomic::Ordering::Relaxed), now);
             }
             None => {
-                if let Some(told) = told_inflight(&parts.headers) {
+                if let Some(told) = take_inflight(&mut parts.headers) {
                     endpoint.stats.report_inflight(told, now);
                 }
             }

@@ -42,7 +42,6 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Headers that speak of one connection only (RFC 9110 section 7.6.1), and their forerunners.
-#[expect(clippy::declare_interior_mutable_const, reason = "none of these is shared, so none counts its users")]
 const HOP_BY_HOP: [HeaderName; 6] = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
 
 /// How an instance failed at its own node, told to the calling proxy.
@@ -102,9 +101,9 @@ impl RequestNote {
         }
     }
 
-    /// Reads the note of a peer; what is missing counts as one hop and no deadline.
-    pub(crate) fn read(headers: &HeaderMap) -> Self {
-        let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
+    /// Takes the note of a peer out of a request's headers; what is missing counts as one hop and no deadline.
+    pub(crate) fn take(headers: &mut HeaderMap) -> Self {
+        let mut number = |name: &HeaderName| headers.remove(name)?.to_str().ok()?.parse::<u64>().ok();
         Self {
             hops: number(&MARRAM_HOPS).map_or(1, |hops| u8::try_from(hops).unwrap_or(u8::MAX)),
             deadline: number(&MARRAM_DEADLINE).map(Duration::from_millis),
@@ -112,9 +111,9 @@ impl RequestNote {
     }
 }
 
-/// The instance's requests in flight as its owner told it with a response.
-pub(crate) fn told_inflight(headers: &HeaderMap) -> Option<u32> {
-    headers.get(MARRAM_INFLIGHT)?.to_str().ok()?.parse().ok()
+/// Takes the instance's requests in flight, as its owner told it with a response, out of the headers.
+pub(crate) fn take_inflight(headers: &mut HeaderMap) -> Option<u32> {
+    headers.remove(MARRAM_INFLIGHT)?.to_str().ok()?.parse().ok()
 }
 
 /// What an application says to the proxy alone.
@@ -387,13 +386,13 @@ mod tests {
         let note = RequestNote { hops: 2, deadline: Some(Duration::from_millis(1500)) };
         let mut headers = HeaderMap::new();
         note.write(&mut headers);
-        assert_eq!(RequestNote::read(&headers), note);
+        assert_eq!((RequestNote::take(&mut headers), headers.len()), (note, 0));
         let mut headers = HeaderMap::new();
         let first = RequestNote { hops: 1, deadline: None };
         first.write(&mut headers);
-        assert_eq!((headers.len(), RequestNote::read(&headers)), (0, first), "the first hop needs no word");
-        let junk = map(&[("marram-hops", "900"), ("marram-deadline-ms", "soon")]);
-        assert_eq!(RequestNote::read(&junk), RequestNote { hops: 255, deadline: None });
+        assert_eq!((headers.len(), RequestNote::take(&mut headers)), (0, first), "the first hop needs no word");
+        let mut junk = map(&[("marram-hops", "900"), ("marram-deadline-ms", "soon")]);
+        assert_eq!(RequestNote::take(&mut junk), RequestNote { hops: 255, deadline: None });
     }
 
     #[test]

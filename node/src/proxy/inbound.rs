@@ -284,7 +284,7 @@ async fn respond(
     slot: &TunnelSlot,
 ) -> Response<ResponseBody> {
     let (mut parts, body) = request.into_parts();
-    let note = RequestNote::read(&parts.headers);
+    let note = RequestNote::take(&mut parts.headers);
     let host = parts.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let mut record = Record::new(
         context,

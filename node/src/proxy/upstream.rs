@@ -225,8 +225,9 @@ impl Pool {
     /// A connection that was usable when last seen, silent for at most [`FRESH_ENOUGH`] if `fresh`.
     fn take(&mut self, key: &PoolKey, fresh: bool, now: Duration) -> Option<Connection> {
         let idle = self.idle.get_mut(key)?;
-        let taken = loop {
-            let Some(mut last) = idle.pop() else { break None };
+        loop {
+            // An empty list stays until the sweeper comes: the connection is about to be back.
+            let mut last = idle.pop()?;
             self.count -= 1;
             if !last.connection.is_usable() {
                 continue;
@@ -235,14 +236,10 @@ impl Pool {
                 // All others are older still, but good for other requests.
                 idle.push(last);
                 self.count += 1;
-                break None;
+                return None;
             }
-            break Some(last.connection);
-        };
-        if idle.is_empty() {
-            self.idle.remove(key);
+            return Some(last.connection);
         }
-        taken
     }
 
     fn put(&mut self, key: PoolKey, connection: Connection, now: Duration) {
