@@ -23,9 +23,13 @@ fi
 
 cd "$root"
 export CC_x86_64_unknown_linux_musl=musl-gcc
+# What is hot and what is cold (docs/design/0020-profile.md). A function that has changed since is compiled without it.
+mkdir -p target
+gzip --decompress --stdout node/native/profile.profdata.gz >target/profile.profdata
+profile="target.$target.rustflags=['-C', 'profile-use=$root/target/profile.profdata', '-C', 'llvm-args=-no-pgo-warn-mismatch']"
 # Apart, so that what the faults switch on in the store does not get into the node.
-cargo build --release --locked --target "$target" -p node --features jemalloc
-cargo build --release --locked --target "$target" -p chaos --features jemalloc
+cargo build --release --locked --target "$target" --config "$profile" -p node --features jemalloc
+cargo build --release --locked --target "$target" --config "$profile" -p chaos --features jemalloc
 
 folder=${CARGO_TARGET_DIR:-$root/target}/$target/release
 mkdir -p "$here/bin"

@@ -312,7 +312,8 @@ def main():
     if work.answered < 100:
         sys.exit("too few requests were answered for this to be what a node does")
     print("/* Written by used.py: what a node runs, next to each other. docs/design/0019-used-code.md */")
-    print("SECTIONS\n{\n  .text.used :\n  {")
+    # What the profile knows to be hot lies before what only runs.
+    print("SECTIONS\n{\n  .text.hot :\n  {\n    *(.text.hot .text.hot.*)\n  }\n  .text.used :\n  {")
     for pattern in patterns(found, trace.hit):
         print(f"    *(.text.{pattern})")
     print("  }\n}\nINSERT BEFORE .text;")
