@@ -24,9 +24,18 @@ fi
 cd "$root"
 export CC_x86_64_unknown_linux_musl=musl-gcc
 # What is hot and what is cold (docs/design/0020-profile.md). A function that has changed since is compiled without it.
-mkdir -p target
-gzip --decompress --stdout node/native/profile.profdata.gz >target/profile.profdata
-profile="target.$target.rustflags=['-C', 'profile-use=$root/target/profile.profdata', '-C', 'llvm-args=-no-pgo-warn-mismatch']"
+used="'-C', 'profile-use=$root/target/profile.profdata', '-C', 'llvm-args=-no-pgo-warn-mismatch'"
+if rustc -vV | cmp --silent - node/native/profile.rustc; then
+  mkdir -p target
+  gzip --decompress --stdout node/native/profile.profdata.gz >target/profile.new
+  # A file that is new to cargo has everything compiled again.
+  cmp --silent target/profile.new target/profile.profdata || cp target/profile.new target/profile.profdata
+  rm target/profile.new
+else
+  echo "build.sh: the profile is of another compiler than this one; built without it, and slower by a sixth" >&2
+  used=
+fi
+profile="target.$target.rustflags=[$used]"
 # Apart, so that what the faults switch on in the store does not get into the node.
 cargo build --release --locked --target "$target" --config "$profile" -p node --features jemalloc
 cargo build --release --locked --target "$target" --config "$profile" -p chaos --features jemalloc

@@ -8,8 +8,8 @@
 # `benches peers` measures of Marram, and through tests of the real binary; adds up what the processes counted. Write it again
 # before a release, and when CI says that too little of the code is known to be hot: names in the profile change with Cargo.lock.
 #
-# Needs what chaos/compose/build.sh needs, rustup's component llvm-tools (installed if rustup is there), setpriv and openssl.
-# Takes 15 minutes on two cores and 4 GB in target/profile.
+# Needs what chaos/compose/build.sh needs, rustup's component llvm-tools (installed if rustup is there), pgrep, setpriv and
+# openssl.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,6 +18,9 @@ target=x86_64-unknown-linux-musl
 work=$root/target/profile
 counts=$work/counts
 
+for program in musl-gcc pgrep setpriv openssl; do
+  command -v "$program" >/dev/null || { echo "profile.sh: there is no $program" >&2; exit 1; }
+done
 cd "$root"
 if command -v rustup >/dev/null; then
   rustup component add llvm-tools
@@ -49,18 +52,22 @@ exit \$code
 END
 chmod +x "$agent"
 
+cargo test --workspace --no-run
 cargo run -p benches -- idle --seconds 10 --binary "$agent"
 cargo run -p benches -- peers --only marram --seconds 2 --rounds 1 --binary "$agent"
 # Tests that kill an agent and start it again at once fail here, where it ends in its own time. That is no matter: it ran.
-(cd tests && MARRAM_TEST_BINARY=$agent timeout 600 cargo test -p tests --test it -- \
-  routes shares udp streams http2 tcp:: locality limits policy protocols admin joining dns) || true
+MARRAM_TEST_BINARY=$agent timeout 600 cargo test --workspace --test it -- \
+  routes shares udp streams http2 tcp:: locality limits policy protocols admin joining dns 2>&1 | tee "$work/tests.txt" || true
+passed=$(grep -c '^test .* ok$' "$work/tests.txt" || true)
+[ "$passed" -ge 60 ] || { echo "profile.sh: only $passed tests passed" >&2; exit 1; }
 # The last of them end.
 for _ in $(seq 60); do
   pgrep -f "$work/$target/release/marram agent" >/dev/null || break
   sleep 1
 done
 
-"$profdata" merge --output "$work/profile.profdata" "$counts"/*.profraw
+"$profdata" merge --failure-mode=all --output "$work/profile.profdata" "$counts"/*.profraw
 "$profdata" show "$work/profile.profdata"
 gzip --best --no-name --stdout "$work/profile.profdata" >"$here/profile.profdata.gz"
+rustc -vV >"$here/profile.rustc"
 ls -l "$here/profile.profdata.gz"

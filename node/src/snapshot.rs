@@ -11,7 +11,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use hyper::header::HeaderValue;
 use policy::explain::{CapacitySource, DistanceSource};
 use policy::{Capacity, Outlier, PeakEwma, Report, RouteTable};
@@ -181,9 +180,7 @@ impl Endpoint {
     /// The way from the node `here`, `from->to`, as a header's value; `None` where a name is none.
     #[must_use]
     pub fn via(&self, here: &str) -> Option<HeaderValue> {
-        self.via
-            .get_or_init(|| HeaderValue::from_maybe_shared(Bytes::from(format!("{here}->{}", self.node_name))).ok())
-            .clone()
+        self.via.get_or_init(|| HeaderValue::from_str(&format!("{here}->{}", self.node_name)).ok()).clone()
     }
 
     /// Whether a request holds a connection of its own, as over HTTP/1.1.

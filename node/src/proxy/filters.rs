@@ -103,14 +103,8 @@ async fn send(context: Arc<ProxyContext>, settled: Settled, service: String, mut
     outgoing.is_repeatable = false;
     let request = &outgoing.request;
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
-    let mut record = Record::new(
-        &context,
-        settled.core,
-        Direction::Outbound,
-        request.method(),
-        host,
-        request.uri().path_and_query().cloned(),
-    );
+    let mut record =
+        Record::new(&context, settled.core, Direction::Outbound, request.method(), host, request.uri().path());
     let snapshot = context.published.load();
     if snapshot.services.contains_key(&service) {
         record.service = Some(service.as_str().into());

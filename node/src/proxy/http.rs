@@ -114,8 +114,7 @@ pub(super) async fn respond(
     let is_grpc = grpc::is_grpc(&parts);
     let host = arrived.and_then(|()| context.has_memory()).and_then(|()| host_of(&parts));
     let shown = host.as_deref().unwrap_or_default().to_owned();
-    let mut record =
-        Record::new(context, core, Direction::Outbound, &parts.method, shown, parts.uri.path_and_query().cloned());
+    let mut record = Record::new(context, core, Direction::Outbound, &parts.method, shown, parts.uri.path());
     let answered = match host {
         Ok(host) if parts.method == Method::CONNECT => {
             return match connect(context, core, &parts, &host, record).await {

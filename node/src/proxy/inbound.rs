@@ -139,7 +139,7 @@ async fn serve_tcp<S: Duplex>(
     instance: &Arc<LocalInstance>,
     mut stream: S,
 ) {
-    let mut record = Record::new(context, core, Direction::Inbound, &hyper::Method::CONNECT, String::new(), None);
+    let mut record = Record::new(context, core, Direction::Inbound, &hyper::Method::CONNECT, String::new(), "");
     record.service = Some(instance.service.as_str().into());
     record.via = via(context, from);
     let (local, _count) = LocalInFlight::begin(instance);
@@ -286,14 +286,7 @@ async fn respond(
     let (mut parts, body) = request.into_parts();
     let note = RequestNote::take(&mut parts.headers);
     let host = parts.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let mut record = Record::new(
-        context,
-        core,
-        Direction::Inbound,
-        &parts.method,
-        host.to_owned(),
-        parts.uri.path_and_query().cloned(),
-    );
+    let mut record = Record::new(context, core, Direction::Inbound, &parts.method, host.to_owned(), parts.uri.path());
     record.service = Some(service);
     record.via = via;
     let Some(instance) = instance else {

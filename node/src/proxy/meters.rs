@@ -1,9 +1,9 @@
 //! The series of finished requests, looked up once for many of them.
 //!
-//! A look-up makes a key of several labels, copies it and hashes it; for each request that was one part in thirty of its
-//! processor time. A handle is kept for [`KEPT`] and not for ever: the recorder forgets a histogram that nothing touched for
-//! [`IDLE`](crate::telemetry::metrics::IDLE), and what is recorded into a forgotten one is lost. A handle is touched when it is
-//! looked up, so it cannot be forgotten before its time is over.
+//! A look-up makes a key of several labels, copies it and hashes it; for each request that was one part in forty of its
+//! processor time. A handle is kept for [`KEPT`] and not for ever: the recorder forgets a histogram into which nothing was
+//! recorded for [`IDLE`], and what is recorded into a forgotten one is lost. Something is recorded right after a look-up, so
+//! a handle is not forgotten before its time is over, but for a scrape between these two.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,8 +11,11 @@ use std::time::Duration;
 use hyper::StatusCode;
 use metrics::{Counter, Histogram};
 
+use crate::telemetry::metrics::IDLE;
+
 /// How long a handle is used before it is looked up again.
 const KEPT: Duration = Duration::from_secs(60);
+const _: () = assert!(KEPT.as_secs() < IDLE.as_secs(), "a kept handle would write into nothing");
 /// Services with handles; where there is one more all are looked up again.
 const SERVICES_MAX: usize = 1024;
 

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::header::HeaderValue;
-use hyper::http::uri::PathAndQuery;
 use hyper::{Method, StatusCode};
 
 use super::context::{Busy, ProxyContext};
@@ -46,7 +45,7 @@ pub(crate) struct Record {
     direction: Direction,
     started: Duration,
     method: Method,
-    path: Option<PathAndQuery>,
+    path: String,
     host: String,
     /// `None` until the request was matched to a service that somebody offers.
     pub(super) service: Option<Arc<str>>,
@@ -82,7 +81,7 @@ impl Record {
         direction: Direction,
         method: &Method,
         host: String,
-        path: Option<PathAndQuery>,
+        path: &str,
     ) -> Self {
         Self {
             busy: context.begin(),
@@ -90,7 +89,7 @@ impl Record {
             direction,
             started: context.clock.now(),
             method: method.clone(),
-            path,
+            path: path.to_owned(),
             host,
             service: None,
             status: None,
@@ -162,7 +161,7 @@ impl Drop for Record {
             method: self.method.as_str(),
             service: self.service.as_deref().unwrap_or_default(),
             host: &self.host,
-            path: self.path.as_ref().map_or("", PathAndQuery::path),
+            path: &self.path,
             status: self.status.map_or(0, |status| status.as_u16()),
             bytes: self.bytes,
             duration_ms: (duration.as_secs_f64() * 1e6).round() / 1e3,

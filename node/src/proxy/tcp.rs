@@ -153,7 +153,7 @@ pub(super) async fn place(
 /// Serves one connection of a listener for `service`.
 pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, mut client: TcpStream, service: &str) {
     // A tunnel has neither method nor path; CONNECT is what it amounts to.
-    let mut record = Record::new(context, core, Direction::Outbound, &Method::CONNECT, String::new(), None);
+    let mut record = Record::new(context, core, Direction::Outbound, &Method::CONNECT, String::new(), "");
     let snapshot = context.published.load();
     let opened = match context.has_memory() {
         Ok(()) => Tunnel::open(context, core, &snapshot, service, Tries::default(), &mut record).await,

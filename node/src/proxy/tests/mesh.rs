@@ -280,6 +280,27 @@ async fn junk_heads_are_reset_and_disturb_nothing() {
 }
 
 #[tokio::test]
+async fn notes_of_a_peer_of_another_version_do_not_reach_an_instance() {
+    use super::super::attempt::stream_head;
+    use crate::proxy::{Content, ServiceLinks as _, Volume};
+    use tokio::io::AsyncReadExt as _;
+    let mut near = Bench::start().await;
+    let (address, _) = echo("far").await;
+    let (_far, endpoint) = join(&mut near, 2, address, Protocol::Http).await;
+    let head = stream_head(&near.context, &endpoint, Content::Http, 1).encode().unwrap();
+    let mut stream = near.links.open_service(0, node(2), head, Volume::Small).await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), super::super::head::ACCEPTED);
+    let request = "GET / HTTP/1.1\r\nhost: hello.mesh\r\nmarram-hops: 1\r\nmarram-deadline-ms: 5000\r\n\
+                   marram-source: spiffe://it/node/a\r\nmarram-new: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, seen) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200") && seen.to_lowercase().contains("host: hello.mesh"), "{answer}");
+    assert!(!seen.to_lowercase().contains("marram-"), "{seen}");
+}
+
+#[tokio::test]
 async fn more_requests_than_streams_wait_here_and_all_are_served() {
     let mut near = Bench::start().await;
     let (address, _) = instance(|mut stream, _| async move {

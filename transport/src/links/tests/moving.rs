@@ -58,6 +58,18 @@ fn b_id(a: &super::support::Node) -> crate::id::NodeId {
 
 #[test]
 fn a_link_that_answers_is_not_taken_for_silent() {
+    // Where the machine itself stood still for nearly the limit, the link did not answer, and nothing is shown.
+    let is_shown = (0..3).any(|_| {
+        let (found, longest) = silences_of_a_live_link();
+        let stood_still = longest > Duration::from_millis(400);
+        assert!(found == (0, 0) || stood_still, "{found:?}, longest {longest:?}");
+        !stood_still
+    });
+    assert!(is_shown, "the machine stood still again and again");
+}
+
+/// Links taken for silent and sockets bound anew while a link answers for two seconds, and the longest time it did not.
+fn silences_of_a_live_link() -> ((u64, u64), Duration) {
     let (a, b) = linked_with(0, 1, &patient());
     let mut stream = block(a.links.open_service(0, b.id, Bytes::new())).expect("a stream");
     let now = || crate::clock::Clock::now(&*a.clock);
@@ -73,7 +85,5 @@ fn a_link_that_answers_is_not_taken_for_silent() {
         last = at;
     }
     let counters = a.links.counters();
-    let found = (counters.links_silent.count(), counters.rebinds.count());
-    // Where the machine itself stood still for nearly the limit, the link did not answer.
-    assert!(found == (0, 0) || longest > Duration::from_millis(400), "{found:?}, longest {longest:?}");
+    ((counters.links_silent.count(), counters.rebinds.count()), longest)
 }
