@@ -139,6 +139,11 @@ pub enum Missing {
     Forbidden,
 }
 
+/// The way of a request, `from->to`, as a header's value; `None` where a name is none.
+pub(crate) fn via_value(from: &str, to: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(&format!("{from}->{to}")).ok()
+}
+
 /// One place that answers for a service.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
@@ -177,10 +182,10 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The way from the node `here`, `from->to`, as a header's value; `None` where a name is none.
+    /// [`via_value`] from the node `here`, made once.
     #[must_use]
     pub fn via(&self, here: &str) -> Option<HeaderValue> {
-        self.via.get_or_init(|| HeaderValue::from_str(&format!("{here}->{}", self.node_name)).ok()).clone()
+        self.via.get_or_init(|| via_value(here, &self.node_name)).clone()
     }
 
     /// Whether a request holds a connection of its own, as over HTTP/1.1.

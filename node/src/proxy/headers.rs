@@ -286,11 +286,6 @@ pub(crate) fn add_via(headers: &mut HeaderMap, version: Version, service: &str) 
     }
 }
 
-/// `from->to` for `marram-via`.
-pub(crate) fn via_value(from: &str, to: &str) -> Option<HeaderValue> {
-    HeaderValue::from_str(&format!("{from}->{to}")).ok()
-}
-
 /// What follows a service's name in `Via`.
 const VIA_SUFFIX: &str = ".mesh";
 

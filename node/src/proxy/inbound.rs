@@ -19,7 +19,7 @@ use super::grpc;
 use super::head::{ACCEPTED, Content, HOPS_MAX, ResetCode, ServiceHead};
 use super::headers::{
     Fault, MARRAM_FAULT, MARRAM_FAULT_DETAIL, MARRAM_INFLIGHT, RequestNote, strip_hop_by_hop, strip_marram,
-    strip_request, via_value, wanted_upgrade,
+    strip_request, wanted_upgrade,
 };
 use super::http::{origin_form, outgoing};
 use super::http2::{self, Serve, Usage, Windows};
@@ -32,7 +32,7 @@ use super::turns::Turns;
 use super::udp;
 use super::upstream::{Http, Lease, PoolKey};
 use crate::config::Protocol;
-use crate::snapshot::LocalInstance;
+use crate::snapshot::{LocalInstance, via_value};
 
 /// Time for an instance to take a connection before the stream is accepted; the caller does not wait much longer.
 const CONNECT_BEFORE_ACCEPT: Duration = Duration::from_millis(200);
