@@ -182,7 +182,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// [`via_value`] from the node `here`, made once.
+    /// The way of a request from the node `here`, made once.
     #[must_use]
     pub fn via(&self, here: &str) -> Option<HeaderValue> {
         self.via.get_or_init(|| via_value(here, &self.node_name)).clone()

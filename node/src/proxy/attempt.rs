@@ -28,6 +28,7 @@ use super::probe::watch;
 use super::tcp::Wire;
 use super::turns::Turns;
 use super::upstream::{Http, Lease, NotSent, Opening, PoolKey, describe};
+use super::wire::Trailing;
 use crate::snapshot::{Endpoint, LocalInstance};
 
 /// The least time a peer gets for its accepted byte; far peers get four round trips.
@@ -37,11 +38,6 @@ const PROBE_MIN: Duration = Duration::from_millis(500);
 
 /// Requests at once on one HTTP/2 connection to a process on this machine; one more opens another connection.
 const STREAMS_NEAR_MAX: usize = 100;
-/// The same through a peer, only when a service has [`OWN_STREAMS_MAX`] streams to it: up to there each request has its own,
-/// so that a lost packet stops one request and not its neighbours.
-const STREAMS_FAR_MAX: usize = 16;
-/// See [`STREAMS_FAR_MAX`]; each of these streams is an HTTP/2 connection, which takes its memory.
-const OWN_STREAMS_MAX: usize = 180;
 
 /// What an endpoint answered.
 #[derive(Debug)]
@@ -160,12 +156,15 @@ pub(super) async fn local(
     mut outgoing: Outgoing,
 ) -> Result<Answer, Failure> {
     strip_marram(outgoing.request.headers_mut());
-    let key = PoolKey::Local(instance.address);
-    let http = Http::from(instance.protocol);
-    let answered = match send_kept(context, core, &key, http, STREAMS_NEAR_MAX, outgoing).await {
+    let (key, http) = (PoolKey::Local(instance.address), Http::from(instance.protocol));
+    let kept = |outgoing: &Outgoing| match http {
+        Http::One => Lease::reuse(context, core, &key, !outgoing.is_repeatable),
+        Http::Two => Lease::share(context, core, instance.address, STREAMS_NEAR_MAX),
+    };
+    let answered = match send_kept(context, kept, outgoing).await {
         Kept::Done(result) => *result,
         // Boxed, as most requests find a kept connection and need not be as large.
-        Kept::None(outgoing) => Box::pin(send_near(context, core, key, http, instance, outgoing)).await,
+        Kept::None(outgoing) => Box::pin(send_near(context, core, http, instance, outgoing)).await,
     };
     if let Err(Failure { blame: Blame::Endpoint(OutcomeKind::Closed), .. }) = answered {
         instance.broken_connections.fetch_add(1, Ordering::Relaxed);
@@ -177,7 +176,6 @@ pub(super) async fn local(
 async fn send_near(
     context: &Arc<ProxyContext>,
     core: usize,
-    key: PoolKey,
     http: Http,
     instance: &LocalInstance,
     outgoing: Outgoing,
@@ -192,7 +190,8 @@ async fn send_near(
         Ok(stream) => stream,
         Err(detail) => return Err(Failure::before(OutcomeKind::ConnectFailed, detail, outgoing)),
     };
-    send_new(context, core, key, http, (stream, None), outgoing).await
+    let lease = Lease::open_one(context, core, PoolKey::Local(instance.address), stream, None);
+    send_over(context, lease, outgoing).await
 }
 
 /// A place on an HTTP/2 connection to a process on this machine; a new one is made where all are full.
@@ -202,13 +201,13 @@ pub(super) async fn shared(
     instance: &LocalInstance,
     limit: Duration,
 ) -> Result<Lease, (OutcomeKind, String)> {
-    let key = PoolKey::Local(instance.address);
+    let address = instance.address;
     let failed = |detail: &String| (OutcomeKind::ConnectFailed, detail.clone());
     loop {
-        if let Some(lease) = Lease::share(context, core, &key, STREAMS_NEAR_MAX) {
+        if let Some(lease) = Lease::share(context, core, address, STREAMS_NEAR_MAX) {
             return Ok(lease);
         }
-        let opening = context.pool(core).opening(&key);
+        let opening = context.pool(core).opening(address);
         let tell = match opening {
             Opening::Mine(tell) => tell,
             Opening::Theirs(mut told) => match told.wait_for(Option::is_some).await.as_deref() {
@@ -219,7 +218,7 @@ pub(super) async fn shared(
         };
         let opened = match connect(instance, limit).await {
             Ok(stream) => {
-                let lease = Lease::open(context, core, key, Http::Two, stream, None).await;
+                let lease = Lease::open_two(context, core, address, stream).await;
                 lease.map_err(|error| describe(&error))
             }
             Err(detail) => Err(detail),
@@ -261,13 +260,10 @@ pub(super) async fn remote(
         volume => volume,
     };
     let (service, instance) = (Arc::clone(&endpoint.service), Arc::clone(&endpoint.instance));
-    let key = PoolKey::Remote { node, service, instance, volume };
-    let http = Http::from(endpoint.protocol);
-    // Requests over HTTP/2 may go out on a connection of the other volume.
-    let may_be_large = volume == Volume::Large || http == Http::Two;
-    let peer = may_be_large.then(|| context.peer_token(node));
+    let key = PoolKey::Remote { node, service, instance, volume, trailing: endpoint.protocol.into() };
+    let peer = (volume == Volume::Large).then(|| context.peer_token(node));
     let mut sending = pin!(async {
-        match send_kept(context, core, &key, http, 1, outgoing).await {
+        match send_kept(context, |outgoing| kept_far(context, core, &key, outgoing), outgoing).await {
             Kept::Done(result) => *result,
             // Boxed, as most requests find a kept connection and need not be as large.
             Kept::None(outgoing) => Box::pin(send_far(context, core, &key, endpoint, hops, outgoing)).await,
@@ -305,26 +301,14 @@ async fn send_far(
     hops: u8,
     mut outgoing: Outgoing,
 ) -> Result<Answer, Failure> {
-    let http = Http::from(endpoint.protocol);
     let lane = context.lane(core, endpoint.node).share(&endpoint.service);
     let place = loop {
-        if http == Http::One || lane.used() < OWN_STREAMS_MAX {
-            let place = lane.place_of(|service| context.pool(core).close_one(endpoint.node, service));
-            if let Some(place) = place {
-                break place;
-            }
-        }
-        if http == Http::Two {
-            // The streams may all be of the other volume: better on one of those than on none.
-            for key in [key, &key.of_other_volume()] {
-                outgoing = match send_kept(context, core, key, http, STREAMS_FAR_MAX, outgoing).await {
-                    Kept::Done(result) => return *result,
-                    Kept::None(outgoing) => outgoing,
-                };
-            }
+        let place = lane.place_of(|service| context.pool(core).close_one(endpoint.node, service));
+        if let Some(place) = place {
+            break place;
         }
         lane.changed().await;
-        outgoing = match send_kept(context, core, key, http, 1, outgoing).await {
+        outgoing = match send_kept(context, |outgoing| kept_far(context, core, key, outgoing), outgoing).await {
             Kept::Done(result) => return *result,
             Kept::None(outgoing) => outgoing,
         };
@@ -335,9 +319,15 @@ async fn send_far(
         Ok(stream) => {
             // As it came out: one on the data link is not kept for what is large.
             let (key, link) = (key.of_volume(stream.volume()), stream.retirement());
-            send_new(context, core, key, http, (stream, Some(link)), outgoing).await
+            send_over(context, Lease::open_one(context, core, key, stream, Some(link)), outgoing).await
         }
     }
+}
+
+/// A kept stream to a peer. One for an instance of HTTP/2 is good however long it was silent, as a connection of HTTP/2 is:
+/// of the calls that go there few may be sent twice, and each new stream costs a round trip.
+fn kept_far(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, outgoing: &Outgoing) -> Option<Lease> {
+    Lease::reuse(context, core, key, !outgoing.is_repeatable && key.trailing() == Trailing::Announced)
 }
 
 /// Turns a fault that the peer tells of its instance into a failure.
@@ -466,20 +456,10 @@ enum Kept {
 
 /// Tries kept connections. One that the other side closed before it answered a byte is no failure: the request goes
 /// over the next or a new one, as long as nothing of it was sent or it may arrive twice.
-async fn send_kept(
-    context: &Arc<ProxyContext>,
-    core: usize,
-    key: &PoolKey,
-    http: Http,
-    streams_max: usize,
-    mut outgoing: Outgoing,
-) -> Kept {
+async fn send_kept(context: &ProxyContext, kept: impl Fn(&Outgoing) -> Option<Lease>, mut outgoing: Outgoing) -> Kept {
     loop {
-        let lease = match http {
-            Http::One => Lease::reuse(context, core, key, !outgoing.is_repeatable),
-            Http::Two => Lease::share(context, core, key, streams_max),
-        };
-        let Some(lease) = lease else { return Kept::None(outgoing) };
+        let Some(lease) = kept(&outgoing) else { return Kept::None(outgoing) };
+        let kind = lease.broken();
         let failure = match send(context, lease, outgoing).await {
             Ok(answer) => return Kept::Done(Box::new(Ok(answer))),
             Err(NotSent::Unsent(again)) => {
@@ -491,31 +471,12 @@ async fn send_kept(
             }
             Err(NotSent::Refused { copy: Some(copy), .. }) => return Kept::None(copy),
             Err(NotSent::Refused { detail, copy } | NotSent::Closed { detail, copy, .. }) => {
-                Failure::after(key.broken(), detail, copy)
+                Failure::after(kind, detail, copy)
             }
             Err(NotSent::ClientBroke) => client_broke(),
         };
         return Kept::Done(Box::new(Err(failure)));
     }
-}
-
-async fn send_new<S>(
-    context: &Arc<ProxyContext>,
-    core: usize,
-    key: PoolKey,
-    http: Http,
-    (stream, link): (S, Option<Retirement>),
-    outgoing: Outgoing,
-) -> Result<Answer, Failure>
-where
-    S: Wire + 'static,
-{
-    let kind = key.broken();
-    let lease = match Lease::open(context, core, key, http, stream, link).await {
-        Ok(lease) => lease,
-        Err(error) => return Err(Failure::before(kind, describe(&error), outgoing)),
-    };
-    send_over(context, lease, outgoing).await
 }
 
 async fn send_over(context: &ProxyContext, lease: Lease, outgoing: Outgoing) -> Result<Answer, Failure> {

@@ -82,8 +82,7 @@ impl Body for Arriving {
             Self::Nothing => true,
             Self::Request(gate, number) => lock(gate).left(*number) == Some(0),
             Self::Answer(exchange) => exchange.is_read(),
-            // Its last word is still to come.
-            Self::Driven(_) => false,
+            Self::Driven(driven) => driven.is_over(),
             Self::Two(incoming) => incoming.is_end_stream(),
         }
     }
@@ -93,7 +92,7 @@ impl Body for Arriving {
             Self::Nothing => Some(0),
             Self::Request(gate, number) => lock(gate).left(*number),
             Self::Answer(exchange) => exchange.left(),
-            Self::Driven(_) => None,
+            Self::Driven(driven) => driven.is_over().then_some(0),
             Self::Two(incoming) => return incoming.size_hint(),
         };
         left.map_or_else(SizeHint::default, SizeHint::with_exact)

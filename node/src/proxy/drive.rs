@@ -18,36 +18,69 @@ use super::shares;
 /// Pieces of an answer that wait to be taken.
 const PIECES_MAX: usize = 2;
 
-/// A piece of an answer, `None` for its end: a task that ends without that has not come to it.
+/// A piece of an answer; `None` is its end.
 pub(super) type Piece = Option<Result<Frame<Bytes>, BodyError>>;
+
+/// What the task tells: a task that ends without the end of the answer has not come to it.
+#[derive(Debug)]
+pub(super) struct Told {
+    piece: Piece,
+    /// The exchange, where its answer ends with this piece.
+    over: Option<Box<Exchange>>,
+}
 
 /// What comes of an exchange that goes on by itself; dropping it ends the exchange.
 #[derive(Debug)]
 pub(crate) struct Driven {
-    pieces: mpsc::Receiver<Piece>,
+    pieces: mpsc::Receiver<Told>,
+    over: Option<Box<Exchange>>,
 }
 
 impl Driven {
-    /// Lets `exchange`, of whose answer the head was read, go on to the end of that answer. Its connection is not kept.
+    /// Lets `exchange`, of whose answer the head was read, go on to the end of that answer.
     pub(super) fn begin(exchange: Box<Exchange>) -> Self {
         let (sender, pieces) = mpsc::channel(PIECES_MAX);
         shares::spawn(drive(exchange, sender));
-        Self { pieces }
+        Self { pieces, over: None }
     }
 
-    /// What comes through a channel.
+    /// These pieces, as of an exchange.
     #[cfg(test)]
-    pub(super) const fn of(pieces: mpsc::Receiver<Piece>) -> Self {
-        Self { pieces }
+    pub(super) fn of(pieces: impl IntoIterator<Item = Piece>) -> Self {
+        let pieces: Vec<Piece> = pieces.into_iter().collect();
+        let (sender, receiver) = mpsc::channel(pieces.len());
+        for piece in pieces {
+            sender.try_send(Told { piece, over: None }).unwrap();
+        }
+        Self { pieces: receiver, over: None }
     }
 
     /// Waits for the next piece of the answer; `None` at its end.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
-        self.pieces.poll_recv(cx).map(|told| told.unwrap_or_else(|| Some(Err("the answer broke off".into()))))
+        if self.is_over() {
+            return Poll::Ready(None);
+        }
+        self.pieces.poll_recv(cx).map(|told| match told {
+            Some(Told { piece, over }) => {
+                self.over = over;
+                piece
+            }
+            None => Some(Err("the answer broke off".into())),
+        })
+    }
+
+    /// Whether all of the answer was taken.
+    pub(super) const fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+
+    /// The exchange, once it is over.
+    pub(super) fn into_exchange(self) -> Option<Box<Exchange>> {
+        self.over
     }
 }
 
-async fn drive(mut exchange: Box<Exchange>, pieces: mpsc::Sender<Piece>) {
+async fn drive(mut exchange: Box<Exchange>, pieces: mpsc::Sender<Told>) {
     loop {
         let place = tokio::select! {
             biased;
@@ -63,9 +96,13 @@ async fn drive(mut exchange: Box<Exchange>, pieces: mpsc::Sender<Piece>) {
             piece = poll_fn(|cx| exchange.poll_body(cx)) => piece,
             () = pieces.closed() => return,
         };
-        let goes_on = matches!(piece, Some(Ok(_)));
-        place.send(piece);
-        if !goes_on {
+        if exchange.is_read() {
+            place.send(Told { piece, over: Some(exchange) });
+            return;
+        }
+        let is_broken = matches!(piece, Some(Err(_)));
+        place.send(Told { piece, over: None });
+        if is_broken {
             return;
         }
     }

@@ -22,7 +22,7 @@ use super::body::{BodyError, RequestBody};
 use super::framing::{AnswerEnd, Chunks, Framing, Taken, head_end, read_answer};
 use super::tcp::Wire;
 use super::turns::after_others;
-use super::wire::{Coding, TURN_BYTES, put_fields};
+use super::wire::{Coding, TURN_BYTES, Trailers, Trailing, put_fields};
 
 /// Informational answers before the one; one more is taken for a flood.
 const INFORMATIONAL_MAX: usize = 16;
@@ -43,6 +43,7 @@ pub(super) struct Connection {
     io: Box<dyn Wire>,
     /// Of the link it is on, where it leads through a peer.
     link: Option<Retirement>,
+    trailing: Trailing,
     unread: BytesMut,
     head_bytes_max: usize,
 }
@@ -50,12 +51,12 @@ pub(super) struct Connection {
 impl Connection {
     /// A new one; heads of answers may have `head_bytes_max` bytes.
     pub(super) fn new(io: Box<dyn Wire>, head_bytes_max: usize) -> Self {
-        Self { io, link: None, unread: BytesMut::new(), head_bytes_max }
+        Self { io, link: None, trailing: Trailing::Announced, unread: BytesMut::new(), head_bytes_max }
     }
 
     /// The same on a link to a peer.
-    pub(super) fn on(self, link: Option<Retirement>) -> Self {
-        Self { link, ..self }
+    pub(super) fn on(self, link: Option<Retirement>, trailing: Trailing) -> Self {
+        Self { link, trailing, ..self }
     }
 
     /// Whether the link it is on has been left, so that it serves no further request.
@@ -125,8 +126,7 @@ pub(crate) struct Exchange {
 struct Upload {
     body: RequestBody,
     coding: Coding,
-    /// The head, for the trailers it announces.
-    headers: HeaderMap,
+    trailers: Trailers,
 }
 
 /// How far a request is on its way out.
@@ -190,7 +190,13 @@ impl Exchange {
             }
         }
         let (upload, piece) = match (upload, body) {
-            (Some(coding), body) => (Some(Upload { body, coding, headers: parts.headers.clone() }), Bytes::new()),
+            (Some(coding), body) => {
+                let trailers = match connection.trailing {
+                    Trailing::All => Trailers::All,
+                    Trailing::Announced => Trailers::Announced(parts.headers.clone()),
+                };
+                (Some(Upload { body, coding, trailers }), Bytes::new())
+            }
             (None, body) => (None, put_whole(&mut unwritten, &body)),
         };
         Box::new(Self {
@@ -338,7 +344,7 @@ impl Exchange {
                 }
             };
             is_more_coming = false;
-            upload.coding.end(&mut self.unwritten, Some(&upload.headers), &ended).map_err(|_wrong| Stopped::Client)?;
+            upload.coding.end(&mut self.unwritten, &upload.trailers, &ended).map_err(|_wrong| Stopped::Client)?;
             self.upload = None;
         }
     }
@@ -538,8 +544,6 @@ mod tests {
 
     use std::collections::VecDeque;
 
-    use tokio::sync::mpsc;
-
     use super::super::body::{Arriving, Upload};
     use super::super::drive::Driven;
     use super::*;
@@ -656,10 +660,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_behind_a_fault_of_a_body_is_not_its_end() {
         let (near, mut far) = duplex(1024);
-        let (sender, pieces) = mpsc::channel(3);
-        for piece in [Some(Ok(Frame::data(Bytes::from_static(b"begun")))), Some(Err("broke off".into())), None] {
-            sender.send(piece).await.unwrap();
-        }
+        let pieces = [Some(Ok(Frame::data(Bytes::from_static(b"begun")))), Some(Err("broke off".into())), None];
         let body = RequestBody::Stream(VecDeque::new(), Arriving::Driven(Driven::of(pieces)), Upload::begin());
         let mut exchange = Exchange::begin(Connection::new(Box::new(near), 1024), &get(), body);
         assert!(matches!(exchange.answer().await, Err(Broke::Client)));

@@ -38,6 +38,7 @@ use super::body::{Arriving, ResponseBody};
 use super::framing::{Chunks, Followed, Framing, check_head, head_end};
 use super::gate::{Gate, GateLimits};
 use super::serve::{End, serve};
+use super::wire::Trailing;
 use crate::clock::SystemClock;
 
 /// So small that some cases reach it.
@@ -302,7 +303,7 @@ async fn through_gate(pieces: Vec<Bytes>) -> Reading {
         GateLimits { head_bytes_max: HEAD_BYTES_MAX, head_timeout: minute, idle_timeout: minute, half_closes: true };
     let gate = Gate::shared(Box::new(Pieces::new(pieces)), limits);
     let messages = Arc::new(Mutex::new(Vec::new()));
-    let served = serve(&gate, None, |request| {
+    let served = serve(&gate, None, Trailing::Announced, |request| {
         let messages = Arc::clone(&messages);
         Box::pin(async move {
             let message = read(request).await;

@@ -42,16 +42,17 @@ pub struct ServiceHead {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Content {
-    /// HTTP/1.1 requests one after the other.
+    /// HTTP/1.1 requests one after the other; of trailers those that were announced.
     Http = 0,
     /// Bytes.
     Tcp = 1,
     /// Nothing: the sender only asks whether the receiver still answers. Service and instance are empty.
     Probe = 2,
-    /// An HTTP/2 connection, for instances that speak it.
-    Http2 = 3,
     /// A flow of datagrams, which come beside the stream; the stream only opens it.
     Udp = 4,
+    /// Requests for an instance of HTTP/2, written like those of HTTP/1.1 but with all their trailers. (3 was an HTTP/2
+    /// connection.)
+    Http2 = 5,
 }
 
 impl From<Protocol> for Content {
@@ -163,8 +164,8 @@ impl ServiceHead {
             0 => Content::Http,
             1 => Content::Tcp,
             2 => Content::Probe,
-            3 => Content::Http2,
             4 => Content::Udp,
+            5 => Content::Http2,
             other => return Err(HeadError::Content(other)),
         };
         let hops = take_u8(&mut rest)?;
@@ -234,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_head_comes_back_as_it_was_sent() {
-        for content in [Content::Http, Content::Tcp, Content::Http2] {
+        for content in [Content::Http, Content::Tcp, Content::Udp, Content::Http2] {
             let sent = ServiceHead { content, ..head() };
             assert_eq!(ServiceHead::decode(&sent.encode().unwrap()), Ok(sent));
         }
@@ -268,7 +269,9 @@ mod tests {
             ServiceHead::decode(&changed)
         };
         assert_eq!(with(0, 2), Err(HeadError::Version(2)));
-        assert_eq!(with(1, 9), Err(HeadError::Content(9)));
+        for content in [3, 9] {
+            assert_eq!(with(1, content), Err(HeadError::Content(content)));
+        }
         let mut longer = bytes.to_vec();
         longer.push(0);
         assert_eq!(ServiceHead::decode(&longer), Err(HeadError::Trailing));

@@ -34,6 +34,7 @@ use super::refuse::{Reason, Refusal};
 use super::retry::Tries;
 use super::serve::{End, serve};
 use super::tcp::{Tunnel, TunnelSlot, Wire};
+use super::wire::Trailing;
 use crate::snapshot::Snapshot;
 
 /// Longest request body that is read before it is sent, so that it can be sent again.
@@ -55,7 +56,7 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
     let gate = Gate::shared(Box::new(stream), limits);
     let slot = TunnelSlot::default();
     // What comes once or late is boxed, so that a connection without a request is small.
-    let served = serve(&gate, Some(&*context.clock), |request| {
+    let served = serve(&gate, Some(&*context.clock), Trailing::Announced, |request| {
         let (context, slot) = (Arc::clone(context), slot.clone());
         Box::pin(async move { respond(&context, core, request, &slot).await })
     });

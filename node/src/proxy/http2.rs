@@ -43,20 +43,11 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for the last frames of a connection that nobody uses.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Bytes that may be under way before the receiver has taken any of them.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Windows {
-    pub(super) stream: u32,
-    /// So large that streams which nobody reads cannot stop the others.
-    pub(super) connection: u32,
-}
-
-impl Windows {
-    /// On one machine, where a round trip takes no time.
-    pub(super) const NEAR: Self = Self { stream: 64 * 1024, connection: 64 * 1024 * STREAMS_MAX };
-    /// Between two nodes: with 40 ms between them a stream still carries 6 MB/s. Few requests share a connection.
-    pub(super) const FAR: Self = Self { stream: 256 * 1024, connection: 4 * 1024 * 1024 };
-}
+/// Bytes of one stream that may be under way before the receiver has taken any of them; on one machine a round trip takes no
+/// time.
+pub(super) const STREAM_WINDOW: u32 = 64 * 1024;
+/// The same of all streams of a connection: so many that streams which nobody reads cannot stop the others.
+pub(super) const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS_MAX;
 
 /// What answers the requests of a connection.
 pub(super) type Serve = Box<dyn Fn(Request<Incoming>) -> ResponseFuture + Send + Sync>;
@@ -100,19 +91,12 @@ pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream:
     };
     let io = Turns::new(stream, ahead).timed(&context.clock);
     let share = context.share(core);
-    let served = serve_connection(context, io, serve, &usage, Windows::NEAR, Spawner::of(&share));
+    let served = serve_connection(context, io, serve, &usage, Spawner::of(&share));
     share.meter(served).await;
 }
 
 /// Serves one connection until it is unused for `proxy.idle_timeout`, or to its last request when the proxy drains.
-pub(super) async fn serve_connection(
-    context: &Arc<ProxyContext>,
-    io: Turns,
-    serve: Serve,
-    usage: &Usage,
-    windows: Windows,
-    spawner: Spawner,
-) {
+async fn serve_connection(context: &Arc<ProxyContext>, io: Turns, serve: Serve, usage: &Usage, spawner: Spawner) {
     let config = &context.config;
     let head_bytes_max = u32::try_from(config.head_bytes_max).unwrap_or(u32::MAX);
     let served = http2::Builder::new(spawner)
@@ -123,8 +107,8 @@ pub(super) async fn serve_connection(
         .max_header_list_size(head_bytes_max)
         .max_frame_size(FRAME_BYTES_MAX)
         .max_send_buf_size(SEND_BYTES_MAX)
-        .initial_stream_window_size(windows.stream)
-        .initial_connection_window_size(windows.connection)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(config.idle_timeout)
         .keep_alive_timeout(PING_TIMEOUT)
         .auto_date_header(false)

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Request, Response, StatusCode, Version};
 use tokio::io::AsyncWriteExt as _;
@@ -22,15 +22,13 @@ use super::headers::{
     strip_request, wanted_upgrade,
 };
 use super::http::{origin_form, outgoing};
-use super::http2::{self, Serve, Usage, Windows};
 use super::links::Duplex;
 use super::record::{Direction, LocalInFlight, Record};
 use super::serve::{End, serve};
-use super::shares::Spawner;
 use super::tcp::{Tunnel, TunnelSlot};
-use super::turns::Turns;
 use super::udp;
 use super::upstream::{Http, Lease, PoolKey};
+use super::wire::Trailing;
 use crate::config::Protocol;
 use crate::snapshot::{LocalInstance, via_value};
 
@@ -63,8 +61,8 @@ async fn take<S: Duplex>(context: &Arc<ProxyContext>, core: usize, from: &Arc<Pe
         Err(code) => return refuse(from, &mut stream, code),
     };
     match head.content {
-        Content::Http => serve_http(context, core, from, &instance, stream).await,
-        Content::Http2 => Box::pin(serve_http2(context, core, from, &instance, stream)).await,
+        Content::Http => serve_http(context, core, from, &instance, Trailing::Announced, stream).await,
+        Content::Http2 => serve_http(context, core, from, &instance, Trailing::All, stream).await,
         Content::Tcp => serve_tcp(context, core, from, &instance, stream).await,
         Content::Udp => Box::pin(udp::accept(context, core, from, &instance, stream)).await,
         Content::Probe => {}
@@ -178,6 +176,7 @@ async fn serve_http<S: Duplex>(
     core: usize,
     from: &Arc<PeerInfo>,
     instance: &Arc<LocalInstance>,
+    trailing: Trailing,
     mut stream: S,
 ) {
     if !accepted(context, core, from, instance, &mut stream).await {
@@ -190,7 +189,11 @@ async fn serve_http<S: Duplex>(
     let head_bytes_max = context.config.head_bytes_max.saturating_add(NOTES_BYTES);
     let limits = GateLimits { head_bytes_max, head_timeout: None, idle_timeout: None, half_closes: false };
     let gate = Gate::shared(Box::new(stream), limits);
-    let served = serve(&gate, None, |request| {
+    let served = serve(&gate, None, trailing, |mut request| {
+        if trailing == Trailing::All {
+            // What it is for the instance; a call of gRPC is told by it.
+            *request.version_mut() = Version::HTTP_2;
+        }
         let (context, via, slot) = (Arc::clone(context), via.clone(), slot.clone());
         let instance = instance_here(&context, &key);
         let service = Arc::clone(&service);
@@ -214,52 +217,10 @@ async fn serve_http<S: Duplex>(
     }
 }
 
-/// The same over HTTP/2: requests to an instance that speaks it keep its streams and trailers on the way.
-async fn serve_http2<S: Duplex>(
-    context: &Arc<ProxyContext>,
-    core: usize,
-    from: &Arc<PeerInfo>,
-    instance: &Arc<LocalInstance>,
-    mut stream: S,
-) {
-    if !accepted(context, core, from, instance, &mut stream).await {
-        return;
-    }
-    let usage = Arc::new(Usage::default());
-    let serve: Serve = {
-        let (context, usage) = (Arc::clone(context), Arc::clone(&usage));
-        let key = (instance.service.clone(), instance.instance.clone());
-        let (service, via): (Arc<str>, _) = (key.0.as_str().into(), via(&context, from));
-        Box::new(move |mut request| {
-            let (context, via, in_use) = (Arc::clone(&context), via.clone(), usage.begin());
-            let instance = instance_here(&context, &key);
-            let service = Arc::clone(&service);
-            Box::pin(async move {
-                let (mut parts, body) = request.into_parts();
-                let arrived = http2::arrived(&mut parts);
-                request = Request::from_parts(parts, body);
-                let mut response = match arrived {
-                    Ok(()) => {
-                        let request = request.map(Arriving::Two);
-                        respond(&context, core, via, service, instance, request, &TunnelSlot::default()).await
-                    }
-                    Err(refusal) => fault(Fault::Client, refusal.detail()),
-                };
-                response.headers_mut().remove(CONNECTION);
-                Ok(response.map(|body| body.held(in_use)))
-            })
-        })
-    };
-    let io = Turns::new(Box::new(stream), BytesMut::new()).timed(&context.clock);
-    // Its requests are those of many applications.
-    http2::serve_connection(context, io, serve, &usage, Windows::FAR, Spawner::default()).await;
-}
-
 /// Whether the instance takes connections: one is at hand, or is now, for the stream's first request.
 async fn is_reachable(context: &Arc<ProxyContext>, core: usize, instance: &LocalInstance) -> bool {
     let key = PoolKey::Local(instance.address);
-    let http = Http::from(instance.protocol);
-    if http == Http::Two {
+    if Http::from(instance.protocol) == Http::Two {
         return attempt::shared(context, core, instance, CONNECT_BEFORE_ACCEPT).await.is_ok();
     }
     if let Some(lease) = Lease::reuse(context, core, &key, true) {
@@ -268,10 +229,7 @@ async fn is_reachable(context: &Arc<ProxyContext>, core: usize, instance: &Local
     let Ok(socket) = connect(instance, CONNECT_BEFORE_ACCEPT).await else {
         return false;
     };
-    match Lease::open(context, core, key, http, socket, None).await {
-        Ok(lease) => lease.give_back_ready().await,
-        Err(_closed) => false,
-    }
+    Lease::open_one(context, core, key, socket, None).give_back_ready().await
 }
 
 async fn respond(

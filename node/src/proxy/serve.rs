@@ -25,7 +25,7 @@ use super::gate::{Gate, Next, SharedGate, lock};
 use super::headers::has_token;
 use super::refuse::Refusal;
 use super::turns::after_others;
-use super::wire::{Coding, TURN_BYTES, WrongLength, put_fields};
+use super::wire::{Coding, TURN_BYTES, Trailers, Trailing, WrongLength, put_fields};
 
 /// Bytes of a body that nobody wanted which are read to keep the connection.
 const REST_BYTES_MAX: usize = 256 * 1024;
@@ -48,7 +48,7 @@ pub(super) enum End {
 }
 
 /// Serves the requests of a connection one after the other. With a clock, answers without a date get one.
-pub(super) async fn serve<R, A>(gate: &SharedGate, clock: Option<&dyn Clock>, mut respond: R) -> End
+pub(super) async fn serve<R, A>(gate: &SharedGate, clock: Option<&dyn Clock>, trailing: Trailing, mut respond: R) -> End
 where
     R: FnMut(Request<Arriving>) -> A,
     A: Future<Output = Response<ResponseBody>> + Unpin,
@@ -60,7 +60,7 @@ where
             Next::Refused(refusal) => return End::Refused(refusal),
             Next::Http2 => return End::Http2,
         };
-        let asked = Asked::of(&parts.method, parts.version, &parts.headers);
+        let asked = Asked::of(&parts.method, parts.version, &parts.headers, trailing);
         let body = match framing {
             Framing::None => Arriving::Nothing,
             Framing::Length(_) | Framing::Chunked => Arriving::Request(Arc::clone(gate), lock(gate).request_number()),
@@ -122,20 +122,22 @@ async fn read_rest(gate: &SharedGate) -> bool {
 struct Asked {
     method: Method,
     is_http_11: bool,
-    wants_trailers: bool,
+    /// Which trailers whoever asked takes; `None` where it takes none.
+    trailing: Option<Trailing>,
     /// Whether the client lets the connection stay.
     keeps: bool,
 }
 
 impl Asked {
-    fn of(method: &Method, version: Version, headers: &HeaderMap) -> Self {
+    fn of(method: &Method, version: Version, headers: &HeaderMap, trailing: Trailing) -> Self {
         let is_http_11 = version == Version::HTTP_11;
         let keeps = if is_http_11 {
             !has_token(headers, &CONNECTION, "close")
         } else {
             has_token(headers, &CONNECTION, "keep-alive")
         };
-        Self { method: method.clone(), is_http_11, wants_trailers: has_token(headers, &TE, "trailers"), keeps }
+        let takes_trailers = trailing == Trailing::All || has_token(headers, &TE, "trailers");
+        Self { method: method.clone(), is_http_11, trailing: takes_trailers.then_some(trailing), keeps }
     }
 }
 
@@ -143,8 +145,7 @@ impl Asked {
 struct Answering {
     body: ResponseBody,
     coding: Coding,
-    /// The head, where trailers may follow that it announces.
-    announced: Option<HeaderMap>,
+    trailers: Trailers,
     is_body_left: bool,
     is_kept: bool,
 }
@@ -199,8 +200,12 @@ impl Answering {
             put_date(out, clock.unix());
         }
         out.put_slice(b"\r\n");
-        let announced = (coding == Coding::Chunked && asked.wants_trailers).then_some(parts.headers);
-        Self { body, coding, announced, is_body_left: coding != Coding::Nothing, is_kept }
+        let trailers = match asked.trailing {
+            Some(Trailing::Announced) if coding == Coding::Chunked => Trailers::Announced(parts.headers),
+            Some(Trailing::All) => Trailers::All,
+            Some(Trailing::Announced) | None => Trailers::Unwanted,
+        };
+        Self { body, coding, trailers, is_body_left: coding != Coding::Nothing, is_kept }
     }
 
     /// Writes what there is, until all is written.
@@ -262,7 +267,7 @@ impl Answering {
             None => HeaderMap::new(),
         };
         self.is_body_left = false;
-        self.coding.end(gate.unwritten(), self.announced.as_ref(), &trailers)
+        self.coding.end(gate.unwritten(), &self.trailers, &trailers)
     }
 }
 
@@ -297,7 +302,7 @@ mod tests {
         let gate = Gate::shared(Box::new(server), limits);
         let (count, answer) = (&count, &answer);
         let served = async {
-            let end = serve(&gate, None, |request: Request<Arriving>| {
+            let end = serve(&gate, None, Trailing::Announced, |request: Request<Arriving>| {
                 Box::pin(async move {
                     if reads_body {
                         request.into_body().collect().await.unwrap();
@@ -363,7 +368,7 @@ mod tests {
         let gate = Gate::shared(Box::new(server), limits);
         client.write_all(sent.as_bytes()).await.unwrap();
         client.shutdown().await.unwrap();
-        let end = serve(&gate, None, |_| Box::pin(async { Response::new(own("")) })).await;
+        let end = serve(&gate, None, Trailing::Announced, |_| Box::pin(async { Response::new(own("")) })).await;
         assert!(matches!(end, End::Done), "{end:?}");
         drop(lock(&gate).take_parts());
         let mut all = String::new();
@@ -382,7 +387,7 @@ mod tests {
             half_closes: true,
         };
         let gate = Gate::shared(Box::new(server), limits);
-        let served = serve(&gate, None, |_| Box::pin(async { Response::new(own("")) }));
+        let served = serve(&gate, None, Trailing::Announced, |_| Box::pin(async { Response::new(own("")) }));
         let asking = async {
             let mut last = [0; 256];
             for _ in 0..2 {
@@ -414,7 +419,7 @@ mod tests {
             let gate = Gate::shared(Box::new(server), limits);
             let (answer, told) = tokio::sync::oneshot::channel::<()>();
             let mut told = Some(told);
-            let served = serve(&gate, None, |_| {
+            let served = serve(&gate, None, Trailing::Announced, |_| {
                 let told = told.take().unwrap();
                 Box::pin(async {
                     told.await.unwrap();
@@ -482,7 +487,7 @@ mod tests {
             instance
         };
         let mut connection = Some(super::super::exchange::Connection::new(Box::new(near), 1024));
-        let served = serve(&gate, None, |request: Request<Arriving>| {
+        let served = serve(&gate, None, Trailing::Announced, |request: Request<Arriving>| {
             let connection = connection.take().unwrap();
             Box::pin(async move {
                 let (parts, _) = request.into_parts();

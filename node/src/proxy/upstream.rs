@@ -25,10 +25,11 @@ use super::context::{OutcomeKind, ProxyContext};
 use super::drive::Driven;
 use super::exchange::{Broke, Connection, Exchange};
 use super::http::origin_form;
-use super::http2::{FRAME_BYTES_MAX, RESETS_OWN_MAX, SEND_BYTES_MAX, Windows};
+use super::http2::{CONNECTION_WINDOW, FRAME_BYTES_MAX, RESETS_OWN_MAX, SEND_BYTES_MAX, STREAM_WINDOW};
 use super::lanes::Share;
 use super::links::Volume;
 use super::tcp::Wire;
+use super::wire::Trailing;
 use crate::config::Protocol;
 
 /// Silent connections kept per instance and data thread; one more is closed instead.
@@ -58,6 +59,8 @@ pub(super) enum PoolKey {
         instance: Arc<str>,
         /// What its streams are expected to carry: which link they are on follows from it.
         volume: Volume,
+        /// Which trailers pass, by what the instance speaks.
+        trailing: Trailing,
     },
 }
 
@@ -82,13 +85,13 @@ impl From<Protocol> for Http {
 /// Connections of one data thread.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    /// Silent HTTP/1.1 connections, the latest used last.
+    /// Silent connections for one request at a time, the latest used last.
     idle: HashMap<PoolKey, Vec<Idle>>,
     count: usize,
-    /// HTTP/2 connections, used or not.
-    shared: HashMap<PoolKey, Vec<Shared>>,
-    /// HTTP/2 connections that somebody is making.
-    opening: HashMap<PoolKey, watch::Receiver<Opened>>,
+    /// HTTP/2 connections to processes on this machine, used or not.
+    shared: HashMap<SocketAddr, Vec<Shared>>,
+    /// Such that somebody is making.
+    opening: HashMap<SocketAddr, watch::Receiver<Opened>>,
 }
 
 /// What became of a connection: nothing yet, or there it is, or why not.
@@ -105,19 +108,10 @@ pub(super) enum Opening {
 /// An HTTP/2 connection. It ends when it is no longer here and its last request is done.
 struct Shared {
     sender: http2::SendRequest<RequestBody>,
-    /// Of the link it is on, where it leads through a peer.
-    link: Option<Retirement>,
     /// Requests under way.
     streams: Arc<AtomicUsize>,
     /// When the sweeper first found it unused.
     unused_since: Option<Duration>,
-}
-
-impl Shared {
-    /// Whether it takes no further request: it is closed, or its link has been left.
-    fn is_over(&self) -> bool {
-        self.sender.is_closed() || self.link.as_ref().is_some_and(Retirement::has_begun)
-    }
 }
 
 impl fmt::Debug for Shared {
@@ -129,23 +123,18 @@ impl fmt::Debug for Shared {
 /// One request on a shared connection, until it is dropped.
 struct Turn {
     streams: Arc<AtomicUsize>,
-    lane: Option<Share>,
 }
 
 impl Turn {
-    fn begin(context: &ProxyContext, core: usize, key: &PoolKey, streams: &Arc<AtomicUsize>) -> Self {
+    fn begin(streams: &Arc<AtomicUsize>) -> Self {
         streams.fetch_add(1, Ordering::AcqRel);
-        let lane = key.lane(context, core);
-        Self { streams: Arc::clone(streams), lane }
+        Self { streams: Arc::clone(streams) }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         self.streams.fetch_sub(1, Ordering::AcqRel);
-        if let Some(lane) = &self.lane {
-            lane.kept();
-        }
     }
 }
 
@@ -166,12 +155,12 @@ impl PoolKey {
         }
     }
 
-    /// The same with streams that are expected to carry much instead of a little, or the other way round.
-    pub(super) fn of_other_volume(&self) -> Self {
-        self.of_volume(match self.volume() {
-            Volume::Small => Volume::Large,
-            Volume::Large => Volume::Small,
-        })
+    /// Which trailers pass.
+    pub(super) const fn trailing(&self) -> Trailing {
+        match self {
+            Self::Local(_) => Trailing::Announced,
+            Self::Remote { trailing, .. } => *trailing,
+        }
     }
 
     /// The same with streams of this volume.
@@ -254,42 +243,39 @@ impl Pool {
     }
 
     /// The HTTP/2 connection with the fewest requests, if these are fewer than `streams_max`.
-    fn share(&mut self, key: &PoolKey, streams_max: usize) -> Option<&Shared> {
-        let shared = self.shared.get_mut(key)?;
-        shared.retain(|one| !one.is_over());
+    fn share(&mut self, address: SocketAddr, streams_max: usize) -> Option<&Shared> {
+        let shared = self.shared.get_mut(&address)?;
+        shared.retain(|one| !one.sender.is_closed());
         let least = shared.iter().min_by_key(|one| one.streams.load(Ordering::Acquire))?;
         (least.streams.load(Ordering::Acquire) < streams_max).then_some(least)
     }
 
     /// The right to make an HTTP/2 connection, or to wait for who has it: requests that come at once to a new instance
     /// would otherwise each connect, and overrun its queue.
-    pub(super) fn opening(&mut self, key: &PoolKey) -> Opening {
-        if let Some(theirs) = self.opening.get(key)
+    pub(super) fn opening(&mut self, address: SocketAddr) -> Opening {
+        if let Some(theirs) = self.opening.get(&address)
             && theirs.has_changed().is_ok()
         {
             return Opening::Theirs(theirs.clone());
         }
         self.opening.retain(|_, theirs| theirs.has_changed().is_ok());
         let (mine, theirs) = watch::channel(None);
-        self.opening.insert(key.clone(), theirs);
+        self.opening.insert(address, theirs);
         Opening::Mine(mine)
     }
 
     /// Closes what has been silent too long.
     fn sweep(&mut self, now: Duration) {
         self.keep(|_, idle| now.saturating_sub(idle.since) < IDLE_TIMEOUT && idle.connection.is_usable());
-        self.keep_shared(|_, one| {
-            if one.streams.load(Ordering::Acquire) > 0 {
-                one.unused_since = None;
-                return !one.is_over();
-            }
-            !one.is_over() && now.saturating_sub(*one.unused_since.get_or_insert(now)) < IDLE_TIMEOUT
-        });
-    }
-
-    fn keep_shared(&mut self, wanted: impl Fn(&PoolKey, &mut Shared) -> bool) {
-        for (key, shared) in &mut self.shared {
-            shared.retain_mut(|one| wanted(key, one));
+        for shared in self.shared.values_mut() {
+            shared.retain_mut(|one| {
+                if one.streams.load(Ordering::Acquire) > 0 {
+                    one.unused_since = None;
+                }
+                let is_wanted = one.streams.load(Ordering::Acquire) > 0
+                    || now.saturating_sub(*one.unused_since.get_or_insert(now)) < IDLE_TIMEOUT;
+                is_wanted && !one.sender.is_closed()
+            });
         }
         self.shared.retain(|_, shared| !shared.is_empty());
     }
@@ -297,19 +283,10 @@ impl Pool {
     /// Closes the connection through `node` that has been silent longest, of `service` where one is named; its stream ends
     /// shortly after.
     pub(super) fn close_one(&mut self, node: NodeId, service: Option<&str>) {
-        let through = |key: &PoolKey| key.is_for(node, service);
-        let unused = |one: &Shared| one.streams.load(Ordering::Acquire) == 0;
-        let shared = self.shared.iter_mut().filter(|(key, _)| through(key)).find_map(|(_, shared)| {
-            let at = shared.iter().position(unused)?;
-            Some(shared.swap_remove(at))
-        });
-        if shared.is_some() {
-            return;
-        }
         let oldest = self
             .idle
             .iter_mut()
-            .filter(|(key, idle)| through(key) && !idle.is_empty())
+            .filter(|(key, idle)| key.is_for(node, service) && !idle.is_empty())
             .min_by_key(|(_, idle)| idle.first().map(|one| one.since));
         if let Some((_, idle)) = oldest {
             idle.remove(0);
@@ -320,7 +297,6 @@ impl Pool {
     /// Closes every connection through `node`.
     pub(super) fn forget_node(&mut self, node: NodeId) {
         self.keep(|key, _| key.through() != Some(node));
-        self.keep_shared(|key, _| key.through() != Some(node));
     }
 
     fn keep(&mut self, wanted: impl Fn(&PoolKey, &mut Idle) -> bool) {
@@ -388,37 +364,19 @@ impl Lease {
         Some(Self { context: Arc::clone(context), core, key: key.clone(), sender: Sender::One(Some(connection)) })
     }
 
-    /// A place on an HTTP/2 connection that serves fewer than `streams_max` requests, if there is one.
-    pub(super) fn share(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, streams_max: usize) -> Option<Self> {
-        let mut pool = context.pool(core);
-        let shared = pool.share(key, streams_max)?;
-        let turn = Turn::begin(context, core, key, &shared.streams);
-        let sender = Sender::Two { sender: shared.sender.clone(), _turn: turn };
-        drop(pool);
-        // There may be room for more: who waits for a place looks again, and tells the next one the same way.
-        tell_waiting(context, core, key);
-        Some(Self { context: Arc::clone(context), core, key: key.clone(), sender })
-    }
-
-    /// A new connection over `io`, and on `link` where it leads through a peer.
-    ///
-    /// # Errors
-    /// Those of the handshake, which sends nothing of the request.
-    pub(super) async fn open<S>(
+    /// A place on an HTTP/2 connection to a process on this machine that serves fewer than `streams_max` requests, if there is
+    /// one.
+    pub(super) fn share(
         context: &Arc<ProxyContext>,
         core: usize,
-        key: PoolKey,
-        http: Http,
-        io: S,
-        link: Option<Retirement>,
-    ) -> hyper::Result<Self>
-    where
-        S: Wire + 'static,
-    {
-        match http {
-            Http::One => Ok(Self::open_one(context, core, key, Box::new(io), link)),
-            Http::Two => Self::open_two(context, core, key, Box::new(io), link).await,
-        }
+        address: SocketAddr,
+        streams_max: usize,
+    ) -> Option<Self> {
+        let mut pool = context.pool(core);
+        let shared = pool.share(address, streams_max)?;
+        let sender = Sender::Two { sender: shared.sender.clone(), _turn: Turn::begin(&shared.streams) };
+        drop(pool);
+        Some(Self { context: Arc::clone(context), core, key: PoolKey::Local(address), sender })
     }
 
     /// Whose fault it is that the connection broke.
@@ -426,22 +384,24 @@ impl Lease {
         self.key.broken()
     }
 
-    async fn open_two(
+    /// A new HTTP/2 connection to the process at `address`.
+    ///
+    /// # Errors
+    /// Those of the handshake, which sends nothing of the request.
+    pub(super) async fn open_two(
         context: &Arc<ProxyContext>,
         core: usize,
-        key: PoolKey,
-        io: Box<dyn Wire>,
-        link: Option<Retirement>,
+        address: SocketAddr,
+        io: impl Wire + 'static,
     ) -> hyper::Result<Self> {
-        let windows = if key.through().is_some() { Windows::FAR } else { Windows::NEAR };
         let head_bytes_max = u32::try_from(context.config.head_bytes_max.max(8 * 1024)).unwrap_or(u32::MAX);
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .max_header_list_size(head_bytes_max)
             .max_frame_size(FRAME_BYTES_MAX)
             .max_send_buf_size(SEND_BYTES_MAX)
             .max_local_error_reset_streams(RESETS_OWN_MAX)
-            .initial_stream_window_size(windows.stream)
-            .initial_connection_window_size(windows.connection)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(TokioIo::new(io))
             .await?;
         tokio::spawn(async move {
@@ -449,23 +409,24 @@ impl Lease {
             connection.await.ok();
         });
         let streams = Arc::new(AtomicUsize::new(0));
-        let turn = Turn::begin(context, core, &key, &streams);
-        let shared = Shared { sender: sender.clone(), link, streams, unused_since: None };
-        context.pool(core).shared.entry(key.clone()).or_default().push(shared);
-        // Where all streams to a peer are in use, others wait for one that they can share.
-        tell_waiting(context, core, &key);
+        let turn = Turn::begin(&streams);
+        let shared = Shared { sender: sender.clone(), streams, unused_since: None };
+        context.pool(core).shared.entry(address).or_default().push(shared);
         begin_sweeping(context, core);
-        Ok(Self { context: Arc::clone(context), core, key, sender: Sender::Two { sender, _turn: turn } })
+        let sender = Sender::Two { sender, _turn: turn };
+        Ok(Self { context: Arc::clone(context), core, key: PoolKey::Local(address), sender })
     }
 
-    fn open_one(
+    /// A new connection for one request at a time, on `link` where it leads through a peer.
+    pub(super) fn open_one(
         context: &Arc<ProxyContext>,
         core: usize,
         key: PoolKey,
-        io: Box<dyn Wire>,
+        io: impl Wire + 'static,
         link: Option<Retirement>,
     ) -> Self {
-        let connection = Connection::new(io, context.config.head_bytes_max.max(8 * 1024)).on(link);
+        let connection = Connection::new(Box::new(io), context.config.head_bytes_max.max(8 * 1024));
+        let connection = connection.on(link, key.trailing());
         Self { context: Arc::clone(context), core, key, sender: Sender::One(Some(connection)) }
     }
 
@@ -484,10 +445,13 @@ impl Lease {
 
     /// Keeps the connection for the next request; the response was read whole.
     pub(super) fn give_back(self, response: Arriving) {
-        // A shared one stays where it is.
-        if let Arriving::Answer(exchange) = response
-            && let Some(connection) = exchange.into_connection()
-        {
+        let exchange = match response {
+            Arriving::Answer(exchange) => Some(exchange),
+            Arriving::Driven(driven) => driven.into_exchange(),
+            // A shared one stays where it is.
+            Arriving::Two(_) | Arriving::Nothing | Arriving::Request(..) => None,
+        };
+        if let Some(connection) = exchange.and_then(|exchange| exchange.into_connection()) {
             keep(&self.context, self.core, &self.key, connection);
         }
     }

@@ -4,6 +4,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use hyper::header::{HeaderMap, TRAILER};
 
 use super::headers::has_token;
+use crate::config::Protocol;
 
 /// Pieces of a body up to this length are copied behind what is written before them; longer ones are written as they are.
 const COPY_BYTES_MAX: usize = 8 * 1024;
@@ -24,6 +25,46 @@ pub(super) enum Coding {
     Chunked,
     /// By the end of the connection.
     UntilClose,
+}
+
+/// Which trailers go behind the bodies of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Trailing {
+    /// Those that the head announced: an application of HTTP/1.1 may not expect others (RFC 9110 section 6.5.1).
+    Announced,
+    /// All, to a proxy that passes them on to an application of HTTP/2.
+    All,
+}
+
+impl From<Protocol> for Trailing {
+    /// By what the instance speaks, on the way between two proxies.
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Http | Protocol::Tcp | Protocol::Udp => Self::Announced,
+            Protocol::Http2 => Self::All,
+        }
+    }
+}
+
+/// The trailers that may stand behind one body.
+#[derive(Debug)]
+pub(super) enum Trailers {
+    /// None: whoever reads it has not said that it wants them.
+    Unwanted,
+    /// Those that `Trailer` in this head announced.
+    Announced(HeaderMap),
+    /// All.
+    All,
+}
+
+impl Trailers {
+    fn may_have(&self, name: &str) -> bool {
+        match self {
+            Self::Unwanted => false,
+            Self::Announced(head) => has_token(head, &TRAILER, name),
+            Self::All => true,
+        }
+    }
 }
 
 /// The body is longer or shorter than it was announced.
@@ -59,23 +100,18 @@ impl Coding {
         Ok(Bytes::new())
     }
 
-    /// Writes the end of a body. Of `trailers` those are written that the `Trailer` of the head announced.
+    /// Writes the end of a body, and of `trailers` those that are `wanted`.
     ///
     /// # Errors
     /// [`WrongLength`] where more was announced.
-    pub(super) fn end(
-        self,
-        out: &mut BytesMut,
-        announced: Option<&HeaderMap>,
-        trailers: &HeaderMap,
-    ) -> Result<(), WrongLength> {
+    pub(super) fn end(self, out: &mut BytesMut, wanted: &Trailers, trailers: &HeaderMap) -> Result<(), WrongLength> {
         match self {
             Self::Length(1..) => Err(WrongLength),
             Self::Length(0) | Self::Nothing | Self::UntilClose => Ok(()),
             Self::Chunked => {
                 out.put_slice(b"0\r\n");
                 for (name, value) in trailers {
-                    if announced.is_some_and(|head| has_token(head, &TRAILER, name.as_str())) {
+                    if wanted.may_have(name.as_str()) {
                         put_field(out, name.as_str(), value.as_bytes());
                     }
                 }
@@ -133,10 +169,14 @@ mod tests {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", HeaderValue::from_static("1"));
         trailers.insert("x-other", HeaderValue::from_static("2"));
-        coding.end(&mut out, Some(&head), &trailers).unwrap();
-        assert_eq!(&out.split()[..], b"0\r\nx-sum: 1\r\n\r\n");
-        coding.end(&mut out, None, &trailers).unwrap();
-        assert_eq!(&out[..], b"0\r\n\r\n");
+        for (wanted, expected) in [
+            (Trailers::Announced(head), "0\r\nx-sum: 1\r\n\r\n"),
+            (Trailers::Unwanted, "0\r\n\r\n"),
+            (Trailers::All, "0\r\nx-sum: 1\r\nx-other: 2\r\n\r\n"),
+        ] {
+            coding.end(&mut out, &wanted, &trailers).unwrap();
+            assert_eq!(out.split(), expected, "{wanted:?}");
+        }
     }
 
     #[test]
@@ -144,10 +184,10 @@ mod tests {
         let mut out = BytesMut::new();
         let mut coding = Coding::Length(3);
         coding.put(&mut out, Bytes::from_static(b"ab")).unwrap();
-        assert_eq!(coding.end(&mut out, None, &HeaderMap::new()), Err(WrongLength));
+        assert_eq!(coding.end(&mut out, &Trailers::All, &HeaderMap::new()), Err(WrongLength));
         assert_eq!(coding.put(&mut out, Bytes::from_static(b"cd")), Err(WrongLength));
         coding.put(&mut out, Bytes::from_static(b"c")).unwrap();
-        assert_eq!(coding.end(&mut out, None, &HeaderMap::new()), Ok(()));
+        assert_eq!(coding.end(&mut out, &Trailers::All, &HeaderMap::new()), Ok(()));
         assert_eq!(&out[..], b"abc");
     }
 

@@ -141,6 +141,21 @@ fn wait_shares(fleet: &Fleet, at_most: Duration, expected: &[(&str, f64)]) -> Du
     took
 }
 
+/// The percentage that came to `near`, 80 +- 1.5 of them. Draws without a fault miss that in one of 6,000 runs, so that they may once.
+fn near_four_fifths(fleet: &Fleet) -> f64 {
+    let mut last = None;
+    for _ in 0..2 {
+        let counts = answered(&fleet.nodes[0], "hello.mesh", REQUESTS);
+        let near = percent(&counts, "near");
+        if (near - 80.0).abs() <= 1.5 {
+            return near;
+        }
+        println!("{near} % of {counts:?}");
+        last = Some(near);
+    }
+    panic!("twice not 80 +- 1.5 %, {last:?} at last");
+}
+
 #[test]
 fn of_ten_thousand_requests_eighty_percent_stay_in_the_zone_all_go_to_the_other_when_it_is_lost_and_come_back() {
     let apps = [App::start("near"), App::start("far"), App::start("next")];
@@ -148,9 +163,7 @@ fn of_ten_thousand_requests_eighty_percent_stay_in_the_zone_all_go_to_the_other_
     apply(&fleet.nodes[2], SPLIT);
     let both = [("eu/z1", 0.8), ("us/*", 0.2)];
     wait_shares(&fleet, Duration::from_secs(5), &both);
-    let counts = answered(&fleet.nodes[0], "hello.mesh", REQUESTS);
-    let near = percent(&counts, "near");
-    assert!((near - 80.0).abs() <= 1.5, "{near} % of {counts:?}");
+    let near = near_four_fifths(&fleet);
     let said = fleet.nodes[0].run(&["route", "explain", "hello"]);
     assert!(said.out.contains("eu/z1        80%  1 of 1  80.0%"), "{}", said.out);
     println!("near got {near:.2} % of {REQUESTS}");
@@ -178,9 +191,7 @@ fn of_ten_thousand_requests_eighty_percent_stay_in_the_zone_all_go_to_the_other_
     // Healed: its part is its own again.
     fleet.nodes[1].start();
     let healed = wait_shares(&fleet, Duration::from_secs(20), &both);
-    let counts = answered(&fleet.nodes[0], "hello.mesh", REQUESTS);
-    let again = percent(&counts, "near");
-    assert!((again - 80.0).abs() <= 1.5, "{again} % of {counts:?}");
+    let again = near_four_fifths(&fleet);
     println!(
         "none of {} failed; detected after {detected:?}, healed {healed:?} after the start: {again:.2} %",
         sent.len()

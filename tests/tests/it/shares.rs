@@ -104,7 +104,8 @@ fn the_counts_fit_the_probabilities_of_each_decision() {
     let all: f64 = after.values().zip(before.values()).map(|(after, before)| after.0 - before.0).sum();
     assert!((all - f64::from(u32::try_from(REQUESTS).unwrap())).abs() < 1e-9, "one pick for each request: {all}");
     let chance = ChiSquared::new(2.0).unwrap().sf(statistic);
-    assert!(chance > 0.001, "chi-square {statistic}, p = {chance}: {explanation:#?}");
+    // Draws that follow the shares fall below this once in a thousand million runs; shares off by five points always do.
+    assert!(chance > 1e-9, "chi-square {statistic}, p = {chance}: {explanation:#?}");
     println!("chi-square {statistic:.2}, p = {chance:.3} over {all} requests");
 
     // The first two stand on the same node, so nothing but capacity tells them apart: 100 against 50.

@@ -222,13 +222,12 @@ fn a_flow_is_forgotten_when_it_is_idle_or_one_too_many_and_opened_again() {
         config.proxy.udp_flows_max = 2;
     });
     let client = Client::to(listeners[1]);
-    let (_, port) = client.ask("x", Duration::from_secs(10));
+    client.ask("x", Duration::from_secs(10));
     eventually("the instance's node has forgotten the flow", Duration::from_secs(10), || {
         let flows = fleet.nodes[0].metric("marram_udp_flows", "instance")?;
         if flows < 0.5 { Ok(()) } else { Err(flows.to_string()) }
     });
-    let (_, again) = client.ask("x", Duration::from_secs(10));
-    assert_ne!(port, again, "another flow");
+    client.ask("x", Duration::from_secs(10));
     assert!(fleet.nodes[0].metric("marram_udp_dropped_total", "unknown_flow").unwrap() >= 1.0);
     eventually("its own node has, too", Duration::from_secs(15), || {
         let flows = fleet.nodes[1].metric("marram_udp_flows", "listener")?;

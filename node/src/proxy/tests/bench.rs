@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use transport::trust::Role;
-use transport::{NodeId, PeerInfo, Retirement, StreamReset};
+use transport::{Clock, NodeId, PeerInfo, Retirement, StreamReset};
 
 use super::super::{Duplex, NotSent, Outcome, ProxyContext, ProxyParts, ServiceLinks, Volume, shares};
 use crate::clock::SystemClock;
@@ -35,6 +35,48 @@ use crate::snapshot::{
 /// A limit for waits that must not be reached.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Polls until `condition` holds.
+pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "not in time: {what}");
+}
+
+/// The system's clock, and what it was set forward by.
+#[derive(Debug)]
+pub(super) struct BenchClock {
+    system: SystemClock,
+    ahead_ms: AtomicU64,
+}
+
+impl BenchClock {
+    fn start() -> Self {
+        Self { system: SystemClock::start(), ahead_ms: AtomicU64::new(0) }
+    }
+
+    /// Lets `time` pass at once, but for who sleeps.
+    pub(super) fn skip(&self, time: Duration) {
+        self.ahead_ms.fetch_add(time.as_millis().try_into().unwrap(), Ordering::SeqCst);
+    }
+
+    fn ahead(&self) -> Duration {
+        Duration::from_millis(self.ahead_ms.load(Ordering::SeqCst))
+    }
+}
+
+impl Clock for BenchClock {
+    fn now(&self) -> Duration {
+        self.system.now() + self.ahead()
+    }
+
+    fn unix(&self) -> Duration {
+        self.system.unix() + self.ahead()
+    }
+}
+
 /// A node under test: its proxy and what it knows.
 pub(super) struct Bench {
     pub(super) context: Arc<ProxyContext>,
@@ -42,6 +84,7 @@ pub(super) struct Bench {
     pub(super) address: SocketAddr,
     pub(super) outcomes: mpsc::Receiver<Outcome>,
     pub(super) links: Arc<FakeLinks>,
+    pub(super) clock: Arc<BenchClock>,
     published: Arc<Published>,
     services: BTreeMap<String, (Vec<Arc<Endpoint>>, Vec<ExcludedEndpoint>)>,
     local: HashMap<(String, String), Arc<LocalInstance>>,
@@ -70,10 +113,11 @@ impl Bench {
             Here { node, name: format!("n{number}"), region: String::new(), zone: String::new(), mesh: "test".into() };
         let published = Arc::new(Published::new(snapshot(&here, &BTreeMap::new(), &HashMap::new(), &Arc::default())));
         let (sender, outcomes) = mpsc::channel(64);
+        let clock = Arc::new(BenchClock::start());
         let context = ProxyContext::new(ProxyParts {
             published: Arc::clone(&published),
             links,
-            clock: Arc::new(SystemClock::start()),
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
             config,
             cores: 1,
             seed: 7,
@@ -84,7 +128,7 @@ impl Bench {
         tokio::spawn(Arc::clone(&context).serve_http(0, listener));
         let (services, local) = (BTreeMap::new(), HashMap::new());
         let links = Arc::default();
-        Self { context, address, outcomes, links, published, services, local, here, table: Arc::default() }
+        Self { context, address, outcomes, links, clock, published, services, local, here, table: Arc::default() }
     }
 
     /// Adds an instance of this node; it is found at once.

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::super::http2::STREAMS_MAX;
-use super::super::upstream::{Lease, PoolKey};
+use super::super::upstream::Lease;
 use super::bench::{Bench, PATIENCE, echo, instance, node, read_head};
 use super::client::Client;
 use super::streams::{Streams, http2_instance, whole};
@@ -403,7 +403,7 @@ async fn a_connection_that_the_instance_closed_is_no_failure() {
         let request = Request::post("http://hello.mesh/").body(()).unwrap();
         assert_eq!(client.ask(request, "hello").await.unwrap().status, 200, "round {round}");
         let gone = async {
-            while Lease::share(&bench.context, 0, &PoolKey::Local(address), usize::MAX).is_some() {
+            while Lease::share(&bench.context, 0, address, usize::MAX).is_some() {
                 tokio::task::yield_now().await;
             }
         };

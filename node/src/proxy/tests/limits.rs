@@ -10,7 +10,7 @@ use policy::RateLimit;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Notify;
 
-use super::bench::{Bench, PATIENCE, echo, instance, nobody, read_head, silent};
+use super::bench::{Bench, echo, instance, nobody, read_head, silent, until};
 use super::client::{Client, Reply};
 use super::streams::{Streams, http2_instance};
 use crate::config::{Protocol, ProxyConfig};
@@ -51,16 +51,6 @@ fn favour(bench: &Bench, preferred: &Endpoint, other: &Endpoint) {
     let now = bench.context.clock.now();
     other.stats.report_inflight(u32::MAX, now);
     preferred.stats.report_inflight(0, now);
-}
-
-/// Polls until `condition` holds.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let polling = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, polling).await.unwrap_or_else(|_| panic!("{what}: never"));
 }
 
 /// An instance that answers a request when it is told to.

@@ -18,7 +18,7 @@ use transport::trust::{
 };
 use transport::{Carrier, Clock, Inbound, LinkStream, Links, LinksConfig, NodeId, PeerInfo, StreamKind};
 
-use super::bench::{Bench, PATIENCE};
+use super::bench::{Bench, PATIENCE, until};
 use super::client::Client;
 use super::volumes::hanging;
 use crate::clock::SystemClock;
@@ -193,16 +193,6 @@ async fn near_and_far(address: SocketAddr) -> (Node, Node, Arc<Endpoint>, Relay)
 fn over_tcp(node: &Node) -> u64 {
     let links = node.links.links();
     links.iter().filter(|link| link.carrier == Carrier::Tcp).map(|link| link.streams_opened).sum()
-}
-
-/// Polls until `condition` holds.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let waiting = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "not in time: {what}");
 }
 
 #[tokio::test]

@@ -118,6 +118,20 @@ async fn trailers_and_the_wait_for_permission_cross_both_ways() {
 }
 
 #[tokio::test]
+async fn a_request_that_may_go_once_only_takes_no_stream_that_was_silent_for_long() {
+    let mut near = Bench::start().await;
+    let (address, _) = echo("far").await;
+    let (_far, _) = join(&mut near, 2, address, Protocol::Http).await;
+    let mut client = Client::connect(near.address).await;
+    for (method, silent, opened) in [("POST", 0, 1), ("POST", 0, 1), ("GET", 30, 1), ("POST", 30, 2)] {
+        near.clock.skip(Duration::from_secs(silent));
+        let request = format!("{method} / HTTP/1.1\r\nHost: hello.mesh\r\nContent-Length: 5\r\n\r\nhello");
+        assert_eq!(client.ask(request).await.status, 200);
+        assert_eq!(near.links.opened.load(Ordering::SeqCst), opened, "{method} after {silent} s");
+    }
+}
+
+#[tokio::test]
 async fn a_tunnel_crosses_two_proxies() {
     let mut near = Bench::start().await;
     let (address, _) = instance(|mut stream, _| async move {

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use hyper::Request;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -11,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use transport::Retirement;
 
-use super::bench::{Bench, PATIENCE, Way, echo, instance, node, read_head};
+use super::bench::{Bench, PATIENCE, Way, echo, instance, node, read_head, until};
 use super::client::Client;
 use super::mesh::join;
 use super::streams::{Streams, http2_instance, whole};
@@ -114,22 +113,6 @@ async fn a_tcp_connection_follows_what_those_before_it_carried() {
 }
 
 #[tokio::test]
-async fn a_long_upload_over_http2_shares_a_stream_for_little_where_the_service_has_as_many_as_it_may() {
-    let (address, _seen) = http2_instance().await;
-    let (near, _far, endpoint) = facing(address, Protocol::Http2).await;
-    let mut client = Client::connect(near.address).await;
-    let mut put = async |size: usize| {
-        let head = format!("POST /head HTTP/1.1\r\nHost: hello.mesh\r\nContent-Length: {size}\r\n\r\n");
-        assert_eq!(client.ask(head + &"x".repeat(size)).await.status, 200);
-    };
-    put(10).await;
-    let lane = near.context.lane(0, endpoint.node).share("hello");
-    let _others: Vec<_> = (0..200).map(|_| lane.try_place().unwrap()).collect();
-    put(100_000).await;
-    assert_eq!(*near.links.volumes.lock().unwrap(), [Volume::Small]);
-}
-
-#[tokio::test]
 async fn a_kept_stream_is_used_until_its_link_is_left_and_closed_behind_the_request_that_is_on_it() {
     let go_on = Arc::new(Notify::new());
     let answering = Arc::clone(&go_on);
@@ -166,7 +149,7 @@ async fn a_kept_stream_is_used_until_its_link_is_left_and_closed_behind_the_requ
 }
 
 #[tokio::test]
-async fn a_shared_connection_on_a_link_that_was_left_takes_no_new_request_and_those_on_it_end() {
+async fn a_call_on_a_link_that_was_left_goes_to_its_end_and_others_take_another() {
     let (address, _seen) = http2_instance().await;
     let (near, _far, _) = facing(address, Protocol::Http2).await;
     let opened = || near.links.volumes.lock().unwrap().len();
@@ -304,14 +287,4 @@ async fn mirrored_requests_say_nothing_of_how_long_answers_are() {
             .await;
     }
     assert_eq!(endpoint.stats.bytes_mean(), mean);
-}
-
-/// Polls until `condition` holds.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let waiting = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "not in time: {what}");
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
-use super::support::{Node, Seen, TestClock, block, echo, let_pass, linked, member, quick, wait_for};
+use super::support::{Node, Seen, TestClock, block, echo, lasting_addr, let_pass, linked, member, quick, wait_for};
 use crate::frame::StreamKind;
 use crate::id::NodeId;
 use crate::link::{LinkError, StreamReset};
@@ -184,8 +184,8 @@ fn a_seed_is_found_at_its_address_and_kept() {
 
 #[test]
 fn a_new_node_at_the_address_of_a_seed_is_found() {
-    let (a, b) = (Node::start(&member(0), quick()), Node::start(&member(1), quick()));
-    let addr = b.addr();
+    let addr = lasting_addr();
+    let (a, b) = (Node::start(&member(0), quick()), Node::start(&member(1), LinksConfig { bind: addr, ..quick() }));
     a.links.dial_seed(addr);
     wait_for("the seed has linked", || a.is_linked(&b));
     block(b.links.shutdown(Duration::ZERO));

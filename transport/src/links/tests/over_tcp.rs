@@ -13,7 +13,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::relay::Relay;
-use super::support::{Node, Seen, TestClock, block, echo, linked_with, member, quick, stranger, wait_for};
+use super::support::{
+    Node, Seen, TestClock, block, echo, lasting_addr, linked_with, member, quick, stranger, wait_for,
+};
 use crate::carrier::Carrier;
 use crate::clock::Clock as _;
 use crate::frame::{CloseCode, StreamKind};
@@ -189,7 +191,8 @@ fn links_move_to_tcp_when_udp_is_blocked_and_back_when_it_is_not() {
 
 #[test]
 fn a_node_without_tcp_does_not_listen_there_and_one_without_udp_refuses_quic() {
-    let a = Node::start(&member(0), LinksConfig { transport: Transport::Quic, ..quick() });
+    let quic = LinksConfig { transport: Transport::Quic, bind: lasting_addr(), ..quick() };
+    let a = Node::start(&member(0), quic);
     assert!(StdStream::connect(a.addr()).is_err() && a.links.join_door().is_none());
     let b = Node::start(&member(1), tcp());
     a.knows(&b);

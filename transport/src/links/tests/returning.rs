@@ -77,11 +77,13 @@ fn a_leaf_near_its_end_leads_to_a_new_link_without_a_gap() {
     a.knows(&b);
     wait_for("linked", || a.is_linked(&b) && b.is_linked(&a));
     let first_up = a.links.control(b.id).expect("a link").facts().up_at;
-    // 22 of 24 hours pass, during which both have renewed their leaves.
-    clock.add(Duration::from_secs(22 * 3600));
+    // 22 of 24 hours pass, during which both have renewed their leaves: before them, or a look at the links in between
+    // would lead to one with a leaf that was not.
+    let pause = Duration::from_secs(22 * 3600);
     for node in [&a, &b] {
-        node.leaf.renew(clock.unix().as_secs()).expect("renewed");
+        node.leaf.renew((clock.unix() + pause).as_secs()).expect("renewed");
     }
+    clock.add(pause);
     wait_for("a new link took over", || {
         let links = a.control_links();
         links.len() == 1 && a.links.control(b.id).is_some_and(|link| link.facts().up_at > first_up)

@@ -1,8 +1,8 @@
 //! Nodes for tests: identities of one mesh, a clock that can jump, and an inbound side that writes down what it sees.
 
 use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -229,6 +229,22 @@ pub(super) fn quick() -> LinksConfig {
     }
 }
 
+/// First port of [`lasting_addr`]: below the system's range for outgoing connections and for port 0, from 32768.
+const LASTING_FIRST: u16 = 24_000;
+/// How many there are.
+const LASTING_COUNT: u16 = 8_000;
+
+/// A loopback address for a node that is to come back to it: meanwhile nobody else is given its port.
+pub(super) fn lasting_addr() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % u32::from(LASTING_COUNT)).expect("below the count");
+    let port = |step: u16| LASTING_FIRST + (start + step) % LASTING_COUNT;
+    let free = (0..LASTING_COUNT)
+        .map(|_| SocketAddr::from(([127, 0, 0, 1], port(NEXT.fetch_add(1, Ordering::Relaxed) % LASTING_COUNT))))
+        .find(|addr| TcpListener::bind(addr).is_ok() && UdpSocket::bind(addr).is_ok());
+    free.expect("a port is free for both TCP and UDP")
+}
+
 /// Silence alone ends no link while a test waits, so what ends one must have been something else.
 pub(super) fn patient() -> LinksConfig {
     LinksConfig { idle_timeout: SOON * 6, ..quick() }
@@ -315,14 +331,15 @@ impl Node {
     }
 }
 
-/// Two nodes with a control link, opened by the first.
+/// Two nodes with a control link, opened by the first; the second may come back to its address.
 pub(super) fn linked(first: usize, second: usize) -> (Node, Node) {
     linked_with(first, second, &quick())
 }
 
 /// The same with other settings.
 pub(super) fn linked_with(first: usize, second: usize, config: &LinksConfig) -> (Node, Node) {
-    let (a, b) = (Node::start(&member(first), config.clone()), Node::start(&member(second), config.clone()));
+    let a = Node::start(&member(first), config.clone());
+    let b = Node::start(&member(second), LinksConfig { bind: lasting_addr(), ..config.clone() });
     a.knows(&b);
     wait_for("both have been told of a control link", || a.ups() == 1 && b.ups() == 1);
     (a, b)

@@ -21,7 +21,7 @@ fn init_makes_a_node_that_admits_and_a_root_that_only_its_code_opens() {
 
     let code = made.recovery_code.clone().unwrap();
     assert_eq!(open_root(dir.path(), &code).unwrap().fingerprint(), made.root_fingerprint);
-    let wrong = code.replace(code.chars().next().unwrap(), "7");
+    let wrong = format!("{}{}", if code.starts_with('7') { '6' } else { '7' }, &code[1..]);
     assert!(matches!(open_root(dir.path(), &wrong), Err(TrustError::RootStaysSealed)));
     assert!(!format!("{made:?}").contains(&code), "debug output hides the code");
 
