@@ -63,6 +63,9 @@ enum What {
         /// Only pairs whose name contains this; may be given several times.
         #[arg(long)]
         only: Vec<String>,
+        /// Only points whose title contains this; may be given several times.
+        #[arg(long)]
+        point: Vec<String>,
         /// Draw requests per second into this SVG file.
         #[arg(long)]
         plot: Option<PathBuf>,
@@ -129,8 +132,8 @@ fn main() -> anyhow::Result<()> {
     match options.what {
         What::Idle { seconds } => idle::run(Duration::from_secs(seconds)),
         What::TwoHops { seconds, rounds } => two_hops::run(Duration::from_secs(seconds), rounds),
-        What::Peers { seconds, rounds, only, plot } => {
-            peers::run(Duration::from_secs(seconds), rounds, &only, plot.as_deref())
+        What::Peers { seconds, rounds, only, point, plot } => {
+            peers::run(Duration::from_secs(seconds), rounds, &only, &point, plot.as_deref())
         }
         What::Wan { seconds, rounds, loss } => wan::run(Duration::from_secs(seconds), rounds, &loss),
         What::Draws { seconds, rounds } => draws::run(Duration::from_secs(seconds), rounds),

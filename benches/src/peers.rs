@@ -126,8 +126,18 @@ impl Pair {
 }
 
 /// Measures every pair that can be started here, `each` long for each point of each of `rounds` rounds; prints tables, and
-/// draws `plot` where one is wanted. Only pairs whose name contains one of `only` take part, unless it is empty.
-pub(crate) fn run(each: Duration, rounds: usize, only: &[String], plot: Option<&Path>) -> anyhow::Result<()> {
+/// draws `plot` where one is wanted. Only pairs whose name contains one of `only` take part, and points whose name contains
+/// one of `points`, unless these are empty.
+pub(crate) fn run(
+    each: Duration,
+    rounds: usize,
+    only: &[String],
+    points: &[String],
+    plot: Option<&Path>,
+) -> anyhow::Result<()> {
+    let is_wanted = |name: &str, parts: &[String]| parts.is_empty() || parts.iter().any(|part| name.contains(part));
+    let workloads: Vec<Workload> = WORKLOADS.into_iter().filter(|workload| is_wanted(workload.name, points)).collect();
+    anyhow::ensure!(!workloads.is_empty(), "no point has a title with {points:?} in it");
     let backends = [load::backend()?, two::backend()?];
     let ground = Ground::prepare()?;
     let mut pairs = vec![Pair {
@@ -160,17 +170,14 @@ pub(crate) fn run(each: Duration, rounds: usize, only: &[String], plot: Option<&
             Err(error) => println!("{}: left out: {error:#}\n", setup.name),
         }
     }
-    pairs.retain(|pair| {
-        let is_wanted = only.iter().any(|part| pair.name.contains(part.as_str()));
-        only.is_empty() || pair.layer == Layer::None || is_wanted
-    });
+    pairs.retain(|pair| pair.layer == Layer::None || is_wanted(&pair.name, only));
     let taking = |workload: &Workload| {
         let call = workload.call;
         pairs.iter().filter(move |pair| call.is_none() || pair.two.is_some())
     };
-    let mut rows: Vec<Vec<Row>> = WORKLOADS.iter().map(|workload| taking(workload).map(Row::of).collect()).collect();
+    let mut rows: Vec<Vec<Row>> = workloads.iter().map(|workload| taking(workload).map(Row::of).collect()).collect();
     for _ in 0..rounds {
-        for (workload, rows) in WORKLOADS.iter().zip(&mut rows) {
+        for (workload, rows) in workloads.iter().zip(&mut rows) {
             for (pair, row) in taking(workload).zip(rows) {
                 row.add(&measure(pair, workload, each)?);
             }
@@ -181,13 +188,13 @@ pub(crate) fn run(each: Duration, rounds: usize, only: &[String], plot: Option<&
         each.as_secs(),
         load_average()
     );
-    for (workload, rows) in WORKLOADS.iter().zip(&rows) {
+    for (workload, rows) in workloads.iter().zip(&rows) {
         table::print(workload, rows);
     }
     println!("### Memory\n\nIdle agents before any request: {}.\n", table::figures(&idle));
     table::print_memory(&held(&pairs)?);
     if let Some(path) = plot {
-        plot::draw(path, &WORKLOADS, &rows)?;
+        plot::draw(path, &workloads, &rows)?;
         println!("\nPlot: {}", path.display());
     }
     Ok(())
