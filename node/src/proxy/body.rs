@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -20,6 +20,7 @@ use super::headers::strip_trailers;
 use super::http2::InUse;
 use super::record::Record;
 use super::tcp::Wire;
+use super::two::Receiving;
 use super::upstream::Lease;
 
 /// Boxed error of a body; the connection it is written to is closed on it, so that a cut body is never taken for a whole one.
@@ -36,8 +37,10 @@ pub(crate) enum Arriving {
     Answer(Box<Exchange>),
     /// The same, by a task of its own.
     Driven(Driven),
-    /// Over HTTP/2.
+    /// From a client of HTTP/2.
     Two(Incoming),
+    /// From an instance of HTTP/2.
+    Received(Receiving),
 }
 
 impl Arriving {
@@ -48,7 +51,7 @@ impl Arriving {
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
         match self {
             Self::Answer(exchange) => exchange.poll_upload(cx),
-            Self::Nothing | Self::Request(..) | Self::Driven(_) | Self::Two(_) => Ok(()),
+            Self::Nothing | Self::Request(..) | Self::Driven(_) | Self::Two(_) | Self::Received(_) => Ok(()),
         }
     }
 
@@ -56,7 +59,7 @@ impl Arriving {
     pub(super) fn into_wire(self) -> Option<(Box<dyn Wire>, BytesMut)> {
         match self {
             Self::Answer(exchange) => Some(exchange.into_parts()),
-            Self::Nothing | Self::Request(..) | Self::Driven(_) | Self::Two(_) => None,
+            Self::Nothing | Self::Request(..) | Self::Driven(_) | Self::Two(_) | Self::Received(_) => None,
         }
     }
 }
@@ -71,9 +74,13 @@ impl Body for Arriving {
             Self::Request(gate, number) => lock(gate).poll_body(cx, *number),
             Self::Answer(exchange) => exchange.poll_body(cx),
             Self::Driven(driven) => driven.poll_frame(cx),
-            Self::Two(incoming) => {
-                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
-            }
+            Self::Two(incoming) => Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                Some(frame) => Some(frame.map_err(Into::into)),
+                // A stream that was reset without a fault looks like one that came to its end.
+                None if !incoming.is_end_stream() => Some(Err("the client took its request back".into())),
+                None => None,
+            }),
+            Self::Received(receiving) => receiving.poll_frame(cx),
         }
     }
 
@@ -84,6 +91,7 @@ impl Body for Arriving {
             Self::Answer(exchange) => exchange.is_read(),
             Self::Driven(driven) => driven.is_over(),
             Self::Two(incoming) => incoming.is_end_stream(),
+            Self::Received(receiving) => receiving.is_end_stream(),
         }
     }
 
@@ -94,6 +102,7 @@ impl Body for Arriving {
             Self::Answer(exchange) => exchange.left(),
             Self::Driven(driven) => driven.is_over().then_some(0),
             Self::Two(incoming) => return incoming.size_hint(),
+            Self::Received(receiving) => return receiving.size_hint(),
         };
         left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
@@ -222,11 +231,10 @@ impl RequestBody {
         let mut frames = VecDeque::new();
         let mut length = 0;
         while length <= bytes_max {
-            let mut arrived = body.frame().now_or_never();
-            settle_trailers(arrived.as_mut().unwrap_or(&mut None));
-            match arrived {
+            match body.frame().now_or_never() {
                 Some(Some(frame)) => {
-                    let frame = frame?;
+                    let mut frame = frame?;
+                    settle_trailers(&mut frame);
                     length += frame.data_ref().map_or(0, Bytes::len);
                     frames.push_back(frame);
                 }
@@ -246,15 +254,22 @@ impl RequestBody {
     /// When the client breaks off, or sends more than `bytes_max`.
     pub(crate) async fn read_whole(mut body: Arriving, bytes_max: usize) -> Result<Self, BodyError> {
         let mut whole = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            if let Ok(data) = frame?.into_data() {
-                if whole.len() + data.len() > bytes_max {
+        let mut trailers = None;
+        while let Some(mut frame) = body.frame().await.transpose()? {
+            settle_trailers(&mut frame);
+            match frame.into_data() {
+                Ok(data) if whole.len() + data.len() > bytes_max => {
                     return Err("the body is longer than its content-length".into());
                 }
-                whole.extend_from_slice(&data);
+                Ok(data) => whole.extend_from_slice(&data),
+                Err(frame) => trailers = Some(frame),
             }
         }
-        Ok(Self::Whole(whole.freeze()))
+        let whole = whole.freeze();
+        Ok(match trailers {
+            None => Self::Whole(whole),
+            Some(trailers) => Self::Stream([Frame::data(whole), trailers].into(), Arriving::Nothing, Upload::begin()),
+        })
     }
 }
 
@@ -276,8 +291,10 @@ impl Body for RequestBody {
                 }
                 let polled = Pin::new(&mut *incoming).poll_frame(cx);
                 upload.asked(polled.is_ready());
-                let mut frame = std::task::ready!(polled);
-                settle_trailers(&mut frame);
+                let mut frame = ready!(polled);
+                if let Some(Ok(frame)) = &mut frame {
+                    settle_trailers(frame);
+                }
                 match &frame {
                     Some(Err(_)) => upload.ended(UploadAt::Broken),
                     Some(Ok(_)) if !incoming.is_end_stream() => {}
@@ -305,10 +322,8 @@ impl Body for RequestBody {
 }
 
 /// Takes out of trailers what may not stand in them.
-fn settle_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>) {
-    if let Some(Ok(frame)) = frame
-        && let Some(trailers) = frame.trailers_mut()
-    {
+fn settle_trailers(frame: &mut Frame<Bytes>) {
+    if let Some(trailers) = frame.trailers_mut() {
         strip_trailers(trailers);
     }
 }
@@ -438,6 +453,11 @@ impl ResponseBody {
         }
     }
 
+    /// Whether trailers may come behind it.
+    pub(super) fn may_have_trailers(&self) -> bool {
+        matches!(self.source, Source::Instance { .. }) && !self.is_end_stream()
+    }
+
     /// Lets go of the instance and says the last words itself.
     fn end_with(&mut self, trailers: HeaderMap) -> Option<Result<Frame<Bytes>, BodyError>> {
         self.source = Source::Own(Bytes::new());
@@ -477,7 +497,7 @@ impl Body for ResponseBody {
         let mut frame = match &mut this.source {
             Source::Own(bytes) if bytes.is_empty() => None,
             Source::Own(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            Source::Instance { incoming, lease } => match std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+            Source::Instance { incoming, lease } => match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
                 Some(Ok(frame)) => Some(Ok(frame)),
                 Some(Err(error)) if this.ending.is_some() => {
                     return Poll::Ready(this.end_with(Ending::broken(&*error)));
@@ -495,11 +515,11 @@ impl Body for ResponseBody {
                 }
             },
         };
-        settle_trailers(&mut frame);
-        if let (Some(Ok(frame)), Some(record)) = (&frame, &mut this.record)
-            && let Some(data) = frame.data_ref()
-        {
-            record.sent(data.len());
+        if let Some(Ok(frame)) = &mut frame {
+            settle_trailers(frame);
+            if let (Some(data), Some(record)) = (frame.data_ref(), &mut this.record) {
+                record.sent(data.len());
+            }
         }
         this.finish_if_ended();
         Poll::Ready(frame)

@@ -20,9 +20,10 @@ use transport::Retirement;
 
 use super::body::{BodyError, RequestBody};
 use super::framing::{AnswerEnd, Chunks, Framing, Taken, head_end, read_answer};
+use super::headers::restore_length;
 use super::tcp::Wire;
 use super::turns::after_others;
-use super::wire::{Coding, TURN_BYTES, Trailers, Trailing, put_fields};
+use super::wire::{Coding, TURN_BYTES, Trailers, Trailing, WrongLength, put_fields, put_fields_of_chunked};
 
 /// Informational answers before the one; one more is taken for a flood.
 const INFORMATIONAL_MAX: usize = 16;
@@ -148,7 +149,8 @@ enum Reading {
         informational: usize,
     },
     Length(u64),
-    Chunked(Box<Chunks>),
+    /// In chunks, which are so many bytes in all, where that is known.
+    Chunked(Box<Chunks>, Option<u64>),
     UntilClose,
     /// All was read.
     Done,
@@ -167,7 +169,12 @@ impl Exchange {
     pub(super) fn begin(connection: Connection, parts: &request::Parts, body: RequestBody) -> Box<Self> {
         let mut unwritten = BytesMut::with_capacity(1024);
         put_request_line(&mut unwritten, parts);
-        put_fields(&mut unwritten, &parts.headers);
+        let may_have_trailers = connection.trailing == Trailing::All && matches!(body, RequestBody::Stream(..));
+        if may_have_trailers {
+            put_fields_of_chunked(&mut unwritten, &parts.headers);
+        } else {
+            put_fields(&mut unwritten, &parts.headers);
+        }
         let mut upload = None;
         match body {
             RequestBody::Whole(ref bytes) => {
@@ -180,7 +187,7 @@ impl Exchange {
             }
             RequestBody::Stream(..) => {
                 let length = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-                let coding = length.map_or(Coding::Chunked, Coding::Length);
+                let coding = length.filter(|_| !may_have_trailers).map_or(Coding::Chunked, Coding::Length);
                 if coding == Coding::Chunked {
                     unwritten.put_slice(TRANSFER_ENCODING.as_str().as_bytes());
                     unwritten.put_slice(b": chunked\r\n");
@@ -253,8 +260,9 @@ impl Exchange {
     pub(super) const fn left(&self) -> Option<u64> {
         match self.reading {
             Reading::Length(left) => Some(left),
+            Reading::Chunked(_, left) => left,
             Reading::Done => Some(0),
-            Reading::Head { .. } | Reading::Chunked(_) | Reading::UntilClose | Reading::Broken => None,
+            Reading::Head { .. } | Reading::UntilClose | Reading::Broken => None,
         }
     }
 
@@ -405,9 +413,13 @@ impl Exchange {
                 return Ok(None);
             };
             let head = unread.split_to(end).freeze();
-            let (parts, end) = read_answer(&head).map_err(|fault| format!("its answer is malformed: {fault}"))?;
+            let (mut parts, end) = read_answer(&head).map_err(|fault| format!("its answer is malformed: {fault}"))?;
             if !parts.status.is_informational() || parts.status == StatusCode::SWITCHING_PROTOCOLS {
-                self.behind_head(parts.status, end);
+                let length = match self.connection.trailing {
+                    Trailing::All => restore_length(&mut parts.headers),
+                    Trailing::Announced => None,
+                };
+                self.behind_head(parts.status, end, length);
                 return Ok(Some(parts));
             }
             *scanned = 0;
@@ -418,8 +430,8 @@ impl Exchange {
         }
     }
 
-    /// RFC 9112 section 6.3.
-    fn behind_head(&mut self, status: StatusCode, end: AnswerEnd) {
+    /// RFC 9112 section 6.3. A peer may have said the `length` of what comes in chunks.
+    fn behind_head(&mut self, status: StatusCode, end: AnswerEnd, length: Option<u64>) {
         let has_none = self.is_head
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED | StatusCode::SWITCHING_PROTOCOLS);
         self.is_kept = end.is_kept && status != StatusCode::SWITCHING_PROTOCOLS;
@@ -427,7 +439,7 @@ impl Exchange {
             _ if has_none => Reading::Done,
             Some(Framing::None) => Reading::Done,
             Some(Framing::Length(length)) => Reading::Length(length),
-            Some(Framing::Chunked) => Reading::Chunked(Box::new(Chunks::new(self.connection.head_bytes_max))),
+            Some(Framing::Chunked) => Reading::Chunked(Box::new(Chunks::new(self.connection.head_bytes_max)), length),
             None => {
                 self.is_kept = false;
                 Reading::UntilClose
@@ -485,9 +497,15 @@ impl Exchange {
                 }
                 Ok(Some(Frame::data(unread.split_to(here).freeze())))
             }
-            Reading::Chunked(chunks) => match chunks.take(unread) {
-                Ok(Taken::Data(data)) => Ok(Some(Frame::data(data))),
+            Reading::Chunked(chunks, left) => match chunks.take(unread) {
+                Ok(Taken::Data(data)) => {
+                    if let Some(bytes) = left {
+                        *left = Some(bytes.checked_sub(data.len() as u64).ok_or(WrongLength)?);
+                    }
+                    Ok(Some(Frame::data(data)))
+                }
                 Ok(Taken::Nothing) => Ok(None),
+                Ok(Taken::End(_)) if left.is_some_and(|left| left > 0) => Err(WrongLength.into()),
                 Ok(Taken::End(trailers)) => {
                     self.reading = Reading::Done;
                     Ok(trailers.map(Frame::trailers))

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, StatusCode};
@@ -34,7 +34,7 @@ use transport::Clock as _;
 
 use self::generate::Chance;
 use self::readers::Tolerances;
-use super::body::{Arriving, ResponseBody};
+use super::body::ResponseBody;
 use super::framing::{Chunks, Followed, Framing, check_head, head_end};
 use super::gate::{Gate, GateLimits};
 use super::serve::{End, serve};
@@ -328,7 +328,7 @@ async fn by_hyper(bytes: &[u8]) -> Reading {
     let service = service_fn(|request: Request<Incoming>| {
         let messages = Arc::clone(&messages);
         Box::pin(async move {
-            let message = read(request.map(Arriving::Two)).await;
+            let message = read(request).await;
             messages.lock().unwrap().push(message);
             let answer = Response::builder().status(StatusCode::NOT_FOUND).body(String::new());
             Ok::<_, Infallible>(answer.unwrap())
@@ -341,7 +341,7 @@ async fn by_hyper(bytes: &[u8]) -> Reading {
     Reading { messages, is_clean }
 }
 
-async fn read(request: Request<Arriving>) -> Message {
+async fn read(request: Request<impl Body<Data = Bytes> + Unpin>) -> Message {
     let (parts, mut incoming) = request.into_parts();
     let mut message = Message {
         method: parts.method.to_string(),

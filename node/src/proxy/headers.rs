@@ -15,8 +15,9 @@ const PREFIX: &str = "marram-";
 
 /// Response: from which node to which, `from->to`.
 pub(crate) const MARRAM_VIA: HeaderName = HeaderName::from_static("marram-via");
-/// Request, from an application: `1` asks for the decision.
+/// Request, from an application: how important it is.
 pub(crate) const MARRAM_PRIORITY: HeaderName = HeaderName::from_static("marram-priority");
+/// Request, from an application: `1` asks for the decision.
 pub(crate) const MARRAM_EXPLAIN: HeaderName = HeaderName::from_static("marram-explain");
 /// Response: the decision as compact JSON.
 pub(crate) const MARRAM_DECISION: HeaderName = HeaderName::from_static("marram-decision");
@@ -37,6 +38,9 @@ pub(crate) const MARRAM_FAULT: HeaderName = HeaderName::from_static("marram-faul
 
 /// Response between proxies: what was seen of a fault.
 pub(crate) const MARRAM_FAULT_DETAIL: HeaderName = HeaderName::from_static("marram-fault-detail");
+
+/// Message between proxies: what its `Content-Length` says where it is written in chunks, as trailers may follow.
+pub(crate) const MARRAM_LENGTH: HeaderName = HeaderName::from_static("marram-length");
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -109,6 +113,14 @@ impl RequestNote {
             deadline: number(&MARRAM_DEADLINE).map(Duration::from_millis),
         }
     }
+}
+
+/// Says again in `Content-Length` how long a message is that a peer has written in chunks; returns it.
+pub(crate) fn restore_length(headers: &mut HeaderMap) -> Option<u64> {
+    let length = headers.remove(MARRAM_LENGTH)?;
+    let bytes = length.to_str().ok()?.parse().ok()?;
+    headers.insert(CONTENT_LENGTH, length);
+    Some(bytes)
 }
 
 /// Takes the instance's requests in flight, as its owner told it with a response, out of the headers.

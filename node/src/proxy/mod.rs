@@ -52,6 +52,7 @@ mod stopwatch;
 mod tcp;
 mod transparent;
 mod turns;
+mod two;
 mod udp;
 mod upstream;
 mod wire;

@@ -22,7 +22,7 @@ use transport::Clock;
 use super::body::{Arriving, ResponseBody};
 use super::framing::Framing;
 use super::gate::{Gate, Next, SharedGate, lock};
-use super::headers::has_token;
+use super::headers::{MARRAM_LENGTH, has_token, restore_length};
 use super::refuse::Refusal;
 use super::turns::after_others;
 use super::wire::{Coding, TURN_BYTES, Trailers, Trailing, WrongLength, put_fields};
@@ -55,7 +55,12 @@ where
 {
     loop {
         let (parts, framing) = match poll_fn(|cx| lock(gate).poll_next(cx)).await {
-            Next::Request(parts, framing) => (*parts, framing),
+            Next::Request(mut parts, framing) => {
+                if trailing == Trailing::All {
+                    restore_length(&mut parts.headers);
+                }
+                (*parts, framing)
+            }
             Next::End => return End::Done,
             Next::Refused(refusal) => return End::Refused(refusal),
             Next::Http2 => return End::Http2,
@@ -170,7 +175,12 @@ impl Answering {
             Coding::Nothing
         } else if let Some(length) = body.size_hint().exact() {
             headers.remove(CONTENT_LENGTH);
-            Coding::Length(length)
+            if asked.trailing == Some(Trailing::All) && body.may_have_trailers() {
+                headers.insert(MARRAM_LENGTH, HeaderValue::from(length));
+                Coding::Chunked
+            } else {
+                Coding::Length(length)
+            }
         } else {
             headers.remove(CONTENT_LENGTH);
             if asked.is_http_11 { Coding::Chunked } else { Coding::UntilClose }

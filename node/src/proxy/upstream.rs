@@ -10,12 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use hyper::client::conn::http2;
 use hyper::header::{CONNECTION, HOST, HeaderValue, TE, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::http::uri::Scheme;
 use hyper::{Request, Response, StatusCode, Uri, Version};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::watch;
 use transport::{NodeId, Retirement};
 
@@ -25,10 +23,10 @@ use super::context::{OutcomeKind, ProxyContext};
 use super::drive::Driven;
 use super::exchange::{Broke, Connection, Exchange};
 use super::http::origin_form;
-use super::http2::{CONNECTION_WINDOW, FRAME_BYTES_MAX, RESETS_OWN_MAX, SEND_BYTES_MAX, STREAM_WINDOW};
 use super::lanes::Share;
 use super::links::Volume;
 use super::tcp::Wire;
+use super::two;
 use super::wire::Trailing;
 use crate::config::Protocol;
 
@@ -107,7 +105,7 @@ pub(super) enum Opening {
 
 /// An HTTP/2 connection. It ends when it is no longer here and its last request is done.
 struct Shared {
-    sender: http2::SendRequest<RequestBody>,
+    connection: two::Connection,
     /// Requests under way.
     streams: Arc<AtomicUsize>,
     /// When the sweeper first found it unused.
@@ -245,7 +243,7 @@ impl Pool {
     /// The HTTP/2 connection with the fewest requests, if these are fewer than `streams_max`.
     fn share(&mut self, address: SocketAddr, streams_max: usize) -> Option<&Shared> {
         let shared = self.shared.get_mut(&address)?;
-        shared.retain(|one| !one.sender.is_closed());
+        shared.retain_mut(|one| !one.connection.is_over());
         let least = shared.iter().min_by_key(|one| one.streams.load(Ordering::Acquire))?;
         (least.streams.load(Ordering::Acquire) < streams_max).then_some(least)
     }
@@ -274,7 +272,7 @@ impl Pool {
                 }
                 let is_wanted = one.streams.load(Ordering::Acquire) > 0
                     || now.saturating_sub(*one.unused_since.get_or_insert(now)) < IDLE_TIMEOUT;
-                is_wanted && !one.sender.is_closed()
+                is_wanted && !one.connection.is_over()
             });
         }
         self.shared.retain(|_, shared| !shared.is_empty());
@@ -325,7 +323,7 @@ enum Sender {
     /// Until the request is on its way; then its answer's body has it.
     One(Option<Connection>),
     Two {
-        sender: http2::SendRequest<RequestBody>,
+        connection: two::Connection,
         _turn: Turn,
     },
 }
@@ -374,7 +372,7 @@ impl Lease {
     ) -> Option<Self> {
         let mut pool = context.pool(core);
         let shared = pool.share(address, streams_max)?;
-        let sender = Sender::Two { sender: shared.sender.clone(), _turn: Turn::begin(&shared.streams) };
+        let sender = Sender::Two { connection: shared.connection.clone(), _turn: Turn::begin(&shared.streams) };
         drop(pool);
         Some(Self { context: Arc::clone(context), core, key: PoolKey::Local(address), sender })
     }
@@ -393,27 +391,15 @@ impl Lease {
         core: usize,
         address: SocketAddr,
         io: impl Wire + 'static,
-    ) -> hyper::Result<Self> {
+    ) -> Result<Self, h2::Error> {
         let head_bytes_max = u32::try_from(context.config.head_bytes_max.max(8 * 1024)).unwrap_or(u32::MAX);
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .max_header_list_size(head_bytes_max)
-            .max_frame_size(FRAME_BYTES_MAX)
-            .max_send_buf_size(SEND_BYTES_MAX)
-            .max_local_error_reset_streams(RESETS_OWN_MAX)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .handshake(TokioIo::new(io))
-            .await?;
-        tokio::spawn(async move {
-            // Whoever waits for a response learns of the error.
-            connection.await.ok();
-        });
+        let connection = two::Connection::begin(io, head_bytes_max).await?;
         let streams = Arc::new(AtomicUsize::new(0));
         let turn = Turn::begin(&streams);
-        let shared = Shared { sender: sender.clone(), streams, unused_since: None };
+        let shared = Shared { connection: connection.clone(), streams, unused_since: None };
         context.pool(core).shared.entry(address).or_default().push(shared);
         begin_sweeping(context, core);
-        let sender = Sender::Two { sender, _turn: turn };
+        let sender = Sender::Two { connection, _turn: turn };
         Ok(Self { context: Arc::clone(context), core, key: PoolKey::Local(address), sender })
     }
 
@@ -439,7 +425,7 @@ impl Lease {
                 None => Err(NotSent::Unsent(outgoing)),
             },
             // Boxed, so that requests over HTTP/1.1 need not be as large.
-            Sender::Two { sender, .. } => Box::pin(send_two(sender, outgoing)).await,
+            Sender::Two { connection, .. } => Box::pin(send_two(connection, outgoing)).await,
         }
     }
 
@@ -449,7 +435,7 @@ impl Lease {
             Arriving::Answer(exchange) => Some(exchange),
             Arriving::Driven(driven) => driven.into_exchange(),
             // A shared one stays where it is.
-            Arriving::Two(_) | Arriving::Nothing | Arriving::Request(..) => None,
+            Arriving::Received(_) | Arriving::Two(_) | Arriving::Nothing | Arriving::Request(..) => None,
         };
         if let Some(connection) = exchange.and_then(|exchange| exchange.into_connection()) {
             keep(&self.context, self.core, &self.key, connection);
@@ -459,7 +445,7 @@ impl Lease {
     /// Keeps a connection that has not served yet; false when it was closed before.
     pub(super) async fn give_back_ready(self) -> bool {
         match self.sender {
-            Sender::Two { mut sender, .. } => sender.ready().await.is_ok(),
+            Sender::Two { mut connection, .. } => connection.ready().await.is_ok(),
             Sender::One(connection) => {
                 let usable = connection.and_then(|mut one| one.is_usable().then_some(one));
                 let is_usable = usable.is_some();
@@ -496,26 +482,25 @@ async fn send_one(connection: Connection, outgoing: Outgoing) -> Result<Answered
     }
 }
 
-async fn send_two(sender: &mut http2::SendRequest<RequestBody>, outgoing: Outgoing) -> Result<Answered, NotSent> {
-    let (upload, copy, is_repeatable) = (outgoing.upload(), outgoing.copy(), outgoing.is_repeatable);
+async fn send_two(connection: &mut two::Connection, outgoing: Outgoing) -> Result<Answered, NotSent> {
+    if connection.ready().await.is_err() {
+        return Err(NotSent::Unsent(outgoing));
+    }
+    let (upload, copy) = (outgoing.upload(), outgoing.copy());
     let mut request = *outgoing.request;
     speak_two(&mut request);
-    let mut failed = match sender.try_send_request(request).await {
-        Ok(response) => return Ok((response.map(Arriving::Two), copy)),
-        Err(failed) => failed,
+    let error = match connection.ask(request).await {
+        Ok((head, body)) => return Ok((Response::from_parts(head, Arriving::Received(body)), copy)),
+        Err(error) => error,
     };
-    if let Some(request) = failed.take_message() {
-        return Err(NotSent::Unsent(Outgoing { request: Box::new(request), is_repeatable }));
-    }
-    // The error is that of the stream, which ended because the body did.
-    if failed.error().is_user() || upload.is_some_and(|upload| upload.is_broken()) {
+    // The stream ended because the body did, or it is a request that cannot be said over HTTP/2.
+    if upload.is_some_and(|upload| upload.is_broken()) || two::is_ours(&error) {
         return Err(NotSent::ClientBroke);
     }
-    let error = failed.into_error();
-    if is_unprocessed(&error) {
-        return Err(NotSent::Refused { detail: describe(&error), copy });
+    if two::is_unprocessed(&error) {
+        return Err(NotSent::Refused { detail: error.to_string(), copy });
     }
-    Err(NotSent::Closed { detail: describe(&error), copy, is_clean: is_clean_close(&error) })
+    Err(NotSent::Closed { detail: error.to_string(), copy, is_clean: two::is_clean_close(&error) })
 }
 
 fn keep(context: &Arc<ProxyContext>, core: usize, key: &PoolKey, connection: Connection) {
@@ -568,32 +553,6 @@ fn speak_two(request: &mut Request<RequestBody>) {
         *request.uri_mut() = uri;
     }
     *request.version_mut() = Version::HTTP_2;
-}
-
-/// Whether an HTTP/2 server says that nothing was done with the request (RFC 9113 section 8.7): it refused the stream, or
-/// went away before it.
-fn is_unprocessed(error: &hyper::Error) -> bool {
-    let stream = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    stream.is_some_and(|stream| {
-        stream.is_remote()
-            && match stream.reason() {
-                Some(h2::Reason::REFUSED_STREAM) => true,
-                Some(h2::Reason::NO_ERROR) => stream.is_go_away(),
-                _ => false,
-            }
-    })
-}
-
-/// Whether the connection just ended, as a silent one does, rather than sending nonsense or being given up.
-fn is_clean_close(error: &hyper::Error) -> bool {
-    let kind = std::error::Error::source(error).and_then(|source| source.downcast_ref()).map(std::io::Error::kind);
-    match kind {
-        Some(kind) => matches!(
-            kind,
-            std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::NotConnected
-        ),
-        None => error.is_incomplete_message() || error.is_closed() || error.is_canceled(),
-    }
 }
 
 /// The error with its causes in one line.

@@ -1,9 +1,9 @@
 //! How messages of HTTP/1.1 are written: fields, and bodies in their coding (RFC 9112 sections 6 and 7).
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use hyper::header::{HeaderMap, TRAILER};
+use hyper::header::{CONTENT_LENGTH, HeaderMap, TRAILER};
 
-use super::headers::has_token;
+use super::headers::{MARRAM_LENGTH, has_token};
 use crate::config::Protocol;
 
 /// Pieces of a body up to this length are copied behind what is written before them; longer ones are written as they are.
@@ -125,6 +125,14 @@ impl Coding {
 /// Writes the fields of a head, without the empty line behind them.
 pub(super) fn put_fields(out: &mut BytesMut, headers: &HeaderMap) {
     for (name, value) in headers {
+        put_field(out, name.as_str(), value.as_bytes());
+    }
+}
+
+/// The same for a message that is written in chunks whatever its `Content-Length` says: a peer restores that.
+pub(super) fn put_fields_of_chunked(out: &mut BytesMut, headers: &HeaderMap) {
+    for (name, value) in headers {
+        let name = if *name == CONTENT_LENGTH { &MARRAM_LENGTH } else { name };
         put_field(out, name.as_str(), value.as_bytes());
     }
 }

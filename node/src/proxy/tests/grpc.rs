@@ -112,6 +112,34 @@ async fn trailers_that_nobody_announced_cross_both_ways_to_whom_they_are_meant_f
 }
 
 #[tokio::test]
+async fn a_message_that_says_how_long_it_is_keeps_that_and_its_trailers() {
+    for is_far in [false, true] {
+        let (near, _far, _, _) = near(is_far).await;
+        let mut streams = Streams::connect(near.address).await;
+        let answer = streams.ask(call("/sized").body(()).unwrap(), "").await.unwrap();
+        assert_eq!((answer.header("content-length"), answer.body.as_str()), (Some("4"), "four"), "{answer:?}");
+        assert_eq!(answer.trailer("grpc-status"), Some("0"), "{answer:?}");
+        let mut client = Client::connect(near.address).await;
+        let reply = client.get("hello.mesh", "/sized").await;
+        assert_eq!((reply.header("content-length"), reply.text().as_str()), (Some("4"), "four"));
+        // One that is read before it is sent, and one that is not.
+        for length in [5, 100_000] {
+            let request = call("/head").header("content-length", length).body(()).unwrap();
+            let (response, mut stream) = streams.begin(request).await;
+            stream.send_data(vec![b'x'; length].into(), false).unwrap();
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-sum", "42".parse().unwrap());
+            stream.send_trailers(trailers).unwrap();
+            let answer = whole(response.await.unwrap()).await.unwrap();
+            for wanted in [format!("content-length: {length}\n"), format!("trailer x-sum: 42\nbody: {length}\n")] {
+                assert!(answer.body.contains(&wanted), "{wanted:?} is missing: {answer:?}");
+            }
+            assert!(!answer.body.contains("marram-"), "{answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_call_takes_a_kept_stream_however_long_it_was_silent() {
     let (near, _far, _, _) = near(true).await;
     let client = Streams::connect(near.address).await;

@@ -112,7 +112,7 @@ pub(super) struct Seen {
 
 /// An instance that speaks nothing but HTTP/2; the path says what it does with a request.
 ///
-/// `/head` answers with the head it got, `/echo` at once and then piece by piece, `/hang` never, `/drip` with a head
+/// `/head` answers with the head it got, `/sized` with four bytes and says so, `/echo` at once and then piece by piece, `/hang` never, `/drip` with a head
 /// only, `/flood` with as much as it can, `/break` in the middle of an answer with a reset, `/refuse` by refusing the
 /// stream.
 pub(super) async fn http2_instance() -> (SocketAddr, Arc<Seen>) {
@@ -167,6 +167,12 @@ async fn serve(
             text.push_str(&format!("body: {length}\n"));
             let mut stream = respond.send_response(head().body(()).unwrap(), false)?;
             stream.send_data(text.into(), false)?;
+            stream.send_trailers(trailers)
+        }
+        "/sized" => {
+            while piece(&mut body).await?.is_some() {}
+            let mut stream = respond.send_response(head().header("content-length", "4").body(()).unwrap(), false)?;
+            stream.send_data("four".into(), false)?;
             stream.send_trailers(trailers)
         }
         "/echo" => {
