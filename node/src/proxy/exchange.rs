@@ -656,6 +656,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn chunks_of_which_a_peer_said_how_long_they_are_are_as_long_or_an_error() {
+        for (length, is_good) in [(2, false), (3, true), (4, false)] {
+            let (near, mut far) = duplex(1024);
+            let connection = Connection::new(Box::new(near), 1024).on(None, Trailing::All);
+            let mut exchange = Exchange::begin(connection, &get(), RequestBody::Whole(Bytes::new()));
+            let head = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nmarram-length: {length}\r\n\r\n");
+            far.write_all(format!("{head}3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n").as_bytes()).await.unwrap();
+            let parts = exchange.answer().await.unwrap();
+            assert_eq!(parts.headers[CONTENT_LENGTH], length.to_string());
+            assert_eq!(exchange.left(), Some(length));
+            let read = Arriving::Answer(exchange).collect().await;
+            assert_eq!(read.is_ok_and(|read| read.trailers().is_some()), is_good, "{length}");
+        }
+    }
+
+    #[tokio::test]
     async fn what_arrives_before_something_was_asked_makes_a_connection_useless() {
         let (near, mut far) = duplex(1024);
         let mut connection = Connection::new(Box::new(near), 1024);

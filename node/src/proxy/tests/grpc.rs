@@ -210,10 +210,13 @@ async fn an_instance_that_breaks_off_is_told_as_unavailable() {
     for is_far in [false, true] {
         let (near, _far, _, _) = near(is_far).await;
         let client = Streams::connect(near.address).await;
-        let answer = client.ask(call("/break").body(()).unwrap(), "hello").await.unwrap();
-        assert_eq!((answer.status, answer.trailer("grpc-status")), (200, Some("14")), "{answer:?}");
-        // Whoever speaks no gRPC sees a cut answer, and not a whole one.
-        client.get("hello.mesh", "/break").await.unwrap_err();
+        for path in ["/break", "/break/cancel", "/break/silent"] {
+            let answer = client.ask(call(path).body(()).unwrap(), "hello").await.unwrap();
+            assert_eq!((answer.status, answer.trailer("grpc-status")), (200, Some("14")), "{path}: {answer:?}");
+            // Whoever speaks no gRPC sees a cut answer, and not a whole one.
+            let cut = client.get("hello.mesh", path).await;
+            assert!(cut.is_err(), "{path}: {cut:?}");
+        }
     }
 }
 

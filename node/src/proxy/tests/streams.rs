@@ -113,7 +113,7 @@ pub(super) struct Seen {
 /// An instance that speaks nothing but HTTP/2; the path says what it does with a request.
 ///
 /// `/head` answers with the head it got, `/sized` with four bytes and says so, `/echo` at once and then piece by piece, `/hang` never, `/drip` with a head
-/// only, `/flood` with as much as it can, `/break` in the middle of an answer with a reset, `/refuse` by refusing the
+/// only, `/flood` with as much as it can, `/break` in the middle of an answer with a reset (which says why, or that nothing is wrong), `/refuse` by refusing the
 /// stream.
 pub(super) async fn http2_instance() -> (SocketAddr, Arc<Seen>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -196,11 +196,15 @@ async fn serve(
                 seen.flooded.fetch_add(count, Ordering::SeqCst);
             }
         }
-        "/break" => {
+        "/break" | "/break/cancel" | "/break/silent" => {
             let mut stream = respond.send_response(head().body(()).unwrap(), false)?;
             stream.send_data("half".into(), false)?;
             tokio::task::yield_now().await;
-            stream.send_reset(Reason::INTERNAL_ERROR);
+            stream.send_reset(match parts.uri.path() {
+                "/break/cancel" => Reason::CANCEL,
+                "/break/silent" => Reason::NO_ERROR,
+                _ => Reason::INTERNAL_ERROR,
+            });
             Ok(())
         }
         "/refuse" => {
