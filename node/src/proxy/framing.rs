@@ -7,6 +7,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::{request, response};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use memchr::memchr2_iter;
 
 use super::refuse::{Reason, Refusal};
 
@@ -35,14 +36,18 @@ pub(super) enum Framing {
 pub(super) fn head_end(bytes: &[u8], scanned: &mut usize) -> Result<Option<usize>, Refusal> {
     // The last byte is looked at again when more arrive: a carriage return may stand at the very end.
     let start = scanned.saturating_sub(1);
-    for (offset, pair) in bytes.get(start..).unwrap_or_default().windows(2).enumerate() {
-        let (first, second) = (pair.first().copied(), pair.get(1).copied());
-        if (first == Some(b'\r')) != (second == Some(b'\n')) {
+    for offset in memchr2_iter(b'\r', b'\n', bytes.get(start..).unwrap_or_default()) {
+        let at = start + offset;
+        let is_fitting = match bytes.get(at) {
+            Some(b'\r') => matches!(bytes.get(at + 1), Some(b'\n') | None),
+            // What is before the first byte was looked at before, or is nothing.
+            _ => offset == 0 || bytes.get(at - 1) == Some(&b'\r'),
+        };
+        if !is_fitting {
             return Err(bad("a line of the request head does not end with CR LF"));
         }
-        let end = start + offset + 2;
-        if first == Some(b'\r') && bytes.get(end.wrapping_sub(4)..end) == Some(b"\r\n\r\n") {
-            return Ok(Some(end));
+        if bytes.get((at + 1).wrapping_sub(4)..=at) == Some(b"\r\n\r\n") {
+            return Ok(Some(at + 1));
         }
     }
     *scanned = bytes.len();
@@ -262,7 +267,8 @@ impl Seen {
         if !is_token(name) {
             return Err(bad("a header name is not a token; no space may stand before the colon"));
         }
-        if !value.iter().copied().all(is_text) {
+        // Without an end at the first that is none, so that many are looked at with one instruction.
+        if !value.iter().fold(true, |are_text, byte| are_text & is_text(*byte)) {
             return Err(bad("a header value has control characters"));
         }
         let value = value.trim_ascii();
@@ -344,8 +350,19 @@ fn is_token(bytes: &[u8]) -> bool {
 }
 
 fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    byte.is_ascii() && TOKEN_BYTES >> byte & 1 == 1
 }
+
+/// A bit for each byte that may stand in a token (RFC 9110 section 5.6.2).
+const TOKEN_BYTES: u128 = {
+    let mut bits = 0;
+    let mut rest: &[u8] = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    while let [byte, behind @ ..] = rest {
+        bits |= 1_u128 << *byte;
+        rest = behind;
+    }
+    bits
+};
 
 /// Whether a byte may stand in a value: anything but the control characters other than tab.
 const fn is_text(byte: u8) -> bool {

@@ -48,6 +48,10 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// Headers that speak of one connection only (RFC 9110 section 7.6.1), and their forerunners.
 const HOP_BY_HOP: [HeaderName; 6] = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
 
+/// Headers that have a meaning before a body only.
+const NOT_IN_TRAILERS: [HeaderName; 8] =
+    [HOST, CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, COOKIE, AUTHORIZATION, PROXY_AUTHORIZATION];
+
 /// How an instance failed at its own node, told to the calling proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -198,8 +202,22 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 /// The same for a request, except that the wish for trailers goes on, as both sides of this proxy pass trailers.
 pub(crate) fn strip_request(headers: &mut HeaderMap) {
-    if !headers.keys().any(is_hop_by_hop) {
-        return;
+    let (mut wishes, mut connections, mut others) = (0, 0, false);
+    for (name, value) in headers.iter() {
+        match *name {
+            TE if value == "trailers" => wishes += 1,
+            CONNECTION if value == "te" => connections += 1,
+            _ => others = others || is_hop_by_hop(name),
+        }
+    }
+    // Most requests have none, and every call of gRPC has these.
+    match (wishes, connections, others) {
+        (0, 0, false) | (1, 1, false) => return,
+        (1, 0, false) => {
+            headers.insert(CONNECTION, HeaderValue::from_static("te"));
+            return;
+        }
+        _ => {}
     }
     let wants_trailers = has_token(headers, &TE, "trailers");
     strip_hop_by_hop(headers);
@@ -212,11 +230,12 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) {
 /// Removes from trailers what has a meaning before the body only, or for one connection, or between proxies
 /// (RFC 9110 section 6.5.1): who merges trailers into the headers would act on it.
 pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
+    if !trailers.keys().any(|name| is_marram(name) || is_hop_by_hop(name) || NOT_IN_TRAILERS.contains(name)) {
+        return;
+    }
     strip_marram(trailers);
     strip_hop_by_hop(trailers);
-    for name in
-        [HOST, CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, COOKIE, AUTHORIZATION, PROXY_AUTHORIZATION]
-    {
+    for name in NOT_IN_TRAILERS {
         trailers.remove(name);
     }
 }
@@ -340,9 +359,24 @@ mod tests {
 
     #[test]
     fn the_wish_for_trailers_is_passed_on() {
-        let mut headers = map(&[("te", "gzip, trailers;q=0.5"), ("connection", "te")]);
-        strip_request(&mut headers);
-        assert_eq!(headers, map(&[("te", "trailers"), ("connection", "te")]));
+        let wished = [("te", "trailers"), ("connection", "te")];
+        for asked in [
+            &[("te", "gzip, trailers;q=0.5"), ("connection", "te")][..],
+            &wished,
+            &[("te", "trailers")],
+            &[("te", "trailers"), ("connection", "te, x-hop"), ("x-hop", "1")],
+            &[("te", "trailers"), ("connection", "te"), ("upgrade", "websocket"), ("keep-alive", "1")],
+            &[("te", "trailers"), ("te", "gzip"), ("transfer-encoding", "chunked")],
+        ] {
+            let mut headers = map(asked);
+            strip_request(&mut headers);
+            assert_eq!(headers, map(&wished), "{asked:?}");
+        }
+        for asked in [&[("connection", "te")][..], &[("te", "gzip"), ("connection", "te")], &[("upgrade", "x")]] {
+            let mut headers = map(asked);
+            strip_request(&mut headers);
+            assert_eq!(headers, map(&[]), "{asked:?}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -177,14 +177,25 @@ pub(super) fn arrived(parts: &mut Parts) -> Result<(), Refusal> {
         let told = format!("the request has more than {FIELDS_MAX} header fields");
         return Err(Refusal::new(Reason::HeadTooLarge, told));
     }
-    for name in [HOST, CONTENT_LENGTH] {
-        if parts.headers.get_all(&name).iter().count() > 1 {
-            return Err(Refusal::new(Reason::BadRequest, format!("`{name}` is given more than once")));
+    // A look at every field is cheaper than as many questions to the map.
+    let (mut hosts, mut lengths, mut cookies, mut expects) = (0, 0, 0, false);
+    for (name, _) in &parts.headers {
+        match *name {
+            HOST => hosts += 1,
+            CONTENT_LENGTH => lengths += 1,
+            COOKIE => cookies += 1,
+            EXPECT => expects = true,
+            // The types of hyper let this one pass that is no token; they have refused all others.
+            _ if name.as_str().contains('"') => {
+                return Err(Refusal::new(Reason::BadRequest, "a header name is not a token"));
+            }
+            _ => {}
         }
     }
-    // The types of hyper let this one pass that is no token; they have refused all others.
-    if parts.headers.keys().any(|name| name.as_str().contains('"')) {
-        return Err(Refusal::new(Reason::BadRequest, "a header name is not a token"));
+    for (name, count) in [(HOST, hosts), (CONTENT_LENGTH, lengths)] {
+        if count > 1 {
+            return Err(Refusal::new(Reason::BadRequest, format!("`{name}` is given more than once")));
+        }
     }
     // A target that HTTP/1.1 would refuse (`framing`); hyper has cut it at its `#` before.
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
@@ -194,7 +205,7 @@ pub(super) fn arrived(parts: &mut Parts) -> Result<(), Refusal> {
     if !is_fitting || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Refusal::new(Reason::BadRequest, "`:path` is not a path of percent-encoded ASCII"));
     }
-    if parts.headers.contains_key(EXPECT) {
+    if expects {
         // Nothing here can say 100, and a client may wait for it; after this answer it asks again without.
         return Err(Refusal::new(
             Reason::UnknownExpectation,
@@ -202,12 +213,14 @@ pub(super) fn arrived(parts: &mut Parts) -> Result<(), Refusal> {
         ));
     }
     // Where there is a `host` as well, both have to name the same one: `http` compares them.
-    if !parts.headers.contains_key(HOST)
+    if hosts == 0
         && let Some(authority) = parts.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
         parts.headers.insert(HOST, host);
     }
-    super::headers::join_cookies(&mut parts.headers);
+    if cookies > 1 {
+        super::headers::join_cookies(&mut parts.headers);
+    }
     Ok(())
 }
