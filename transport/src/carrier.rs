@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::FutureExt as _;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{
     ConnectionError, ReadError, ReadExactError, ReadToEndError, SendDatagramError, StoppedError, VarInt, WriteError,
@@ -286,6 +286,16 @@ impl SendStream {
         match self {
             Self::Quic(quic) => quic.stopped().left_future(),
             Self::Tcp(tcp) => tcp.stopped().right_future(),
+        }
+    }
+}
+
+impl SendStream {
+    /// Returns when the peer wants no more or is gone, for a stream that is not finished; to be awaited by the task that writes.
+    pub(crate) fn unwanted(&self) -> BoxFuture<'static, ()> {
+        match self {
+            Self::Quic(quic) => quic.stopped().map(drop).boxed(),
+            Self::Tcp(tcp) => tcp.unwanted().boxed(),
         }
     }
 }

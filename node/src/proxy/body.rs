@@ -248,22 +248,25 @@ impl RequestBody {
         Ok(Self::Stream(frames, body, Upload::begin()))
     }
 
-    /// Reads `body` whole.
+    /// Reads `body` of `length` bytes whole.
     ///
     /// # Errors
-    /// When the client breaks off, or sends more than `bytes_max`.
-    pub(crate) async fn read_whole(mut body: Arriving, bytes_max: usize) -> Result<Self, BodyError> {
+    /// When the client breaks off, or sends more or less than that.
+    pub(crate) async fn read_whole(mut body: Arriving, length: usize) -> Result<Self, BodyError> {
         let mut whole = BytesMut::new();
         let mut trailers = None;
         while let Some(mut frame) = body.frame().await.transpose()? {
             settle_trailers(&mut frame);
             match frame.into_data() {
-                Ok(data) if whole.len() + data.len() > bytes_max => {
+                Ok(data) if whole.len() + data.len() > length => {
                     return Err("the body is longer than its content-length".into());
                 }
                 Ok(data) => whole.extend_from_slice(&data),
                 Err(frame) => trailers = Some(frame),
             }
+        }
+        if whole.len() < length {
+            return Err("the body is shorter than its content-length".into());
         }
         let whole = whole.freeze();
         Ok(match trailers {

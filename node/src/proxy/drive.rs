@@ -3,7 +3,6 @@
 //! The answer to a client of HTTP/2 is asked for by hyper, and only when there is room for it. A client that reads nothing
 //! before it has sent all would wait for ever if the rest of its request went out only then.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::task::{Context, Poll};
 
@@ -25,7 +24,7 @@ pub(super) type Piece = Option<Result<Frame<Bytes>, BodyError>>;
 #[derive(Debug)]
 pub(super) struct Told {
     piece: Piece,
-    /// The exchange, where its answer ends with this piece.
+    /// The exchange, where both its answer and its request end with this piece.
     over: Option<Box<Exchange>>,
 }
 
@@ -33,6 +32,7 @@ pub(super) struct Told {
 #[derive(Debug)]
 pub(crate) struct Driven {
     pieces: mpsc::Receiver<Told>,
+    has_ended: bool,
     over: Option<Box<Exchange>>,
 }
 
@@ -41,7 +41,7 @@ impl Driven {
     pub(super) fn begin(exchange: Box<Exchange>) -> Self {
         let (sender, pieces) = mpsc::channel(PIECES_MAX);
         shares::spawn(drive(exchange, sender));
-        Self { pieces, over: None }
+        Self { pieces, has_ended: false, over: None }
     }
 
     /// These pieces, as of an exchange.
@@ -52,7 +52,7 @@ impl Driven {
         for piece in pieces {
             sender.try_send(Told { piece, over: None }).unwrap();
         }
-        Self { pieces: receiver, over: None }
+        Self { pieces: receiver, has_ended: false, over: None }
     }
 
     /// Waits for the next piece of the answer; `None` at its end.
@@ -62,6 +62,7 @@ impl Driven {
         }
         self.pieces.poll_recv(cx).map(|told| match told {
             Some(Told { piece, over }) => {
+                self.has_ended = piece.is_none() || over.is_some();
                 self.over = over;
                 piece
             }
@@ -71,10 +72,10 @@ impl Driven {
 
     /// Whether all of the answer was taken.
     pub(super) const fn is_over(&self) -> bool {
-        self.over.is_some()
+        self.has_ended
     }
 
-    /// The exchange, once it is over.
+    /// The exchange, once it is over on both sides.
     pub(super) fn into_exchange(self) -> Option<Box<Exchange>> {
         self.over
     }
@@ -89,30 +90,44 @@ async fn drive(mut exchange: Box<Exchange>, pieces: mpsc::Sender<Told>) {
                 Ok(place) => place,
                 Err(_gone) => return,
             },
-            never = upload(&mut exchange) => match never {},
+            () = upload(&mut exchange, Until::Never) => return,
         };
         let piece = tokio::select! {
             biased;
             piece = poll_fn(|cx| exchange.poll_body(cx)) => piece,
             () = pieces.closed() => return,
         };
-        if exchange.is_read() {
+        if exchange.is_read() && exchange.is_sent() {
             place.send(Told { piece, over: Some(exchange) });
             return;
         }
-        let is_broken = matches!(piece, Some(Err(_)));
+        let (is_end, is_broken) = (piece.is_none(), matches!(piece, Some(Err(_))));
         place.send(Told { piece, over: None });
         if is_broken {
             return;
         }
+        if is_end {
+            break;
+        }
+    }
+    // Until the end is taken the rest of the request goes on: who reads nothing before all is sent would not come to it.
+    tokio::select! {
+        () = pieces.closed() => {}
+        () = upload(&mut exchange, Until::Sent) => {}
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Never,
+    Sent,
+}
+
 /// Sends what comes of the request. A fault of it is told by the answer's next piece.
-async fn upload(exchange: &mut Exchange) -> Infallible {
+async fn upload(exchange: &mut Exchange, until: Until) {
     poll_fn(|cx| {
-        exchange.poll_upload(cx).ok();
-        Poll::Pending
+        let is_broken = exchange.poll_upload(cx).is_err();
+        if until == Until::Sent && (is_broken || exchange.is_sent()) { Poll::Ready(()) } else { Poll::Pending }
     })
-    .await
+    .await;
 }

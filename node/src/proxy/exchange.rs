@@ -19,8 +19,9 @@ use tokio_util::io::poll_read_buf;
 use transport::Retirement;
 
 use super::body::{BodyError, RequestBody};
-use super::framing::{AnswerEnd, Chunks, Framing, Taken, head_end, read_answer};
+use super::framing::{AnswerEnd, Chunks, FIELDS_MAX, Framing, PEER_FIELDS_MAX, Taken, head_end, read_answer};
 use super::headers::restore_length;
+use super::serve::REST_BYTES_MAX;
 use super::tcp::Wire;
 use super::turns::after_others;
 use super::wire::{Coding, TURN_BYTES, Trailers, Trailing, WrongLength, put_fields, put_fields_of_chunked};
@@ -47,17 +48,26 @@ pub(super) struct Connection {
     trailing: Trailing,
     unread: BytesMut,
     head_bytes_max: usize,
+    fields_max: usize,
 }
 
 impl Connection {
     /// A new one; heads of answers may have `head_bytes_max` bytes.
     pub(super) fn new(io: Box<dyn Wire>, head_bytes_max: usize) -> Self {
-        Self { io, link: None, trailing: Trailing::Announced, unread: BytesMut::new(), head_bytes_max }
+        Self {
+            io,
+            link: None,
+            trailing: Trailing::Announced,
+            unread: BytesMut::new(),
+            head_bytes_max,
+            fields_max: FIELDS_MAX,
+        }
     }
 
     /// The same on a link to a peer.
     pub(super) fn on(self, link: Option<Retirement>, trailing: Trailing) -> Self {
-        Self { link, trailing, ..self }
+        let fields_max = if link.is_some() { PEER_FIELDS_MAX } else { FIELDS_MAX };
+        Self { link, trailing, fields_max, ..self }
     }
 
     /// Whether the link it is on has been left, so that it serves no further request.
@@ -120,6 +130,10 @@ pub(crate) struct Exchange {
     reading: Reading,
     /// Whether the connection stays after the answer.
     is_kept: bool,
+    /// Bytes of a body that went out piece by piece.
+    uploaded: u64,
+    /// Whether all of the request was out before the answer came.
+    was_sent_first: bool,
     read_bytes: usize,
 }
 
@@ -216,6 +230,8 @@ impl Exchange {
             is_head: parts.method == Method::HEAD,
             reading: Reading::Head { scanned: 0, informational: 0 },
             is_kept: false,
+            uploaded: 0,
+            was_sent_first: false,
             read_bytes: READ_BYTES,
         })
     }
@@ -239,7 +255,9 @@ impl Exchange {
     pub(super) fn into_connection(self) -> Option<Connection> {
         let is_over =
             matches!(self.reading, Reading::Done) && self.sending == Sending::Done && self.write_error.is_none();
-        let is_good = is_over && self.is_kept && self.connection.unread.is_empty();
+        // Who answered before it had read the body may not read so much of it after, and close.
+        let is_whole = self.was_sent_first || self.uploaded <= REST_BYTES_MAX as u64;
+        let is_good = is_over && is_whole && self.is_kept && self.connection.unread.is_empty();
         // Without its buffer, which a silent connection does not need.
         is_good.then(|| Connection { unread: BytesMut::new(), ..self.connection })
     }
@@ -249,6 +267,11 @@ impl Exchange {
     pub(super) fn goes_on_by_itself(&self) -> bool {
         let is_sending = matches!(self.sending, Sending::Untouched | Sending::Begun) && self.write_error.is_none();
         is_sending && !self.is_read() && self.upload.as_ref().is_some_and(|upload| upload.body.comes_over_two())
+    }
+
+    /// Whether the connection has all of the request.
+    pub(super) fn is_sent(&self) -> bool {
+        self.sending == Sending::Done
     }
 
     /// Whether the answer was read to its end.
@@ -333,6 +356,7 @@ impl Exchange {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => {
                         in_turn += data.len() + FRAME_COST;
+                        self.uploaded = self.uploaded.saturating_add(data.len() as u64);
                         self.piece = upload.coding.put(&mut self.unwritten, data).map_err(|_wrong| Stopped::Client)?;
                         is_more_coming = true;
                         continue;
@@ -413,7 +437,8 @@ impl Exchange {
                 return Ok(None);
             };
             let head = unread.split_to(end).freeze();
-            let (mut parts, end) = read_answer(&head).map_err(|fault| format!("its answer is malformed: {fault}"))?;
+            let (mut parts, end) = read_answer(&head, self.connection.fields_max)
+                .map_err(|fault| format!("its answer is malformed: {fault}"))?;
             if !parts.status.is_informational() || parts.status == StatusCode::SWITCHING_PROTOCOLS {
                 let length = match self.connection.trailing {
                     Trailing::All => restore_length(&mut parts.headers),
@@ -434,6 +459,7 @@ impl Exchange {
     fn behind_head(&mut self, status: StatusCode, end: AnswerEnd, length: Option<u64>) {
         let has_none = self.is_head
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED | StatusCode::SWITCHING_PROTOCOLS);
+        self.was_sent_first = self.sending == Sending::Done;
         self.is_kept = end.is_kept && status != StatusCode::SWITCHING_PROTOCOLS;
         self.reading = match end.framing {
             _ if has_none => Reading::Done,

@@ -12,7 +12,9 @@ use memchr::memchr2_iter;
 use super::refuse::{Reason, Refusal};
 
 /// Header fields of one request; more are refused.
-const FIELDS_MAX: usize = 100;
+pub(super) const FIELDS_MAX: usize = 100;
+/// The same between two proxies, which say some things of their own.
+pub(super) const PEER_FIELDS_MAX: usize = FIELDS_MAX + 16;
 /// Bytes of one chunk's size line, extensions included.
 const CHUNK_LINE_BYTES_MAX: usize = 1024;
 
@@ -60,16 +62,16 @@ pub(super) fn head_end(bytes: &[u8], scanned: &mut usize) -> Result<Option<usize
 /// The refusal to answer with.
 #[cfg(test)]
 pub(super) fn check_head(head: &[u8]) -> Result<Framing, Refusal> {
-    scan_request(head, |_, _| Ok(())).map(|(_, framing)| framing)
+    scan_request(head, FIELDS_MAX, |_, _| Ok(())).map(|(_, framing)| framing)
 }
 
-/// Reads a whole head strictly; says what follows it too.
+/// Reads a whole head of at most `fields_max` fields strictly; says what follows it too.
 ///
 /// # Errors
 /// The refusal to answer with.
-pub(super) fn read_request(head: &Bytes) -> Result<(request::Parts, Framing), Refusal> {
+pub(super) fn read_request(head: &Bytes, fields_max: usize) -> Result<(request::Parts, Framing), Refusal> {
     let mut headers = HeaderMap::with_capacity(16);
-    let (line, framing) = scan_request(head, |name, value| {
+    let (line, framing) = scan_request(head, fields_max, |name, value| {
         put(&mut headers, head, name, value).ok_or_else(|| bad("a header field cannot be read"))
     })?;
     let (mut parts, ()) = Request::new(()).into_parts();
@@ -89,16 +91,17 @@ fn put(headers: &mut HeaderMap, head: &Bytes, name: &[u8], value: &[u8]) -> Opti
 
 fn scan_request<'a>(
     head: &'a [u8],
+    fields_max: usize,
     mut each: impl FnMut(&'a [u8], &'a [u8]) -> Result<(), Refusal>,
 ) -> Result<(RequestLine<'a>, Framing), Refusal> {
     let mut lines = lines(head);
     let request = RequestLine::parse(lines.next().unwrap_or_default())?;
     let mut seen = Seen::default();
     for (count, line) in lines.enumerate() {
-        if count >= FIELDS_MAX {
+        if count >= fields_max {
             return Err(Refusal::new(
                 Reason::HeadTooLarge,
-                format!("the request has more than {FIELDS_MAX} header fields"),
+                format!("the request has more than {fields_max} header fields"),
             ));
         }
         let (name, value) = seen.field(line)?;
@@ -179,18 +182,18 @@ pub(super) struct AnswerEnd {
     pub(super) is_kept: bool,
 }
 
-/// Reads a whole head of an answer strictly.
+/// Reads a whole head of an answer strictly, of at most `fields_max` fields.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn read_answer(head: &Bytes) -> Result<(response::Parts, AnswerEnd), String> {
+pub(super) fn read_answer(head: &Bytes, fields_max: usize) -> Result<(response::Parts, AnswerEnd), String> {
     let mut lines = lines(head);
     let (status, is_http_11) = status_line(lines.next().unwrap_or_default()).ok_or("it has no status line")?;
     let mut seen = Seen::default();
     let mut headers = HeaderMap::with_capacity(16);
     for (count, line) in lines.enumerate() {
-        if count >= FIELDS_MAX {
-            return Err(format!("it has more than {FIELDS_MAX} header fields"));
+        if count >= fields_max {
+            return Err(format!("it has more than {fields_max} header fields"));
         }
         let (name, value) = seen.field(line).map_err(|refusal| refusal.detail().to_owned())?;
         put(&mut headers, head, name, value).ok_or("a header field cannot be read")?;
@@ -584,8 +587,9 @@ mod tests {
 
     #[test]
     fn heads_of_answers_are_read_as_strictly() {
-        let check =
-            |head: &str| read_answer(&Bytes::from(format!("{head}\r\n\r\n"))).map(|(parts, _)| parts.status.as_u16());
+        let check = |head: &str| {
+            read_answer(&Bytes::from(format!("{head}\r\n\r\n")), FIELDS_MAX).map(|(parts, _)| parts.status.as_u16())
+        };
         for (head, status) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5", 200),
             ("HTTP/1.0 404 Not Found", 404),

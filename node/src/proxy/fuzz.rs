@@ -35,7 +35,7 @@ use transport::Clock as _;
 use self::generate::Chance;
 use self::readers::Tolerances;
 use super::body::ResponseBody;
-use super::framing::{Chunks, Followed, Framing, check_head, head_end};
+use super::framing::{Chunks, FIELDS_MAX, Followed, Framing, check_head, head_end};
 use super::gate::{Gate, GateLimits};
 use super::serve::{End, serve};
 use super::wire::Trailing;
@@ -299,8 +299,13 @@ fn pieces(bytes: &[u8], chance: &mut Chance) -> Vec<Bytes> {
 
 async fn through_gate(pieces: Vec<Bytes>) -> Reading {
     let minute = Some(Duration::from_secs(60));
-    let limits =
-        GateLimits { head_bytes_max: HEAD_BYTES_MAX, head_timeout: minute, idle_timeout: minute, half_closes: true };
+    let limits = GateLimits {
+        fields_max: FIELDS_MAX,
+        head_bytes_max: HEAD_BYTES_MAX,
+        head_timeout: minute,
+        idle_timeout: minute,
+        half_closes: true,
+    };
     let gate = Gate::shared(Box::new(Pieces::new(pieces)), limits);
     let messages = Arc::new(Mutex::new(Vec::new()));
     let served = serve(&gate, None, Trailing::Announced, |request| {

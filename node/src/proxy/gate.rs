@@ -4,6 +4,8 @@
 //! it is HTTP/1.1 at all (505) and whether all readers agree where it ends (400). The body is followed to its end, so that
 //! the next head is checked as well, however the client cuts its packets. `serve` is the loop around it.
 
+use std::fmt;
+use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +13,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use hyper::body::Frame;
 use hyper::http::request;
 use tokio::io::AsyncWrite as _;
@@ -42,6 +45,8 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 pub(super) struct GateLimits {
     /// Bytes of a request head.
     pub(super) head_bytes_max: usize,
+    /// Fields of a request head.
+    pub(super) fields_max: usize,
     /// From the first byte of a head to its last; `None` is as long as it takes.
     pub(super) head_timeout: Option<Duration>,
     /// Between requests, between two pieces of a body, and for the client to take a piece of a response.
@@ -75,6 +80,28 @@ pub(super) struct Gate {
     /// The client has ended its side.
     is_ended: bool,
     read_bytes: usize,
+    /// Ends when nobody wants what is answered.
+    unwanted: Unwanted,
+}
+
+/// What ends when a peer wants no more; it is asked only where reading could not tell.
+struct Unwanted {
+    told: Option<BoxFuture<'static, ()>>,
+}
+
+impl fmt::Debug for Unwanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unwanted").finish_non_exhaustive()
+    }
+}
+
+impl Unwanted {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(told) = &mut self.told else { return Poll::Pending };
+        ready!(told.as_mut().poll(cx));
+        self.told = None;
+        Poll::Ready(())
+    }
 }
 
 #[derive(Debug)]
@@ -175,7 +202,13 @@ impl Gate {
             reader: None,
             is_ended: false,
             read_bytes: BODY_READ_BYTES,
+            unwanted: Unwanted { told: None },
         }
+    }
+
+    /// The same on a stream to a peer, which takes no more once this ends.
+    pub(super) fn until(self, unwanted: BoxFuture<'static, ()>) -> Self {
+        Self { unwanted: Unwanted { told: Some(unwanted) }, ..self }
     }
 
     /// The same, for the connection's loop and the body of a request to share.
@@ -218,7 +251,7 @@ impl Gate {
             if let Some(end) = end {
                 self.timer.stop();
                 let head = self.unread.split_to(end).freeze();
-                return Poll::Ready(match read_request(&head) {
+                return Poll::Ready(match read_request(&head, self.limits.fields_max) {
                     Ok((parts, framing)) => self.request(parts, framing),
                     Err(refusal) => self.refused(refusal),
                 });
@@ -305,7 +338,10 @@ impl Gate {
 
     /// Ready when whoever asked is gone, so that nobody waits for the answer. What is sent ahead is kept.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // Inside a body its reader notices.
+        // Inside a body its reader notices, unless nobody reads: an instance may take no more of it, and a peer be gone.
+        if !self.is_between_requests() {
+            return self.unwanted.poll(cx);
+        }
         while self.is_between_requests() && !self.is_ended && self.unread.len() < AHEAD_BYTES_MAX {
             self.unread.reserve(READ_BYTES);
             match ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.unread)) {

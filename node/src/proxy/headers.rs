@@ -122,7 +122,8 @@ impl RequestNote {
 /// Says again in `Content-Length` how long a message is that a peer has written in chunks; returns it.
 pub(crate) fn restore_length(headers: &mut HeaderMap) -> Option<u64> {
     let length = headers.remove(MARRAM_LENGTH)?;
-    let bytes = length.to_str().ok()?.parse().ok()?;
+    let digits = length.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let bytes = digits.parse().ok()?;
     headers.insert(CONTENT_LENGTH, length);
     Some(bytes)
 }
@@ -434,6 +435,18 @@ mod tests {
         assert_eq!((headers.len(), RequestNote::take(&mut headers)), (0, first), "the first hop needs no word");
         let mut junk = map(&[("marram-hops", "900"), ("marram-deadline-ms", "soon")]);
         assert_eq!(RequestNote::take(&mut junk), RequestNote { hops: 255, deadline: None });
+    }
+
+    #[test]
+    fn a_length_that_a_peer_tells_is_digits_or_nothing() {
+        for (told, expected) in
+            [("12", Some(12)), ("+12", None), ("", None), ("1e3", None), ("99999999999999999999", None)]
+        {
+            let mut headers = map(&[("marram-length", told)]);
+            assert_eq!(restore_length(&mut headers), expected, "{told:?}");
+            assert_eq!(headers.get(CONTENT_LENGTH).is_some(), expected.is_some(), "{told:?}");
+            assert!(!headers.contains_key(MARRAM_LENGTH));
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::body::{Arriving, BodyError, RequestBody, ResponseBody, Upload};
 use super::context::ProxyContext;
 use super::filters;
 use super::forward::{Job, Reply};
+use super::framing::FIELDS_MAX;
 use super::gate::{Gate, GateLimits, lock};
 use super::grpc;
 use super::head::HOPS_MAX;
@@ -48,6 +49,7 @@ const LAST_BYTES_MAX: usize = 256 * 1024;
 pub(super) async fn connection(context: &Arc<ProxyContext>, core: usize, stream: TcpStream) {
     let config = &context.config;
     let limits = GateLimits {
+        fields_max: FIELDS_MAX,
         head_bytes_max: config.head_bytes_max,
         head_timeout: Some(config.head_timeout),
         idle_timeout: Some(config.idle_timeout),
@@ -436,8 +438,8 @@ pub(super) async fn outgoing(
         |error: BodyError| Refusal::new(Reason::BadRequest, format!("the request body broke off: {error}")).closing();
     let body = if body.is_end_stream() {
         RequestBody::Whole(Bytes::new())
-    } else if length.is_some_and(|length| length <= REPLAY_BYTES_MAX) {
-        RequestBody::read_whole(body, REPLAY_BYTES_MAX).await.map_err(broke_off)?
+    } else if let Some(length) = length.filter(|length| *length <= REPLAY_BYTES_MAX) {
+        RequestBody::read_whole(body, length).await.map_err(broke_off)?
     } else if is_http2 && length.is_none() {
         RequestBody::read_arrived(body, REPLAY_BYTES_MAX).await.map_err(broke_off)?
     } else {

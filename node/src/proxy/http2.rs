@@ -50,7 +50,7 @@ pub(super) const STREAM_WINDOW: u32 = 64 * 1024;
 pub(super) const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS_MAX;
 
 /// What answers the requests of a connection.
-pub(super) type Serve = Box<dyn Fn(Request<Incoming>) -> ResponseFuture + Send + Sync>;
+type Serve = Box<dyn Fn(Request<Incoming>) -> ResponseFuture + Send + Sync>;
 
 /// The requests of one connection: begun so far, and under way.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! A peer's proxy on behalf of its applications: streams to instances of this node.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use super::attempt::{self, Blame, Failure, connect};
 use super::body::{Arriving, Late, ResponseBody, within};
 use super::context::{OutcomeKind, ProxyContext};
 use super::copy::copy_both;
+use super::framing::PEER_FIELDS_MAX;
 use super::gate::{Gate, GateLimits, lock};
 use super::grpc;
 use super::head::{ACCEPTED, Content, HOPS_MAX, ResetCode, ServiceHead};
@@ -187,8 +188,15 @@ async fn serve_http<S: Duplex>(
     let slot = TunnelSlot::default();
     // The peer has timed what its client sends, and gives up what takes too long.
     let head_bytes_max = context.config.head_bytes_max.saturating_add(NOTES_BYTES);
-    let limits = GateLimits { head_bytes_max, head_timeout: None, idle_timeout: None, half_closes: false };
-    let gate = Gate::shared(Box::new(stream), limits);
+    let limits = GateLimits {
+        head_bytes_max,
+        fields_max: PEER_FIELDS_MAX,
+        head_timeout: None,
+        idle_timeout: None,
+        half_closes: false,
+    };
+    let unwanted = stream.unwanted();
+    let gate = Arc::new(Mutex::new(Gate::new(Box::new(stream), limits).until(unwanted)));
     let served = serve(&gate, None, trailing, |mut request| {
         if trailing == Trailing::All {
             // What it is for the instance; a call of gRPC is told by it.
@@ -224,12 +232,12 @@ async fn is_reachable(context: &Arc<ProxyContext>, core: usize, instance: &Local
         return attempt::shared(context, core, instance, CONNECT_BEFORE_ACCEPT).await.is_ok();
     }
     if let Some(lease) = Lease::reuse(context, core, &key, true) {
-        return lease.give_back_ready().await;
+        return lease.give_back_ready();
     }
     let Ok(socket) = connect(instance, CONNECT_BEFORE_ACCEPT).await else {
         return false;
     };
-    Lease::open_one(context, core, key, socket, None).give_back_ready().await
+    Lease::open_one(context, core, key, socket, None).give_back_ready()
 }
 
 async fn respond(

@@ -97,7 +97,7 @@ impl Share {
     }
 
     /// How many streams the service has.
-    pub(super) fn used(&self) -> usize {
+    fn used(&self) -> usize {
         self.part.used.load(Ordering::Acquire)
     }
 

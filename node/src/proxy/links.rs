@@ -24,6 +24,9 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug + 'static {
     /// Whether it has a way of its own for what is large.
     fn volume(&self) -> Volume;
 
+    /// Ends when the peer wants no more of what is sent, or is gone. To be awaited by the task that writes.
+    fn unwanted(&self) -> BoxFuture<'static, ()>;
+
     /// Whether the link it is on has been left, now or later: then it serves what is on it and nothing after that.
     fn retirement(&self) -> Retirement;
 }
@@ -36,6 +39,10 @@ impl Duplex for LinkStream {
 
     fn volume(&self) -> Volume {
         if self.is_on_large() { Volume::Large } else { Volume::Small }
+    }
+
+    fn unwanted(&self) -> BoxFuture<'static, ()> {
+        Self::unwanted(self)
     }
 
     fn retirement(&self) -> Retirement {

@@ -28,7 +28,7 @@ use super::turns::after_others;
 use super::wire::{Coding, TURN_BYTES, Trailers, Trailing, WrongLength, put_fields};
 
 /// Bytes of a body that nobody wanted which are read to keep the connection.
-const REST_BYTES_MAX: usize = 256 * 1024;
+pub(super) const REST_BYTES_MAX: usize = 256 * 1024;
 /// Time for them.
 const REST_TIME: Duration = Duration::from_secs(1);
 
@@ -56,7 +56,7 @@ where
     loop {
         let (parts, framing) = match poll_fn(|cx| lock(gate).poll_next(cx)).await {
             Next::Request(mut parts, framing) => {
-                if trailing == Trailing::All {
+                if trailing == Trailing::All && framing == Framing::Chunked {
                     restore_length(&mut parts.headers);
                 }
                 (*parts, framing)
@@ -301,6 +301,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
+    use super::super::framing::FIELDS_MAX;
     use super::super::gate::GateLimits;
     use super::*;
 
@@ -308,7 +309,13 @@ mod tests {
     async fn answers(sent: &str, reads_body: bool, answer: impl Fn(usize) -> ResponseBody) -> (String, End) {
         let (mut client, server) = duplex(64 * 1024);
         let count = AtomicUsize::new(0);
-        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None, half_closes: true };
+        let limits = GateLimits {
+            fields_max: FIELDS_MAX,
+            head_bytes_max: 1024,
+            head_timeout: None,
+            idle_timeout: None,
+            half_closes: true,
+        };
         let gate = Gate::shared(Box::new(server), limits);
         let (count, answer) = (&count, &answer);
         let served = async {
@@ -374,7 +381,13 @@ mod tests {
     }
 
     async fn count_answers(mut client: DuplexStream, server: DuplexStream, sent: &str) -> usize {
-        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None, half_closes: true };
+        let limits = GateLimits {
+            fields_max: FIELDS_MAX,
+            head_bytes_max: 1024,
+            head_timeout: None,
+            idle_timeout: None,
+            half_closes: true,
+        };
         let gate = Gate::shared(Box::new(server), limits);
         client.write_all(sent.as_bytes()).await.unwrap();
         client.shutdown().await.unwrap();
@@ -391,6 +404,7 @@ mod tests {
         let (mut client, server) = duplex(1024);
         let (first, between) = (Duration::from_secs(1), Duration::from_secs(60));
         let limits = GateLimits {
+            fields_max: FIELDS_MAX,
             head_bytes_max: 1024,
             head_timeout: Some(first),
             idle_timeout: Some(between),
@@ -425,7 +439,13 @@ mod tests {
     async fn nobody_works_for_a_peer_that_is_gone_but_for_a_client_that_only_ended_its_side() {
         for half_closes in [false, true] {
             let (mut client, server) = duplex(1024);
-            let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None, half_closes };
+            let limits = GateLimits {
+                fields_max: FIELDS_MAX,
+                head_bytes_max: 1024,
+                head_timeout: None,
+                idle_timeout: None,
+                half_closes,
+            };
             let gate = Gate::shared(Box::new(server), limits);
             let (answer, told) = tokio::sync::oneshot::channel::<()>();
             let mut told = Some(told);
@@ -456,7 +476,13 @@ mod tests {
     async fn whoever_reads_the_body_of_an_answered_request_gets_nothing_of_the_next() {
         let post = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello";
         let (mut client, server) = duplex(1024);
-        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None, half_closes: true };
+        let limits = GateLimits {
+            fields_max: FIELDS_MAX,
+            head_bytes_max: 1024,
+            head_timeout: None,
+            idle_timeout: None,
+            half_closes: true,
+        };
         let gate = Gate::shared(Box::new(server), limits);
         client.write_all(post.repeat(2).as_bytes()).await.unwrap();
         let next = async || match poll_fn(|cx| lock(&gate).poll_next(cx)).await {
@@ -475,7 +501,13 @@ mod tests {
     #[tokio::test]
     async fn long_and_short_pieces_keep_their_order() {
         let (near, far) = duplex(700);
-        let limits = GateLimits { head_bytes_max: 1024, head_timeout: None, idle_timeout: None, half_closes: true };
+        let limits = GateLimits {
+            fields_max: FIELDS_MAX,
+            head_bytes_max: 1024,
+            head_timeout: None,
+            idle_timeout: None,
+            half_closes: true,
+        };
         let (mut client, server) = duplex(1500);
         let gate = Gate::shared(Box::new(server), limits);
         let bodies: Vec<u8> = (0..100_000_u32).flat_map(u32::to_be_bytes).collect();

@@ -212,16 +212,16 @@ where
     }
 }
 
-/// Begins the tasks of a connection, with a share or without one.
-#[derive(Debug, Clone, Default)]
+/// Begins the tasks of a connection with a share.
+#[derive(Debug, Clone)]
 pub(super) struct Spawner {
-    share: Option<Arc<Share>>,
+    share: Arc<Share>,
 }
 
 impl Spawner {
     /// For the tasks of the connection that has this share.
     pub(super) fn of(share: &Arc<Share>) -> Self {
-        Self { share: Some(Arc::clone(share)) }
+        Self { share: Arc::clone(share) }
     }
 }
 
@@ -231,10 +231,7 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, task: F) {
-        match &self.share {
-            Some(share) => drop(tokio::spawn(share.meter(task))),
-            None => drop(tokio::spawn(task)),
-        }
+        tokio::spawn(self.share.meter(task));
     }
 }
 

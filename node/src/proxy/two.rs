@@ -15,6 +15,7 @@ use hyper::body::{Body as _, Frame, SizeHint};
 use hyper::header::{CONTENT_LENGTH, HeaderMap};
 use hyper::http::response;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use super::body::{BodyError, RequestBody};
 use super::http2::{CONNECTION_WINDOW, FRAME_BYTES_MAX, RESETS_OWN_MAX, SEND_BYTES_MAX, STREAM_WINDOW};
@@ -25,6 +26,7 @@ use super::tcp::Wire;
 #[derive(Debug, Clone)]
 pub(super) struct Connection {
     requests: SendRequest<Bytes>,
+    driver: AbortHandle,
 }
 
 /// An answer's body.
@@ -54,16 +56,18 @@ impl Connection {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(io)
             .await?;
-        tokio::spawn(async move {
+        let driver = tokio::spawn(async move {
             // Whoever waits for an answer learns of the error.
             connection.await.ok();
         });
-        Ok(Self { requests })
+        Ok(Self { requests, driver: driver.abort_handle() })
     }
 
     /// Whether it takes no further request: it has ended, or the instance has said that it will.
     pub(super) fn is_over(&mut self) -> bool {
-        matches!(self.requests.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
+        // First of all, for a panic in there leaves a lock that nobody can take.
+        self.driver.is_finished()
+            || matches!(self.requests.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
     }
 
     /// Waits until it takes a request.
@@ -122,6 +126,7 @@ async fn send_all(body: RequestBody, stream: &mut SendStream<Bytes>) -> Result<(
         // Nothing is asked for that could not be sent.
         stream.reserve_capacity(1);
         while stream.capacity() == 0 {
+            body.held_up();
             match poll_fn(|cx| stream.poll_capacity(cx)).await {
                 Some(Ok(_)) => {}
                 // The stream has ended; whoever waits for the answer learns why.
@@ -148,9 +153,8 @@ async fn send_all(body: RequestBody, stream: &mut SendStream<Bytes>) -> Result<(
             Some(Some(Err(_broke_off))) => return Err(Reason::CANCEL),
             Some(None) => stream.send_data(Bytes::new(), true),
         };
-        // Fails where the stream has ended.
-        sent.unwrap_or_default();
-        return Ok(());
+        // Fails where the stream has ended, and then this changes nothing.
+        return sent.map_err(|_ended| Reason::INTERNAL_ERROR);
     }
 }
 

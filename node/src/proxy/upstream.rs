@@ -443,18 +443,14 @@ impl Lease {
     }
 
     /// Keeps a connection that has not served yet; false when it was closed before.
-    pub(super) async fn give_back_ready(self) -> bool {
-        match self.sender {
-            Sender::Two { mut connection, .. } => connection.ready().await.is_ok(),
-            Sender::One(connection) => {
-                let usable = connection.and_then(|mut one| one.is_usable().then_some(one));
-                let is_usable = usable.is_some();
-                if let Some(connection) = usable {
-                    keep(&self.context, self.core, &self.key, connection);
-                }
-                is_usable
-            }
+    pub(super) fn give_back_ready(self) -> bool {
+        let Sender::One(connection) = self.sender else { return true };
+        let usable = connection.and_then(|mut one| one.is_usable().then_some(one));
+        let is_usable = usable.is_some();
+        if let Some(connection) = usable {
+            keep(&self.context, self.core, &self.key, connection);
         }
+        is_usable
     }
 }
 

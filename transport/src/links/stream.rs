@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use quinn::{ReadError, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
@@ -105,6 +106,12 @@ impl LinkStream {
     /// Breaks off receiving: the peer's write fails with [`StreamStopped`].
     pub fn stop(&mut self, code: u32) {
         self.recv.stop(code);
+    }
+
+    /// Returns when the peer wants no more of what is sent or is gone, also while nothing is written and nothing read. For a
+    /// stream that is not finished; to be awaited by the task that writes.
+    pub fn unwanted(&self) -> BoxFuture<'static, ()> {
+        self.send.stream.unwanted()
     }
 
     /// Whether it is on a link of this node for streams that carry much.

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -329,7 +329,7 @@ impl SendStream {
 
     pub(crate) async fn write_chunk(&self, mut bytes: Bytes) -> Result<(), WriteError> {
         while !bytes.is_empty() {
-            std::future::poll_fn(|cx| self.poll(cx, |mux, id| mux.write(id, &mut bytes))).await?;
+            poll_fn(|cx| self.poll(cx, |mux, id| mux.write(id, &mut bytes))).await?;
         }
         Ok(())
     }
@@ -377,6 +377,22 @@ impl SendStream {
     }
 }
 
+impl SendStream {
+    /// Returns when the peer wants no more or is gone, for a stream that is not finished; to be awaited by the task that writes.
+    pub(crate) fn unwanted(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (shared, id) = (Arc::clone(&self.shared), self.id);
+        poll_fn(move |cx| {
+            shared.with_state(|state| match state.mux.delivery(id) {
+                Delivery::Pending => {
+                    state.writers.insert(id, cx.waker().clone());
+                    Poll::Pending
+                }
+                Delivery::Done | Delivery::Stopped(_) | Delivery::ConnectionEnded => Poll::Ready(()),
+            })
+        })
+    }
+}
+
 impl Drop for SendStream {
     fn drop(&mut self) {
         self.shared.with_state(|state| {
@@ -417,7 +433,7 @@ impl RecvStream {
     }
 
     pub(crate) async fn read_chunk(&self, bytes_max: usize) -> Result<Option<Bytes>, ReadError> {
-        std::future::poll_fn(|cx| self.poll_read(cx, bytes_max)).await
+        poll_fn(|cx| self.poll_read(cx, bytes_max)).await
     }
 
     pub(crate) fn stop(&self, code: u32) {

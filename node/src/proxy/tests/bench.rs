@@ -19,7 +19,7 @@ use tokio::io::{
     ReadBuf,
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use transport::trust::Role;
 use transport::{Clock, NodeId, PeerInfo, Retirement, StreamReset};
@@ -527,20 +527,26 @@ pub(super) struct TestStream {
     tell: Arc<AtomicU64>,
     volume: Volume,
     link: Retirement,
+    /// Told when the other end is gone, and that this one is.
+    gone: [Arc<Notify>; 2],
 }
 
 impl TestStream {
     fn pair() -> (Self, Self) {
         let (a, b) = tokio::io::duplex(64 * 1024);
         let (one, two) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let end = |inner, told: &Arc<AtomicU64>, tell: &Arc<AtomicU64>| Self {
+        let gone: [Arc<Notify>; 2] = Default::default();
+        let mut other = gone.clone();
+        other.reverse();
+        let end = |inner, told: &Arc<AtomicU64>, tell: &Arc<AtomicU64>, gone| Self {
             inner: Some(inner),
             told: Arc::clone(told),
             tell: Arc::clone(tell),
             volume: Volume::Small,
             link: Retirement::default(),
+            gone,
         };
-        (end(a, &one, &two), end(b, &two, &one))
+        (end(a, &one, &two, gone), end(b, &two, &one, other))
     }
 }
 
@@ -550,12 +556,23 @@ impl Duplex for TestStream {
         self.inner = None;
     }
 
+    fn unwanted(&self) -> BoxFuture<'static, ()> {
+        let gone = Arc::clone(&self.gone[0]);
+        Box::pin(async move { gone.notified().await })
+    }
+
     fn volume(&self) -> Volume {
         self.volume
     }
 
     fn retirement(&self) -> Retirement {
         self.link.clone()
+    }
+}
+
+impl Drop for TestStream {
+    fn drop(&mut self) {
+        self.gone[1].notify_one();
     }
 }
 

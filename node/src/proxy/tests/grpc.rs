@@ -185,6 +185,7 @@ async fn a_call_ends_with_its_time_before_an_answer_and_in_the_middle_of_one() {
         let (response, _stream) = client.begin(call("/hang").header("grpc-timeout", "200m").body(()).unwrap()).await;
         let answer = tokio::time::timeout(PATIENCE, response).await.unwrap().unwrap();
         assert_eq!(answer.headers()["grpc-status"], "4");
+        until("the instance hears of it", || seen.resets.load(Ordering::SeqCst) == 3).await;
     }
 }
 
@@ -246,6 +247,39 @@ async fn a_call_that_the_client_takes_back_ends_at_the_instance_and_is_nobodys_f
         assert_eq!(endpoint.stats.totals().1, 0);
         assert!(near.outcomes.try_recv().is_err());
     }
+}
+
+#[tokio::test]
+async fn a_call_that_is_taken_back_ends_though_its_instance_reads_no_more_of_it() {
+    for is_far in [false, true] {
+        let (near, far, seen, _) = near(is_far).await;
+        let mut client = Streams::connect(near.address).await;
+        let (response, mut stream) = client.begin(call("/drip").body(()).unwrap()).await;
+        response.await.unwrap();
+        // More than its window takes, so that some of it waits at every node.
+        stream.send_data(vec![b'x'; 200_000].into(), false).unwrap();
+        until("all that can be is taken", || stream.capacity() == 0).await;
+        stream.send_reset(h2::Reason::CANCEL);
+        until("it is over at both nodes", || (near.context.in_flight(), far.context.in_flight()) == (0, 0)).await;
+        until("the instance hears of it", || seen.resets.load(Ordering::SeqCst) == 1).await;
+    }
+}
+
+#[tokio::test]
+async fn as_many_fields_as_a_client_may_send_cross_two_nodes() {
+    let (mut near, _far, _, _) = near(true).await;
+    let client = Streams::connect(near.address).await;
+    // With `content-type`, `te` and the host that the first node adds.
+    for (more, status) in [(98, 200), (99, 431)] {
+        let mut request = call("/head");
+        for number in 0..more {
+            request = request.header(format!("x-{number}"), "1");
+        }
+        let answer = client.ask(request.body(()).unwrap(), "hello").await.unwrap();
+        let told = answer.trailer("grpc-status").or(answer.header("grpc-status"));
+        assert_eq!(told == Some("0"), status == 200, "{more}: {answer:?}");
+    }
+    assert!(near.outcomes.try_recv().is_err(), "nobody is left out for it");
 }
 
 #[tokio::test]

@@ -53,7 +53,8 @@ async fn take_chunked(mut from: impl AsyncRead + Unpin) -> (usize, bool) {
 
 #[tokio::test]
 async fn a_client_of_http2_that_reads_nothing_before_it_has_sent_all_gets_an_early_long_answer() {
-    for is_far in [false, true] {
+    // Also one that its node has read whole while its last pieces wait.
+    for (is_far, length) in [(false, LONG), (true, LONG), (false, 150_000)] {
         let (all, mut took) = mpsc::channel(1);
         let (address, _) = instance(move |mut stream, _| {
             let all = all.clone();
@@ -61,8 +62,10 @@ async fn a_client_of_http2_that_reads_nothing_before_it_has_sent_all_gets_an_ear
                 let _head = read_head(&mut stream).await;
                 let (reading, mut writing) = split(stream);
                 let answering = async {
-                    writing.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n").as_bytes()).await?;
-                    writing.write_all(&vec![b'y'; LONG]).await
+                    writing
+                        .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes())
+                        .await?;
+                    writing.write_all(&vec![b'y'; length]).await
                 };
                 let taking = async { all.send(take_chunked(reading).await).await.unwrap() };
                 let (answered, ()) = tokio::join!(answering, taking);
@@ -76,10 +79,13 @@ async fn a_client_of_http2_that_reads_nothing_before_it_has_sent_all_gets_an_ear
         stream.send_data(Bytes::from_static(b"begun"), false).unwrap();
         let response = timeout(PATIENCE, response).await.unwrap().unwrap();
         stream.send_data(Bytes::from(vec![b'x'; LONG]), true).unwrap();
-        let (count, is_whole) = timeout(PATIENCE, took.recv()).await.expect("the body is taken").unwrap();
-        assert!(is_whole && count > LONG, "{count} bytes");
+        let (count, is_whole) = timeout(PATIENCE, took.recv())
+            .await
+            .unwrap_or_else(|_| panic!("the body is taken: {is_far} {length}"))
+            .unwrap();
+        assert!(is_whole && count > LONG, "{count} bytes; {is_far} {length}");
         let answer = timeout(PATIENCE, whole(response)).await.unwrap().unwrap();
-        assert_eq!((answer.status, answer.body.len()), (200, LONG));
+        assert_eq!((answer.status, answer.body.len()), (200, length));
     }
 }
 

@@ -113,6 +113,26 @@ fn codes_and_half_closed_streams_pass_over_tcp() {
 }
 
 #[test]
+fn a_sender_learns_that_its_peer_wants_no_more_while_it_writes_nothing() {
+    for config in [tcp(), quick()] {
+        let (a, b) = linked_with(0, 1, &config);
+        block(async {
+            let stream = a.links.open_service(0, b.id, Bytes::new()).await.expect("a stream");
+            let mut unwanted = stream.unwanted();
+            let (mut recv, mut send) = stream.split();
+            send.write_all(b"a").await.expect("sent");
+            assert_eq!(recv.read_u8().await.expect("echoed"), b'a');
+            let waited = tokio::time::timeout(Duration::from_millis(100), &mut unwanted).await;
+            assert!(waited.is_err(), "the peer reads");
+            // The other side cannot echo this, and then reads no more.
+            recv.stop(5);
+            send.write_all(b"b").await.expect("sent");
+            unwanted.await;
+        });
+    }
+}
+
+#[test]
 fn a_reader_that_stalls_costs_live_streams_over_tcp_nothing() {
     let (a, b) = linked_with(0, 1, &tcp());
     block(async {
