@@ -8,8 +8,9 @@
 //! `http2` where the connection begins so (one share of the thread for each, `shares`; turns, `turns`) →
 //! `http` (which service, which headers cross; `filters`, `grpc`) → `admit` (limits and faults of policy) → `forward`
 //! (pick, send, once more elsewhere; `retry`, `hedge`) → `attempt` (a kept or new connection; `upstream`) →
-//! `exchange` (one request out, its strictly read answer in) → `body` (streams, never collected) → `record` (the access line). A peer's side is `inbound`; raw bytes take `tcp` and
-//! `copy`.
+//! `exchange` (one request out, its strictly read answer in; `drive` where it goes on by itself) or, to an instance of HTTP/2
+//! here, `two` → `body` (streams, never collected) → `record` (the access line). A peer's side is `inbound`; raw bytes take `tcp`
+//! and `copy`.
 //!
 //! # Which requests are sent twice
 //! At most once more, at another endpoint, and only when nothing of the request was sent, or its method is idempotent
