@@ -104,7 +104,7 @@ fn the_counts_fit_the_probabilities_of_each_decision() {
     let all: f64 = after.values().zip(before.values()).map(|(after, before)| after.0 - before.0).sum();
     assert!((all - f64::from(u32::try_from(REQUESTS).unwrap())).abs() < 1e-9, "one pick for each request: {all}");
     let chance = ChiSquared::new(2.0).unwrap().sf(statistic);
-    // Draws that follow the shares fall below this once in a thousand million runs; shares off by five points always do.
+    // Draws that follow the shares fall below this once in a thousand million runs; shares off by ten points always do.
     assert!(chance > 1e-9, "chi-square {statistic}, p = {chance}: {explanation:#?}");
     println!("chi-square {statistic:.2}, p = {chance:.3} over {all} requests");
 
