@@ -14,6 +14,7 @@ pub mod counters;
 pub mod stream;
 
 mod beside;
+mod congestion;
 mod connection_id;
 mod dialler;
 mod large;

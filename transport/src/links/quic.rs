@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::{hkdf, hmac};
-use quinn::congestion::{BbrConfig, CubicConfig};
+use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use quinn_proto::{NoneTokenLog, NoneTokenStore, ValidationTokenConfig};
 
 use super::config::LinksConfig;
+use super::congestion::ByDistance;
 use super::connection_id::CoreConnectionIds;
 use crate::frame::Purpose;
 use crate::link::LinkError;
@@ -159,7 +160,7 @@ fn transport(config: &LinksConfig, side: Side, is_far: bool) -> Result<Transport
     if is_far {
         transport.congestion_controller_factory(Arc::new(BbrConfig::default()));
     } else {
-        transport.congestion_controller_factory(Arc::new(CubicConfig::default()));
+        transport.congestion_controller_factory(Arc::new(ByDistance { far_rtt: config.far_rtt }));
     }
     Ok(transport)
 }

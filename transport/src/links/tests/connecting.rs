@@ -12,6 +12,7 @@ use crate::frame::StreamKind;
 use crate::id::NodeId;
 use crate::link::{LinkError, StreamReset};
 use crate::links::LinksConfig;
+use crate::links::congestion::DistanceController;
 use crate::links::counters::{DatagramDrop, DialFailure, MessageDrop};
 
 #[test]
@@ -194,22 +195,32 @@ fn a_new_node_at_the_address_of_a_seed_is_found() {
     wait_for("the new one has linked", || a.is_linked(&c));
 }
 
+/// Which congestion control a node's side of the control link to a peer has in use, and whether from the start.
+fn congestion_control(node: &Node, peer: &Node) -> Option<&'static str> {
+    let link = node.links.control(peer.id)?;
+    let crate::carrier::Connection::Quic(quic) = link.connection() else { return None };
+    let state = quic.congestion_state().into_any();
+    let measures = state.downcast_ref::<DistanceController>();
+    Some(match measures.map(DistanceController::is_far) {
+        Some(true) => "BBR, changed to",
+        Some(false) => "CUBIC",
+        None if state.is::<quinn::congestion::Bbr>() => "BBR",
+        None => "another",
+    })
+}
+
 #[test]
-fn the_next_connection_to_a_far_peer_uses_bbr() {
-    // Any measured path counts as far.
-    let config = LinksConfig { far_rtt: Duration::ZERO, ..quick() };
-    let (a, b) = (Node::start(&member(0), config), Node::start(&member(1), quick()));
+fn a_connection_changes_to_bbr_when_it_finds_the_peer_far_and_the_next_one_begins_with_it() {
+    // Any path counts as far to one, and none to the other.
+    let far = LinksConfig { far_rtt: Duration::ZERO, ..quick() };
+    let near = LinksConfig { far_rtt: Duration::from_secs(60), far_loss: 1.0, ..quick() };
+    let (a, b) = (Node::start(&member(0), far), Node::start(&member(1), near));
     a.knows(&b);
-    wait_for("linked", || a.is_linked(&b));
-    let uses_bbr = || {
-        let link = a.links.control(b.id)?;
-        let crate::carrier::Connection::Quic(quic) = link.connection() else { return None };
-        Some(quic.congestion_state().into_any().is::<quinn::congestion::Bbr>())
-    };
-    assert_eq!(uses_bbr(), Some(false), "nothing is known of the path yet");
+    wait_for("the link has changed to BBR", || congestion_control(&a, &b) == Some("BBR, changed to"));
+    wait_for("each end decides for what it sends", || congestion_control(&b, &a) == Some("CUBIC"));
     let_pass(Duration::from_millis(200));
     a.links.close_peer(b.id, "to see the next one");
-    wait_for("the next one uses BBR", || uses_bbr() == Some(true));
+    wait_for("the next one begins with BBR", || congestion_control(&a, &b) == Some("BBR"));
 }
 
 #[test]
