@@ -7,7 +7,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::{request, response};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
-use memchr::memchr2_iter;
+use memchr::{memchr_iter, memchr2_iter};
 
 use super::refuse::{Reason, Refusal};
 
@@ -15,6 +15,8 @@ use super::refuse::{Reason, Refusal};
 pub(super) const FIELDS_MAX: usize = 100;
 /// The same between two proxies, which say some things of their own.
 pub(super) const PEER_FIELDS_MAX: usize = FIELDS_MAX + 16;
+/// Fields that are mostly added to a message on its way: `via`, and what proxies tell each other.
+const FIELDS_ADDED: usize = 6;
 /// Bytes of one chunk's size line, extensions included.
 const CHUNK_LINE_BYTES_MAX: usize = 1024;
 
@@ -70,7 +72,7 @@ pub(super) fn check_head(head: &[u8]) -> Result<Framing, Refusal> {
 /// # Errors
 /// The refusal to answer with.
 pub(super) fn read_request(head: &Bytes, fields_max: usize) -> Result<(request::Parts, Framing), Refusal> {
-    let mut headers = HeaderMap::with_capacity(16);
+    let mut headers = room_for(head, fields_max);
     let (line, framing) = scan_request(head, fields_max, |name, value| {
         put(&mut headers, head, name, value).ok_or_else(|| bad("a header field cannot be read"))
     })?;
@@ -81,6 +83,13 @@ pub(super) fn read_request(head: &Bytes, fields_max: usize) -> Result<(request::
     parts.version = if line.is_http_11 { Version::HTTP_11 } else { Version::HTTP_10 };
     parts.headers = headers;
     Ok((parts, framing))
+}
+
+/// Room for the fields of a head and those that a proxy adds to them.
+fn room_for(head: &[u8], fields_max: usize) -> HeaderMap {
+    // Each field ends with a line feed, as do the first line and the empty one.
+    let fields = memchr_iter(b'\n', head).count().saturating_sub(2);
+    HeaderMap::with_capacity(fields.min(fields_max) + FIELDS_ADDED)
 }
 
 fn put(headers: &mut HeaderMap, head: &Bytes, name: &[u8], value: &[u8]) -> Option<()> {
@@ -190,7 +199,7 @@ pub(super) fn read_answer(head: &Bytes, fields_max: usize) -> Result<(response::
     let mut lines = lines(head);
     let (status, is_http_11) = status_line(lines.next().unwrap_or_default()).ok_or("it has no status line")?;
     let mut seen = Seen::default();
-    let mut headers = HeaderMap::with_capacity(16);
+    let mut headers = room_for(head, fields_max);
     for (count, line) in lines.enumerate() {
         if count >= fields_max {
             return Err(format!("it has more than {fields_max} header fields"));

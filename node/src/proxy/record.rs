@@ -164,7 +164,7 @@ impl Drop for Record {
             path: &self.path,
             status: self.status.map_or(0, |status| status.as_u16()),
             bytes: self.bytes,
-            duration_ms: (duration.as_secs_f64() * 1e6).round() / 1e3,
+            duration,
             via: self.via.as_ref().and_then(|via| via.to_str().ok()).unwrap_or_default(),
             p: self.probability,
             retries: self.retries,

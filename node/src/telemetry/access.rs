@@ -3,17 +3,20 @@
 //! It is written by itself and not as an event of `tracing`: at tens of thousands of requests a second the general way
 //! cost each one more than a tenth of its time.
 
-use std::fmt::Write as _;
+use std::cell::RefCell;
+use std::fmt::{self, Write as _};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::logs::{Lines, LogFormat};
 
 /// Target of these lines in a filter.
 pub(super) const TARGET: &str = "access";
+/// Bytes that a thread keeps for its next line.
+const TEXT_BYTES_KEPT: usize = 1024;
 
 static LOG: OnceLock<AccessLog> = OnceLock::new();
 
@@ -35,7 +38,8 @@ pub(crate) struct AccessLine<'a> {
     pub(crate) path: &'a str,
     pub(crate) status: u16,
     pub(crate) bytes: u64,
-    pub(crate) duration_ms: f64,
+    #[serde(rename = "duration_ms", serialize_with = "as_millis")]
+    pub(crate) duration: Duration,
     pub(crate) via: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) p: Option<f64>,
@@ -54,37 +58,130 @@ pub(super) fn start(log: AccessLog) {
     LOG.get_or_init(|| log);
 }
 
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// What a thread has from one line for the next.
+#[derive(Debug, Default)]
+struct Scratch {
+    text: String,
+    second: Second,
+}
+
+/// A time down to its second, written out.
+#[derive(Debug, Default)]
+struct Second {
+    unix: u64,
+    text: String,
+}
+
+impl Second {
+    /// The time `unix` in RFC 3339 with microseconds, in two parts.
+    fn shown(&mut self, unix: Duration) -> (&str, Micros) {
+        if self.text.is_empty() || self.unix != unix.as_secs() {
+            let second = i64::try_from(unix.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok());
+            self.text = second.unwrap_or_default().to_string();
+            // What comes after the seconds.
+            self.text.truncate(self.text.len().saturating_sub(1));
+            self.unix = unix.as_secs();
+        }
+        (&self.text, Micros(unix.subsec_micros()))
+    }
+}
+
+/// What stands behind a second.
+#[derive(Debug, Clone, Copy)]
+struct Micros(u32);
+
+impl fmt::Display for Micros {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, ".{:06}Z", self.0)
+    }
+}
+
+/// Milliseconds to a microsecond, as a floating point number of them is written.
+#[derive(Debug, Clone, Copy)]
+struct Millis(Duration);
+
+impl Millis {
+    /// Whole ones, and microseconds; rounded to the nearest.
+    fn parts(self) -> (u128, u128) {
+        let micros = (self.0.as_nanos() + 500) / 1000;
+        (micros / 1000, micros % 1000)
+    }
+}
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, micros) = self.parts();
+        match micros {
+            micros if micros % 100 == 0 => write!(f, "{whole}.{}", micros / 100),
+            micros if micros % 10 == 0 => write!(f, "{whole}.{:02}", micros / 10),
+            micros => write!(f, "{whole}.{micros:03}"),
+        }
+    }
+}
+
+fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e3)
+}
+
+/// Puts text in quotes, escaped as Rust does.
+fn put_quoted(text: &mut String, value: &str) -> fmt::Result {
+    if value.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+        text.push('"');
+        text.push_str(value);
+        text.push('"');
+        return Ok(());
+    }
+    write!(text, "{value:?}")
+}
+
 /// Writes the line that `line` makes, where the log is on; `unix` is the time.
 pub(crate) fn write<'a>(unix: Duration, line: impl FnOnce() -> AccessLine<'a>) {
     if let Some(log) = LOG.get() {
-        log.lines.send(log.shown(unix, &line()));
+        SCRATCH.with_borrow_mut(|scratch| log.write(scratch, unix, &line()));
     }
 }
 
 impl AccessLog {
-    fn shown(&self, unix: Duration, line: &AccessLine<'_>) -> Vec<u8> {
-        let at = i64::try_from(unix.as_micros()).ok().and_then(|us| Timestamp::from_microsecond(us).ok());
-        let at = at.unwrap_or_default();
-        let mut text = String::with_capacity(384);
+    fn write(&self, scratch: &mut Scratch, unix: Duration, line: &AccessLine<'_>) {
+        let Scratch { text, second } = scratch;
+        text.clear();
+        let at = second.shown(unix);
         // Writing to a string does not fail.
         let written = match self.format {
-            LogFormat::Text => self.put_text(&mut text, at, line),
-            LogFormat::Json => put_json(&mut text, at, line),
+            LogFormat::Text => self.put_text(text, at, line),
+            LogFormat::Json => put_json(text, at, line),
         };
         debug_assert!(written.is_ok(), "{written:?}");
         text.push('\n');
-        text.into_bytes()
+        self.lines.send(text.as_bytes());
+        text.shrink_to(TEXT_BYTES_KEPT);
     }
 
-    fn put_text(&self, text: &mut String, at: Timestamp, line: &AccessLine<'_>) -> std::fmt::Result {
+    fn put_text(&self, text: &mut String, at: (&str, Micros), line: &AccessLine<'_>) -> fmt::Result {
+        let (second, micros) = at;
         if self.has_colour {
-            write!(text, "\x1b[2m{at:.6}\x1b[0m \x1b[32m INFO\x1b[0m \x1b[2m{TARGET}:\x1b[0m request")?;
+            write!(text, "\x1b[2m{second}{micros}\x1b[0m \x1b[32m INFO\x1b[0m \x1b[2m{TARGET}:\x1b[0m request")?;
         } else {
-            write!(text, "{at:.6}  INFO {TARGET}: request")?;
+            text.push_str(second);
+            write!(text, "{micros}  INFO {TARGET}: request")?;
         }
-        let AccessLine { direction, method, service, host, path, status, bytes, duration_ms, via, .. } = line;
-        write!(text, " direction=\"{direction}\" method=\"{method}\" service={service:?} host={host:?} path={path:?}")?;
-        write!(text, " status={status} bytes={bytes} duration_ms={duration_ms:?} via={via:?}")?;
+        for (name, value) in [
+            (" direction=", line.direction),
+            (" method=", line.method),
+            (" service=", line.service),
+            (" host=", line.host),
+            (" path=", line.path),
+        ] {
+            text.push_str(name);
+            put_quoted(text, value)?;
+        }
+        let AccessLine { status, bytes, .. } = line;
+        write!(text, " status={status} bytes={bytes} duration_ms={} via=", Millis(line.duration))?;
+        put_quoted(text, line.via)?;
         if let Some(p) = line.p {
             write!(text, " p={p:?}")?;
         }
@@ -97,7 +194,8 @@ impl AccessLog {
         if let Some(hedged) = line.hedged {
             write!(text, " hedged={hedged}")?;
         }
-        write!(text, " broken={}", line.broken)
+        text.push_str(if line.broken { " broken=true" } else { " broken=false" });
+        Ok(())
     }
 }
 
@@ -112,18 +210,16 @@ struct JsonLine<'a> {
     target: &'static str,
 }
 
-fn put_json(text: &mut String, at: Timestamp, line: &AccessLine<'_>) -> std::fmt::Result {
-    let timestamp = format!("{at:.6}");
+fn put_json(text: &mut String, (second, micros): (&str, Micros), line: &AccessLine<'_>) -> fmt::Result {
+    let timestamp = format!("{second}{micros}");
     let line = JsonLine { timestamp: &timestamp, level: "INFO", message: "request", line, target: TARGET };
-    let json = serde_json::to_string(&line).map_err(|_no_such_type| std::fmt::Error)?;
+    let json = serde_json::to_string(&line).map_err(|_no_such_type| fmt::Error)?;
     text.push_str(&json);
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     const LINE: AccessLine<'_> = AccessLine {
@@ -134,7 +230,7 @@ mod tests {
         path: "/a\"\n",
         status: 200,
         bytes: 5,
-        duration_ms: 1.25,
+        duration: Duration::from_micros(1250),
         via: "a->b",
         p: Some(0.5),
         retries: 1,
@@ -145,9 +241,38 @@ mod tests {
     };
 
     fn shown(format: LogFormat, has_colour: bool) -> String {
-        let (queue, _lines) = mpsc::sync_channel(1);
-        let log = AccessLog { lines: Lines::new(queue), format, has_colour };
-        String::from_utf8(log.shown(Duration::from_micros(1_764_249_600_000_001), &LINE)).unwrap()
+        let log = AccessLog { lines: Lines::default(), format, has_colour };
+        log.write(&mut Scratch::default(), Duration::from_micros(1_764_249_600_000_001), &LINE);
+        log.lines.text()
+    }
+
+    #[test]
+    fn a_time_is_written_as_the_other_lines_write_it_whichever_second_was_written_before() {
+        let mut second = Second::default();
+        for micros in [0, 999_999, 1_000_000, 1_764_249_600_000_001, 1_764_249_600_120_000, 1_764_249_599_999_999] {
+            let (text, rest) = second.shown(Duration::from_micros(micros));
+            let expected = Timestamp::from_microsecond(i64::try_from(micros).unwrap()).unwrap();
+            assert_eq!(format!("{text}{rest}"), format!("{expected:.6}"));
+        }
+    }
+
+    #[test]
+    fn a_duration_is_written_as_the_number_of_milliseconds_that_it_is() {
+        for nanos in [0, 499, 500, 1_000, 10_000, 100_000, 999_499, 1_000_000, 1_250_000, 20_030_000, 3_600_000_000_001]
+        {
+            let duration = Duration::from_nanos(nanos);
+            let expected = serde_json::to_value(AccessLine { duration, ..LINE }).unwrap();
+            assert_eq!(format!("{}", Millis(duration)), format!("{:?}", expected["duration_ms"].as_f64().unwrap()));
+        }
+    }
+
+    #[test]
+    fn text_is_quoted_as_rust_does() {
+        for value in ["", "/plain path~", "a\"b", "back\\slash", "line\nfeed", "\u{7f}", "\u{fc}"] {
+            let mut text = String::new();
+            put_quoted(&mut text, value).unwrap();
+            assert_eq!(text, format!("{value:?}"));
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@
 //! `MARRAM_LOG` holds a filter, for instance `info,access=off` or `warn,transport::swim=debug`.
 
 use std::io::{self, IsTerminal as _};
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::thread;
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{mem, thread};
 
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
@@ -23,10 +24,10 @@ pub const FILTER_VARIABLE: &str = "MARRAM_LOG";
 pub const FILTER_DEFAULT: &str =
     "info,quinn=warn,quinn_proto=warn,rustls=warn,chitchat=warn,sled=warn,hyper=warn,h2=error";
 
-/// Lines that may wait for stderr; one more is dropped and counted.
-const QUEUE_LINES: usize = 4096;
-/// Bytes after which lines are written although more wait.
-const WRITE_BYTES: usize = 64 * 1024;
+/// Bytes of lines that may wait for stderr, some four thousand lines of requests; a line more is dropped and counted.
+const QUEUE_BYTES: usize = 1024 * 1024;
+/// Bytes kept for lines to come.
+const KEPT_BYTES: usize = 64 * 1024;
 /// How long lines gather after some were written; far less than it takes to fill the queue.
 const GATHER: Duration = Duration::from_millis(5);
 /// How long the end of the program waits for the last lines.
@@ -64,16 +65,15 @@ pub enum LogError {
 #[derive(Debug)]
 #[must_use = "dropping it ends the program's last log lines early"]
 pub struct LogGuard {
-    lines: SyncSender<Message>,
+    lines: Lines,
 }
 
 impl Drop for LogGuard {
     fn drop(&mut self) {
         let (done, finished) = mpsc::sync_channel(1);
-        if self.lines.send(Message::Flush(done)).is_ok() {
-            // Past the wait the lines are lost: the program ends because somebody asked it to.
-            let _flushed_in_time = finished.recv_timeout(FLUSH_WAIT).is_ok();
-        }
+        self.lines.tell_when_written(done);
+        // Past the wait the lines are lost: the program ends because somebody asked it to.
+        let _flushed_in_time = finished.recv_timeout(FLUSH_WAIT).is_ok();
     }
 }
 
@@ -83,12 +83,11 @@ impl Drop for LogGuard {
 /// [`LogError`] when the filter does not parse or logging was started before.
 pub fn init(format: LogFormat, filter: Option<&str>) -> Result<LogGuard, LogError> {
     let filter = parse_filter(filter)?;
-    let (lines, queue) = mpsc::sync_channel(QUEUE_LINES);
-    thread::Builder::new()
-        .name("log".to_owned())
-        .spawn(move || write_lines(&queue, io::stderr()))
-        .map_err(LogError::Thread)?;
-    let writer = Lines { queue: lines.clone() };
+    let lines = Lines::default();
+    let queue = lines.clone();
+    let write = move || while queue.write_next(&mut io::stderr()) {};
+    thread::Builder::new().name("log".to_owned()).spawn(write).map_err(LogError::Thread)?;
+    let writer = lines.clone();
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     if filter.would_enable(access::TARGET, &tracing::Level::INFO) {
         access::start(AccessLog { lines: writer.clone(), format, has_colour: colour });
@@ -113,65 +112,106 @@ fn parse_filter(text: Option<&str>) -> Result<Targets, LogError> {
     text.parse().map_err(|error: tracing_subscriber::filter::ParseError| LogError::Filter { reason: error.to_string() })
 }
 
-/// What the writing thread is handed.
-#[derive(Debug)]
-pub(super) enum Message {
-    Line(Vec<u8>),
-    Flush(SyncSender<()>),
-}
-
-/// Writes lines until nobody is left who could log: the first at once, those that follow closely together, so that a busy
-/// proxy pays neither for a call of the system nor for waking this thread with every request.
-fn write_lines(queue: &Receiver<Message>, mut out: impl io::Write) {
-    let mut text = Vec::new();
-    while let Ok(first) = queue.recv() {
-        let mut waiting = Vec::new();
-        let mut next = Some(first);
-        while let Some(message) = next {
-            match message {
-                Message::Line(line) => text.extend_from_slice(&line),
-                Message::Flush(done) => waiting.push(done),
-            }
-            next = if text.len() < WRITE_BYTES { queue.try_recv().ok() } else { None };
-        }
-        // A closed stderr is no reason to stop serving.
-        drop(out.write_all(&text));
-        text.clear();
-        text.shrink_to(WRITE_BYTES);
-        let somebody_waits = !waiting.is_empty();
-        for done in waiting {
-            // Who waited may have given up.
-            done.try_send(()).ok();
-        }
-        if !somebody_waits {
-            thread::park_timeout(GATHER);
-        }
-    }
-}
-
-/// Hands each finished line to the thread that writes.
-#[derive(Debug, Clone)]
+/// Lines on their way to the thread that writes them.
+///
+/// They lie one behind the other in one piece of memory: a busy proxy would pay more for a piece for each, made by one thread
+/// and given back by another, than for the line itself.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Lines {
-    queue: SyncSender<Message>,
+    queue: Arc<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    is_filled: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    text: Vec<u8>,
+    /// Who is told when all that is written.
+    told: Vec<SyncSender<()>>,
+    /// The thread that writes sleeps until it is woken.
+    is_asleep: bool,
 }
 
 impl Lines {
-    #[cfg(test)]
-    pub(super) const fn new(queue: SyncSender<Message>) -> Self {
-        Self { queue }
+    /// Hands on a finished line.
+    pub(super) fn send(&self, line: &[u8]) {
+        let mut waiting = self.lock();
+        if waiting.text.len() + line.len() > QUEUE_BYTES {
+            drop(waiting);
+            metrics::counter!("marram_log_dropped_lines_total").increment(1);
+            return;
+        }
+        waiting.text.extend_from_slice(line);
+        self.wake(waiting);
     }
 
-    /// Hands on a finished line.
-    pub(super) fn send(&self, line: Vec<u8>) {
-        if self.queue.try_send(Message::Line(line)).is_err() {
-            metrics::counter!("marram_log_dropped_lines_total").increment(1);
+    fn tell_when_written(&self, done: SyncSender<()>) {
+        let mut waiting = self.lock();
+        waiting.told.push(done);
+        self.wake(waiting);
+    }
+
+    fn wake(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        let is_asleep = mem::take(&mut waiting.is_asleep);
+        drop(waiting);
+        if is_asleep {
+            self.queue.is_filled.notify_one();
         }
+    }
+
+    /// Waits for lines and writes all there are; false when nobody is left who could log.
+    ///
+    /// The first line goes out at once, those that follow closely together: a busy proxy pays neither for a call of the system
+    /// nor for waking this thread with every request.
+    fn write_next(&self, out: &mut impl io::Write) -> bool {
+        let mut waiting = self.lock();
+        while waiting.text.is_empty() && waiting.told.is_empty() {
+            if Arc::strong_count(&self.queue) == 1 {
+                return false;
+            }
+            waiting.is_asleep = true;
+            waiting = self.queue.is_filled.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        let mut text = mem::take(&mut waiting.text);
+        let told = mem::take(&mut waiting.told);
+        drop(waiting);
+        // A closed stderr is no reason to stop serving.
+        drop(out.write_all(&text));
+        text.clear();
+        text.shrink_to(KEPT_BYTES);
+        let mut waiting = self.lock();
+        if waiting.text.is_empty() {
+            waiting.text = text;
+        }
+        drop(waiting);
+        if told.is_empty() {
+            thread::park_timeout(GATHER);
+        }
+        for done in told {
+            // Who waited may have given up.
+            done.try_send(()).ok();
+        }
+        true
+    }
+
+    /// The lines themselves; nothing here panics half-way.
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.queue.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.lock().text).into_owned()
     }
 }
 
 impl io::Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.send(line.to_vec());
+        self.send(line);
         Ok(line.len())
     }
 
@@ -196,7 +236,7 @@ mod tests {
 
     /// What was written, call by call.
     #[derive(Debug, Clone, Default)]
-    struct Written(std::sync::Arc<std::sync::Mutex<Vec<Vec<u8>>>>);
+    struct Written(Arc<Mutex<Vec<Vec<u8>>>>);
 
     impl io::Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -211,30 +251,38 @@ mod tests {
 
     #[test]
     fn lines_that_wait_are_written_together_in_their_order_and_whoever_waits_is_told_after() {
-        let (lines, queue) = mpsc::sync_channel(16);
+        let lines = Lines::default();
         for line in ["first\n", "second\n", "third\n"] {
-            lines.send(Message::Line(line.into())).unwrap();
+            lines.send(line.as_bytes());
         }
         let (done, finished) = mpsc::sync_channel(1);
-        lines.send(Message::Flush(done)).unwrap();
-        drop(lines);
-        let written = Written::default();
-        write_lines(&queue, written.clone());
+        lines.tell_when_written(done);
+        assert!(finished.try_recv().is_err());
+        let mut written = Written::default();
+        assert!(lines.write_next(&mut written));
         assert_eq!(*written.0.lock().unwrap(), [b"first\nsecond\nthird\n".to_vec()]);
         assert_eq!(finished.try_recv(), Ok(()));
+        assert!(!lines.write_next(&mut written), "nobody is left who could log");
     }
 
     #[test]
-    fn more_lines_than_fit_are_written_in_several_calls_and_none_is_lost() {
-        let (lines, queue) = mpsc::sync_channel(16);
-        for _ in 0..5 {
-            lines.send(Message::Line(vec![b'x'; WRITE_BYTES / 2])).unwrap();
+    fn the_thread_that_writes_sleeps_until_a_line_comes() {
+        let (lines, written) = (Lines::default(), Written::default());
+        let (queue, mut out) = (lines.clone(), written.clone());
+        let writer = thread::spawn(move || while queue.write_next(&mut out) {});
+        for count in 1..=3 {
+            let is_asleep = (0..10_000).any(|_| {
+                thread::park_timeout(Duration::from_millis(1));
+                lines.lock().is_asleep
+            });
+            assert!(is_asleep, "it does not sleep");
+            lines.send(b"line\n");
+            let (done, finished) = mpsc::sync_channel(1);
+            lines.tell_when_written(done);
+            assert_eq!(finished.recv_timeout(Duration::from_secs(10)), Ok(()));
+            assert_eq!(written.0.lock().unwrap().concat(), b"line\n".repeat(count));
         }
-        drop(lines);
-        let written = Written::default();
-        write_lines(&queue, written.clone());
-        let sizes: Vec<usize> = written.0.lock().unwrap().iter().map(Vec::len).collect();
-        assert_eq!(sizes, [WRITE_BYTES, WRITE_BYTES, WRITE_BYTES / 2]);
+        drop((lines, writer));
     }
 
     #[test]
@@ -253,11 +301,18 @@ mod tests {
 
     #[test]
     fn a_full_queue_drops_the_line_and_goes_on() {
-        let (lines, queue) = mpsc::sync_channel(1);
-        let mut writer = Lines { queue: lines };
-        assert_eq!(writer.write(b"first\n").unwrap(), 6);
-        assert_eq!(writer.write(b"second\n").unwrap(), 7);
-        assert!(matches!(queue.try_recv(), Ok(Message::Line(line)) if line == b"first\n"));
-        assert!(queue.try_recv().is_err());
+        let mut lines = Lines::default();
+        let line = [b'x'; QUEUE_BYTES / 4];
+        for _ in 0..4 {
+            assert_eq!(lines.write(&line).unwrap(), line.len());
+        }
+        assert_eq!(lines.write(b"one more\n").unwrap(), 9);
+        let mut written = Written::default();
+        assert!(lines.write_next(&mut written));
+        lines.send(b"later\n");
+        assert!(lines.write_next(&mut written));
+        let sizes: Vec<usize> = written.0.lock().unwrap().iter().map(Vec::len).collect();
+        assert_eq!(sizes, [QUEUE_BYTES, 6]);
+        assert!(lines.lock().text.capacity() <= KEPT_BYTES, "what was kept for a burst is given back");
     }
 }
