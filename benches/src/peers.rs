@@ -1,16 +1,19 @@
 //! Two hops with mutual TLS between them, of Marram and of what else people would use, taking turns on this machine.
 //!
 //! Every pair stands between the same client and the same backend: client, A in clear, TLS both ways, B in clear, backend.
-//! All get two threads each for proxying and `TLS_AES_128_GCM_SHA256` where they can be told so; Marram writes its access log
-//! (to a file), the others write none. Pairs that parse requests and those that only carry bytes are told apart.
+//! All get two threads each for proxying and `TLS_AES_128_GCM_SHA256` where they can be told so. The others write no access log:
+//! "marram, no access log" is set as they are, "marram" writes one as it does unless told otherwise (to a file). Pairs that parse
+//! requests and those that only carry bytes are told apart.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
 use node::config::{ListenerConfig, ListenerProtocol, MeshTransport, Protocol};
+use node::telemetry::logs::{FILTER_DEFAULT, FILTER_VARIABLE};
 use tests::{Fleet, Node, free_port};
 
 use crate::load::two::{self, Call};
@@ -150,8 +153,15 @@ pub(crate) fn run(
     }];
     let mut idle = Vec::new();
     let mut fleets = Vec::new();
-    for (name, transport) in [("marram", MeshTransport::Auto), ("marram over TCP", MeshTransport::Tcp)] {
-        let (fleet, listener) = marram(backends, transport);
+    for (name, transport, has_access_log) in [
+        ("marram", MeshTransport::Auto, true),
+        ("marram, no access log", MeshTransport::Auto, false),
+        ("marram over TCP", MeshTransport::Tcp, true),
+    ] {
+        let (mut fleet, listener) = marram(backends, transport);
+        if !has_access_log {
+            silence(&mut fleet)?;
+        }
         let [near, far] = fleet.nodes.as_slice() else { anyhow::bail!("two agents") };
         let pids = vec![near.pid().context("a running agent")?, far.pid().context("a running agent")?];
         let own = |name: String, layer, entry, two| {
@@ -251,6 +261,22 @@ fn marram([backend, grpc]: [SocketAddr; 2], transport: MeshTransport) -> (Fleet,
     fleet.wait_service("bench-tcp", 1);
     fleet.wait_service("bench-grpc", 1);
     (fleet, listener)
+}
+
+/// Starts two agents anew without their access log.
+fn silence(fleet: &mut Fleet) -> anyhow::Result<()> {
+    for node in &mut fleet.nodes {
+        let code = node.terminate();
+        anyhow::ensure!(code == Some(0), "{} ended with {code:?}", node.name);
+        let mut agent = Command::new(tests::binary());
+        agent.env(FILTER_VARIABLE, format!("{FILTER_DEFAULT},access=off"));
+        node.start_by(agent);
+    }
+    fleet.wait_whole();
+    for service in ["bench", "bench-tcp", "bench-grpc"] {
+        fleet.wait_service(service, 1);
+    }
+    Ok(())
 }
 
 fn pair(name: &str, layer: Layer, entry: SocketAddr, two: Option<[SocketAddr; 2]>, programs: Vec<Program>) -> Pair {

@@ -342,7 +342,7 @@ impl Gate {
         if !self.is_between_requests() {
             return self.unwanted.poll(cx);
         }
-        while self.is_between_requests() && !self.is_ended && self.unread.len() < AHEAD_BYTES_MAX {
+        while !self.is_ended && self.unread.len() < AHEAD_BYTES_MAX {
             self.unread.reserve(READ_BYTES);
             match ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.unread)) {
                 Ok(0) if self.limits.half_closes => self.is_ended = true,
