@@ -106,8 +106,9 @@ struct Millis(Duration);
 
 impl Millis {
     /// Whole ones, and microseconds; rounded to the nearest.
-    fn parts(self) -> (u128, u128) {
-        let micros = (self.0.as_nanos() + 500) / 1000;
+    fn parts(self) -> (u64, u64) {
+        let below_second = u64::from((self.0.subsec_nanos() + 500) / 1000);
+        let micros = self.0.as_secs().saturating_mul(1_000_000).saturating_add(below_second);
         (micros / 1000, micros % 1000)
     }
 }
@@ -124,7 +125,10 @@ impl fmt::Display for Millis {
 }
 
 fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e3)
+    let (whole, micros) = Millis(*duration).parts();
+    #[expect(clippy::cast_precision_loss, reason = "exact for as long as a request can last")]
+    let micros = whole.saturating_mul(1000).saturating_add(micros) as f64;
+    serializer.serialize_f64(micros / 1e3)
 }
 
 /// Puts text in quotes, escaped as Rust does.
@@ -258,8 +262,20 @@ mod tests {
 
     #[test]
     fn a_duration_is_written_as_the_number_of_milliseconds_that_it_is() {
-        for nanos in [0, 499, 500, 1_000, 10_000, 100_000, 999_499, 1_000_000, 1_250_000, 20_030_000, 3_600_000_000_001]
-        {
+        for nanos in [
+            0,
+            499,
+            500,
+            512_548_500,
+            1_000,
+            10_000,
+            100_000,
+            999_499,
+            1_000_000,
+            1_250_000,
+            20_030_000,
+            3_600_000_000_001,
+        ] {
             let duration = Duration::from_nanos(nanos);
             let expected = serde_json::to_value(AccessLine { duration, ..LINE }).unwrap();
             assert_eq!(format!("{}", Millis(duration)), format!("{:?}", expected["duration_ms"].as_f64().unwrap()));

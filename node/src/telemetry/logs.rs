@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{mem, thread};
 
+use memchr::memchr_iter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -26,8 +27,8 @@ pub const FILTER_DEFAULT: &str =
 
 /// Bytes of lines that may wait for stderr, some four thousand lines of requests; a line more is dropped and counted.
 const QUEUE_BYTES: usize = 1024 * 1024;
-/// Bytes kept for lines to come.
-const KEPT_BYTES: usize = 64 * 1024;
+/// Bytes that are written at once, and kept for lines to come.
+const WRITE_BYTES: usize = 64 * 1024;
 /// How long lines gather after some were written; far less than it takes to fill the queue.
 const GATHER: Duration = Duration::from_millis(5);
 /// How long the end of the program waits for the last lines.
@@ -84,9 +85,6 @@ impl Drop for LogGuard {
 pub fn init(format: LogFormat, filter: Option<&str>) -> Result<LogGuard, LogError> {
     let filter = parse_filter(filter)?;
     let lines = Lines::default();
-    let queue = lines.clone();
-    let write = move || while queue.write_next(&mut io::stderr()) {};
-    thread::Builder::new().name("log".to_owned()).spawn(write).map_err(LogError::Thread)?;
     let writer = lines.clone();
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     if filter.would_enable(access::TARGET, &tracing::Level::INFO) {
@@ -104,6 +102,14 @@ pub fn init(format: LogFormat, filter: Option<&str>) -> Result<LogGuard, LogErro
         }
     };
     started.map_err(|_already| LogError::AlreadySet)?;
+    let queue = lines.clone();
+    let write = move || {
+        let mut spare = Vec::new();
+        loop {
+            spare = queue.write_next(spare, &mut io::stderr());
+        }
+    };
+    thread::Builder::new().name("log".to_owned()).spawn(write).map_err(LogError::Thread)?;
     Ok(LogGuard { lines })
 }
 
@@ -142,7 +148,7 @@ impl Lines {
         let mut waiting = self.lock();
         if waiting.text.len() + line.len() > QUEUE_BYTES {
             drop(waiting);
-            metrics::counter!("marram_log_dropped_lines_total").increment(1);
+            count_dropped(1);
             return;
         }
         waiting.text.extend_from_slice(line);
@@ -163,31 +169,27 @@ impl Lines {
         }
     }
 
-    /// Waits for lines and writes all there are; false when nobody is left who could log.
+    /// Waits for lines and writes all there are; lines to come gather in `spare`. Returns what the next call takes for that.
     ///
     /// The first line goes out at once, those that follow closely together: a busy proxy pays neither for a call of the system
     /// nor for waking this thread with every request.
-    fn write_next(&self, out: &mut impl io::Write) -> bool {
+    fn write_next(&self, spare: Vec<u8>, out: &mut impl io::Write) -> Vec<u8> {
         let mut waiting = self.lock();
         while waiting.text.is_empty() && waiting.told.is_empty() {
-            if Arc::strong_count(&self.queue) == 1 {
-                return false;
-            }
             waiting.is_asleep = true;
             waiting = self.queue.is_filled.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
-        let mut text = mem::take(&mut waiting.text);
+        let mut text = mem::replace(&mut waiting.text, spare);
         let told = mem::take(&mut waiting.told);
         drop(waiting);
-        // A closed stderr is no reason to stop serving.
-        drop(out.write_all(&text));
-        text.clear();
-        text.shrink_to(KEPT_BYTES);
-        let mut waiting = self.lock();
-        if waiting.text.is_empty() {
-            waiting.text = text;
+        for piece in text.chunks(WRITE_BYTES) {
+            // A closed stderr is no reason to stop serving.
+            if out.write_all(piece).is_err() {
+                count_dropped(memchr_iter(b'\n', piece).count());
+            }
         }
-        drop(waiting);
+        text.clear();
+        text.shrink_to(WRITE_BYTES);
         if told.is_empty() {
             thread::park_timeout(GATHER);
         }
@@ -195,7 +197,7 @@ impl Lines {
             // Who waited may have given up.
             done.try_send(()).ok();
         }
-        true
+        text
     }
 
     /// The lines themselves; nothing here panics half-way.
@@ -207,6 +209,10 @@ impl Lines {
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.lock().text).into_owned()
     }
+}
+
+fn count_dropped(lines: usize) {
+    metrics::counter!("marram_log_dropped_lines_total").increment(lines as u64);
 }
 
 impl io::Write for Lines {
@@ -259,30 +265,50 @@ mod tests {
         lines.tell_when_written(done);
         assert!(finished.try_recv().is_err());
         let mut written = Written::default();
-        assert!(lines.write_next(&mut written));
+        lines.write_next(Vec::new(), &mut written);
         assert_eq!(*written.0.lock().unwrap(), [b"first\nsecond\nthird\n".to_vec()]);
         assert_eq!(finished.try_recv(), Ok(()));
-        assert!(!lines.write_next(&mut written), "nobody is left who could log");
     }
 
     #[test]
-    fn the_thread_that_writes_sleeps_until_a_line_comes() {
+    fn a_line_wakes_the_thread_that_writes() {
         let (lines, written) = (Lines::default(), Written::default());
         let (queue, mut out) = (lines.clone(), written.clone());
-        let writer = thread::spawn(move || while queue.write_next(&mut out) {});
-        for count in 1..=3 {
-            let is_asleep = (0..10_000).any(|_| {
+        let within_ten_seconds = |is_so: &dyn Fn() -> bool| {
+            (0..10_000).any(|_| {
                 thread::park_timeout(Duration::from_millis(1));
-                lines.lock().is_asleep
-            });
-            assert!(is_asleep, "it does not sleep");
+                is_so()
+            })
+        };
+        let writer = thread::spawn(move || (0..3).fold(Vec::new(), |spare, _| queue.write_next(spare, &mut out)));
+        for count in 1..=3 {
+            assert!(within_ten_seconds(&|| lines.lock().is_asleep), "it sleeps while nothing is there");
             lines.send(b"line\n");
-            let (done, finished) = mpsc::sync_channel(1);
-            lines.tell_when_written(done);
-            assert_eq!(finished.recv_timeout(Duration::from_secs(10)), Ok(()));
-            assert_eq!(written.0.lock().unwrap().concat(), b"line\n".repeat(count));
+            let is_written = || written.0.lock().unwrap().len() == count;
+            assert!(within_ten_seconds(&is_written), "line {count}");
         }
-        drop((lines, writer));
+        writer.join().unwrap();
+        assert_eq!(written.0.lock().unwrap().concat(), b"line\n".repeat(3));
+    }
+
+    #[test]
+    fn a_stderr_that_takes_nothing_stops_nobody() {
+        struct Closed;
+        impl io::Write for Closed {
+            fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        lines.send(b"line\n");
+        let (done, finished) = mpsc::sync_channel(1);
+        lines.tell_when_written(done);
+        lines.write_next(Vec::new(), &mut Closed);
+        assert_eq!((finished.try_recv(), lines.text().as_str()), (Ok(()), ""));
     }
 
     #[test]
@@ -308,11 +334,12 @@ mod tests {
         }
         assert_eq!(lines.write(b"one more\n").unwrap(), 9);
         let mut written = Written::default();
-        assert!(lines.write_next(&mut written));
+        let spare = lines.write_next(Vec::new(), &mut written);
+        assert!(spare.capacity() <= WRITE_BYTES, "what a burst took is given back");
         lines.send(b"later\n");
-        assert!(lines.write_next(&mut written));
-        let sizes: Vec<usize> = written.0.lock().unwrap().iter().map(Vec::len).collect();
-        assert_eq!(sizes, [QUEUE_BYTES, 6]);
-        assert!(lines.lock().text.capacity() <= KEPT_BYTES, "what was kept for a burst is given back");
+        lines.write_next(spare, &mut written);
+        let written = written.0.lock().unwrap();
+        assert!(written.iter().all(|piece| piece.len() <= WRITE_BYTES));
+        assert_eq!(written.concat(), [&[b'x'; QUEUE_BYTES][..], b"later\n"].concat());
     }
 }

@@ -107,9 +107,9 @@ pub struct LinksConfig {
     /// Kernel buffers asked for each UDP socket; the kernel may grant less. Default 2 MiB.
     pub socket_buffer: usize,
 
-    /// A peer is far above this round trip, and its next connection uses BBR instead of CUBIC. Default 5 ms.
+    /// A peer is far above this round trip: a connection that finds it so uses BBR instead of CUBIC from then on. Default 5 ms.
     pub far_rtt: Duration,
-    /// A peer is lossy above this share of lost packets, and treated like a far one. Default 0.001.
+    /// A peer is lossy above this share of lost packets, and its next connection is treated like one to a far one. Default 0.001.
     pub far_loss: f64,
     /// A peer within this round trip is near, and streams that carry much go to it over TCP. Default 1 ms.
     pub near_rtt: Duration,

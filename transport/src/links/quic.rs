@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::{hkdf, hmac};
-use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use quinn_proto::{NoneTokenLog, NoneTokenStore, ValidationTokenConfig};
 
 use super::config::LinksConfig;
-use super::congestion::ByDistance;
+use super::congestion::{ByDistance, far_config};
 use super::connection_id::CoreConnectionIds;
 use crate::frame::Purpose;
 use crate::link::LinkError;
@@ -158,7 +157,7 @@ fn transport(config: &LinksConfig, side: Side, is_far: bool) -> Result<Transport
         .initial_rtt(RTT_ASSUMED)
         .initial_mtu(1200);
     if is_far {
-        transport.congestion_controller_factory(Arc::new(BbrConfig::default()));
+        transport.congestion_controller_factory(Arc::new(far_config()));
     } else {
         transport.congestion_controller_factory(Arc::new(ByDistance { far_rtt: config.far_rtt }));
     }
