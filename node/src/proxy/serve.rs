@@ -136,11 +136,9 @@ struct Asked {
 impl Asked {
     fn of(method: &Method, version: Version, headers: &HeaderMap, trailing: Trailing) -> Self {
         let is_http_11 = version == Version::HTTP_11;
-        let keeps = if is_http_11 {
-            !has_token(headers, &CONNECTION, "close")
-        } else {
-            has_token(headers, &CONNECTION, "keep-alive")
-        };
+        // RFC 9112 section 9.3: `close` counts whatever else is said.
+        let keeps =
+            (is_http_11 || has_token(headers, &CONNECTION, "keep-alive")) && !has_token(headers, &CONNECTION, "close");
         let takes_trailers = trailing == Trailing::All || has_token(headers, &TE, "trailers");
         Self { method: method.clone(), is_http_11, trailing: takes_trailers.then_some(trailing), keeps }
     }
@@ -354,6 +352,7 @@ mod tests {
             ("HTTP/1.1", "connection: x, Close\r\n", false, "connection: close\r\n"),
             ("HTTP/1.0", "", false, "connection: close\r\n"),
             ("HTTP/1.0", "connection: keep-alive\r\n", true, "connection: keep-alive\r\n"),
+            ("HTTP/1.0", "connection: keep-alive\r\nconnection: close\r\n", false, "connection: close\r\n"),
         ] {
             let one = format!("{version} 200 OK\r\ncontent-length: 2\r\n{told}\r\nhi");
             let (all, _) = answers(&get(version, connection).repeat(2), true, |_| own("hi")).await;
