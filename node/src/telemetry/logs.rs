@@ -238,6 +238,8 @@ impl<'a> MakeWriter<'a> for Lines {
 mod tests {
     use std::io::Write as _;
 
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
     use super::*;
 
     /// What was written, call by call.
@@ -253,6 +255,15 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// How many lines were counted as dropped while something was done.
+    fn dropped_in(what: impl FnOnce()) -> String {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, what);
+        let text = recorder.handle().render();
+        let count = text.lines().find_map(|line| line.strip_prefix("marram_log_dropped_lines_total "));
+        count.unwrap_or_default().to_owned()
     }
 
     #[test]
@@ -292,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stderr_that_takes_nothing_stops_nobody() {
+    fn a_stderr_that_takes_nothing_stops_nobody_and_what_it_refuses_is_counted() {
         struct Closed;
         impl io::Write for Closed {
             fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
@@ -304,11 +315,13 @@ mod tests {
             }
         }
         let lines = Lines::default();
-        lines.send(b"line\n");
+        lines.send(b"first\nsecond\n");
         let (done, finished) = mpsc::sync_channel(1);
         lines.tell_when_written(done);
-        lines.write_next(Vec::new(), &mut Closed);
-        assert_eq!((finished.try_recv(), lines.text().as_str()), (Ok(()), ""));
+        let dropped = dropped_in(|| {
+            lines.write_next(Vec::new(), &mut Closed);
+        });
+        assert_eq!((finished.try_recv(), lines.text().as_str(), dropped.as_str()), (Ok(()), "", "2"));
     }
 
     #[test]
@@ -332,7 +345,8 @@ mod tests {
         for _ in 0..4 {
             assert_eq!(lines.write(&line).unwrap(), line.len());
         }
-        assert_eq!(lines.write(b"one more\n").unwrap(), 9);
+        let dropped = dropped_in(|| assert_eq!(lines.write(b"one more\n").unwrap(), 9));
+        assert_eq!(dropped, "1");
         let mut written = Written::default();
         let spare = lines.write_next(Vec::new(), &mut written);
         assert!(spare.capacity() <= WRITE_BYTES, "what a burst took is given back");

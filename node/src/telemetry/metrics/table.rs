@@ -319,6 +319,6 @@ pub const METRICS: &[Metric] = &[
         "marram_log_dropped_lines_total",
         Counter,
         &[],
-        "Log lines dropped because stderr did not take them in time",
+        "Log lines dropped because stderr refused them or did not take them in time",
     ),
 ];
